@@ -1,0 +1,44 @@
+"""``headrace <command>``: one line a command; each command's module is imported only when it is called."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+
+from .errors import UserError, run_command
+from .train.distributed import is_main_process
+
+# command -> (module with main(argv), what it does)
+COMMANDS = {
+    "shard": ("pipelines.shard", "a folder of images -> WebDataset tars with an index"),
+    "pretrain": ("train.pretrain", "a recipe -> a pre-trained encoder"),
+    "knn": ("train.knn", "k-NN accuracy of an encoder"),
+    "kernels": ("kernels.commands", "which implementation each operator uses, and checks of your own"),
+    "demo": ("tools.demo", "the whole journey on a small set in about two minutes"),
+}
+
+
+def usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(["usage: headrace <command> [arguments]; headrace <command> --help", *lines])
+
+
+def dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    name, *rest = argv
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        raise UserError(f"{name}: no such command" + (f"; did you mean {near[0]}?" if near else "") + "\n" + usage())
+    return importlib.import_module(f"headrace.{COMMANDS[name][0]}").main(rest)
+
+
+def main() -> int:
+    return run_command(lambda: dispatch(sys.argv[1:]), speak=is_main_process())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,28 @@
+"""The one exception that means "the user can mend this", and how commands end with it."""
+
+from __future__ import annotations
+
+import sys
+from typing import Callable
+
+
+class UserError(Exception):
+    """A fault in what the user gave: what, where, and what to do, in plain words.
+
+    Commands print the message without a traceback and end with exit code 2. Several problems found together are one
+    error with a line each.
+    """
+
+
+def run_command(main: Callable[[], int], *, speak: bool = True) -> int:
+    """Runs a command's `main` and turns a `UserError` into plain lines and exit code 2; Ctrl-C into 130."""
+    try:
+        return main()
+    except UserError as fault:
+        if speak:
+            for line in str(fault).splitlines():
+                print(f"headrace: {line}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("headrace: interrupted", file=sys.stderr)
+        return 130

@@ -1,0 +1,174 @@
+"""Holds an implementation of an operator, ours or a user's, to the reference.
+
+For every case of the operator: values and gradients against the reference in float64, with an error of at most twice
+what the reference itself makes at the case's precision plus a tiny constant; strided inputs, which must give the right
+answer or be refused; inputs left as they were; outputs written completely; the same bits twice.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from .registry import Choice, Operator, operator, resolve
+
+TINY = 1e-6  # relative; a few units in the last place of float32, for cases where the reference happens to be exact
+
+
+class Result(NamedTuple):
+    """One check of one case. `passed` is None where the implementation does not support the case."""
+
+    op: str
+    implementation: str
+    case: str
+    check: str
+    passed: bool | None
+    error: float = math.nan  # norm of the difference to the float64 reference, relative to the norm of that
+    limit: float = math.nan
+    note: str = ""
+
+
+def check(op: str, implementation: Choice, device: str = "cpu") -> list[Result]:
+    """Check an implementation on all cases of an operator.
+
+    Args:
+        op: name of the operator.
+        implementation: a built-in name, a path ``pkg.mod:fn``, or a function with the reference's arguments.
+        device: where to run, as torch names it.
+
+    Returns:
+        Results in the order of the cases: one per check, or a single one for a case that is not supported.
+
+    Raises:
+        UserError: unknown names.
+    """
+    spec = operator(op)
+    chosen = resolve(spec, implementation)
+    results = []
+    for case in spec.cases:
+        args, kwargs = case.arguments()
+        args = tuple(_copy(arg, device) for arg in args)
+        if reason := chosen.supports(*spec.shape_class(*args, **kwargs)):
+            results.append(Result(op, chosen.name, case.id, "supported", None, note=reason))
+        else:
+            found = _check_case(spec, implementation, args, kwargs)
+            results += [Result(op, chosen.name, case.id, *outcome) for outcome in found]
+    return results
+
+
+def _check_case(op: Operator, implementation: Choice, args: tuple, kwargs: dict[str, Any]) -> Iterator[tuple]:
+    """Yields (check, passed, error, limit, note). Every run sees its own copy of the arguments."""
+
+    def copies(args: tuple) -> tuple:
+        return tuple(_copy(arg, arg.device) for arg in args)
+
+    def run(function: Callable, args: tuple) -> dict[str, Tensor]:
+        return _values_and_gradients(op, lambda *tensors: function(*tensors, **kwargs), args)
+
+    def candidate(*tensors: Tensor, **options: Any) -> Any:
+        return op(*tensors, impl=implementation, **options)
+
+    def judge(check: str, results: dict[str, Tensor]) -> tuple:
+        """The worst of several results, as one outcome."""
+        errors = {name: _error(results[name], exact[name]) for name in exact}
+        worst = max(errors, key=lambda name: errors[name] / limits[name])
+        passed = errors[worst] <= limits[worst]
+        return check, passed, errors[worst], limits[worst], "" if passed else f"the {worst} is off"
+
+    exact = run(op.reference, tuple(arg.double() if arg.is_floating_point() else arg for arg in args))
+    plain = run(op.reference, args)
+    limits = {name: 2 * _error(plain[name], exact[name]) + TINY for name in exact}
+
+    used = copies(args)
+    try:
+        first = run(candidate, used)
+    except Exception as error:  # whatever a user's function raises is a finding
+        yield "runs", False, math.nan, math.nan, f"{type(error).__name__}: {error}"
+        return
+    changed = [name for name, new, old in zip(_names(op), used, args, strict=False) if not _same_bits(new, old)]
+    yield "inputs unmodified", not changed, math.nan, math.nan, f"{', '.join(changed)} changed" if changed else ""
+    for name, value in first.items():
+        misfit = f"{value.dtype} {tuple(value.shape)}, must be {plain[name].dtype} {tuple(plain[name].shape)}"
+        fits = (value.dtype, value.shape) == (plain[name].dtype, plain[name].shape)
+        error = _error(value, exact[name]) if fits else math.inf
+        yield name, error <= limits[name], error, limits[name], "" if fits else misfit
+        if not fits:
+            return
+
+    again = run(candidate, copies(args))
+    different = [name for name in first if not _same_bits(again[name], first[name])]
+    yield "repeatable", not different, math.nan, math.nan, f"{', '.join(different)} differ" if different else ""
+    with _poisoned_memory():
+        yield judge("outputs written", run(candidate, copies(args)))
+    for position, name in enumerate(_names(op)[: len(args)]):
+        if args[position].dim():
+            strided = (*args[:position], _every_other(args[position]), *args[position + 1 :])
+            try:
+                yield judge(f"strided {name}", run(candidate, copies(strided)))
+            except (UserError, ValueError) as error:
+                yield f"strided {name}", True, math.nan, math.nan, f"refused: {error}"
+
+
+def _names(op: Operator) -> list[str]:
+    return list(inspect.signature(op.reference).parameters)
+
+
+def _values_and_gradients(op: Operator, function: Callable, args: tuple) -> dict[str, Tensor]:
+    """Outputs and gradients by name, for a fixed, uneven gradient of each output."""
+    args = tuple(arg.detach().requires_grad_(i in op.gradient_positions) for i, arg in enumerate(args))
+    result = function(*args)
+    outputs = result if isinstance(result, tuple) else (result,)
+    found = {f"value {i}" if i else "value": output.detach() for i, output in enumerate(outputs)}
+    differentiable = [output for output in outputs if output.requires_grad]
+    if op.gradients and differentiable:
+        generator = torch.Generator().manual_seed(3)
+        weights = [torch.rand(output.shape, generator=generator).add(0.5).to(output) for output in differentiable]
+        inputs = [args[i] for i in op.gradient_positions]
+        grads = torch.autograd.grad(differentiable, inputs, weights, materialize_grads=True)
+        found.update({f"gradient of {name}": grad for name, grad in zip(op.gradients, grads, strict=True)})
+    return found
+
+
+def _error(value: Tensor, exact: Tensor) -> float:
+    """Norm of the difference relative to the norm of the exact value; infinite where the value is not finite."""
+    error = (value.double() - exact.double()).norm() / exact.double().norm().clamp(min=1e-30)
+    return float(error.nan_to_num(math.inf, math.inf))
+
+
+def _copy(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """A copy with the same strides; `clone` and `to` would close the gaps of a slice."""
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device).copy_(tensor)
+
+
+def _every_other(tensor: Tensor) -> Tensor:
+    """The same values as a view of memory that has strangers in between."""
+    wide = torch.stack((tensor, torch.ones_like(tensor)), dim=-1).flatten(-2)
+    return wide[..., ::2]
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(*(tensor.reshape(-1).view(torch.uint8) for tensor in (a, b)))
+
+
+@contextmanager
+def _poisoned_memory() -> Iterator[None]:
+    """New, unwritten tensors are full of NaN (integers: of their largest value) inside the block."""
+    enabled = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.use_deterministic_algorithms(True, warn_only=True)  # the fill happens in this mode only
+        torch.utils.deterministic.fill_uninitialized_memory = True
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(enabled[0], warn_only=enabled[1])
+            torch.utils.deterministic.fill_uninitialized_memory = filled

@@ -1,0 +1,63 @@
+"""What every algorithm is: a module that says what it wants to see and returns a loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from ..pipelines.spec import Batch, InputSpec
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where the run stands. `step` counts optimizer steps from 0."""
+
+    step: int
+    total_steps: int
+    steps_per_epoch: int
+
+    @property
+    def epoch(self) -> int:
+        return self.step // self.steps_per_epoch
+
+    @property
+    def fraction(self) -> float:
+        return self.step / max(1, self.total_steps)
+
+
+@dataclass
+class StepOutput:
+    """What one forward gives. The loss is this rank's mean; averaged over ranks it is the loss of the global batch."""
+
+    loss: torch.Tensor  # scalar
+    metrics: dict[str, torch.Tensor] = field(default_factory=dict)  # detached scalars
+    embedding: torch.Tensor | None = None  # (B, D) detached, what an online probe looks at
+
+
+class Algorithm(nn.Module):
+    """Base of all methods. A subclass is one file in `models/algorithms`, and its `Config` is the recipe's section.
+
+    The gradient of the global batch must come out of averaging the ranks' gradients: losses that couple samples gather
+    them with `models.distributed.gather_with_gradient`.
+    """
+
+    @dataclass(frozen=True)
+    class Config:
+        name: str
+
+    def inputs(self) -> InputSpec:
+        """The views and the mask this algorithm needs."""
+        raise NotImplementedError
+
+    def forward(self, batch: Batch, progress: Progress) -> StepOutput:
+        raise NotImplementedError
+
+    def after_step(self, progress: Progress) -> None:
+        """Called after each optimizer step: momentum teachers, queues, centroids."""
+
+    @property
+    def encoder(self) -> nn.Module:
+        """What is evaluated and exported: ``encoder(images (B, 3, H, W)) -> (B, D)``."""
+        raise NotImplementedError

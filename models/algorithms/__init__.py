@@ -1,0 +1,34 @@
+"""The methods, one file each; a file's name is the method's name in a recipe."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+
+from ...errors import UserError
+from ..algorithm import Algorithm
+
+
+def algorithm_names() -> list[str]:
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def find_algorithm(name: str) -> type[Algorithm]:
+    """The `Algorithm` of models/algorithms/<name>.py, or of an importable module when the name is dotted."""
+    if "." not in name and name not in algorithm_names():
+        near = difflib.get_close_matches(name, algorithm_names(), n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(algorithm_names())}"
+        raise UserError(f"algorithm.name: no algorithm {name!r}; {hint}")
+    try:
+        module = importlib.import_module(name if "." in name else f"{__name__}.{name}")
+    except ModuleNotFoundError as fault:
+        raise UserError(f"algorithm.name: cannot import {name!r} ({fault}); is it on PYTHONPATH?") from None
+    found = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Algorithm) and value.__module__ == module.__name__
+    ]
+    if len(found) != 1:
+        raise UserError(f"algorithm.name: {name} must define exactly one Algorithm, it defines {len(found)}")
+    return found[0]

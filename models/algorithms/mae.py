@@ -1,0 +1,97 @@
+"""MAE: Masked Autoencoders Are Scalable Vision Learners (He et al. 2021, arXiv 2111.06377)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from ...kernels.patch_loss import patch_loss
+from ...pipelines.spec import Batch, InputSpec, Mask, MaskSpec, ViewSpec
+from ..algorithm import Algorithm, Progress, StepOutput
+from ..backbones.vit import ViT
+from ..decoders import MAEDecoder
+
+
+class MAE(Algorithm):
+    """Encode the visible quarter of the patches; a light decoder predicts the pixels of the hidden ones.
+
+    Loss: mean squared error over hidden patches, each patch normalised by its own mean and standard deviation
+    (`normalize_pixels`).
+    """
+
+    @dataclass(frozen=True)
+    class Config(Algorithm.Config):
+        name: Literal["mae"] = "mae"
+        view: ViewSpec = ViewSpec(size=224, scale=(0.2, 1.0), interpolation="bicubic")
+        backbone: ViT.Config = ViT.Config(name="vit_base")
+        decoder: MAEDecoder.Config = MAEDecoder.Config()
+        mask_ratio: float = 0.75
+        normalize_pixels: bool = True
+
+        def __post_init__(self) -> None:
+            if self.view.count != 1 or self.view.size % self.backbone.patch_size:
+                raise ValueError(
+                    f"view: needs one view whose size is a multiple of backbone.patch_size ({self.backbone.patch_size}), "
+                    f"got {self.view.count} of {self.view.size} px"
+                )
+            self.mask
+
+        @property
+        def mask(self) -> MaskSpec:
+            side = self.view.size // self.backbone.patch_size
+            return MaskSpec(kind="random", grid=(side, side), ratio=self.mask_ratio)
+
+    def __init__(self, config: Config = Config()) -> None:
+        super().__init__()
+        self.config = config
+        self.vit = ViT(config.backbone, config.view.size)
+        self.decoder = MAEDecoder(config.decoder, self.vit.features, self.vit.grid, 3 * config.backbone.patch_size**2)
+
+    @property
+    def encoder(self) -> ViT:
+        return self.vit
+
+    def inputs(self) -> InputSpec:
+        return InputSpec(views=(self.config.view,), mask=self.config.mask)
+
+    def predict(self, images: torch.Tensor, mask: Mask) -> tuple[torch.Tensor, torch.Tensor]:
+        """images (B, 3, S, S) -> predicted patches (B, L, 3 p²) and the visible tokens (B, 1 + K, D)."""
+        tokens = self.vit.tokens(images, mask.keep)
+        return self.decoder(tokens, mask.restore), tokens
+
+    def forward(self, batch: Batch, progress: Progress) -> StepOutput:
+        images = batch.views[self.config.view.name][0]
+        prediction, tokens = self.predict(images, batch.mask)
+        loss = patch_loss(
+            images,
+            prediction,
+            batch.mask.hidden,
+            patch_size=self.config.backbone.patch_size,
+            normalize=self.config.normalize_pixels,
+        )
+        return StepOutput(loss=loss, embedding=tokens[:, 1:].mean(1).detach())
+
+    @torch.no_grad()
+    def reconstruct(self, images: torch.Tensor, mask: Mask) -> torch.Tensor:
+        """(B, 3, S, S): hidden patches as predicted, visible ones as given, in the scale of `images`.
+
+        With `normalize_pixels` the network predicts each patch up to its mean and contrast; both are then taken from
+        the original patch, which it has not seen.
+        """
+        p, grid = self.config.backbone.patch_size, self.vit.grid
+        target = patchify(images, p)
+        prediction = self.predict(images, mask)[0].float()
+        if self.config.normalize_pixels:
+            variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
+            prediction = prediction * (variance + 1e-6).sqrt() + mean
+        patches = torch.where(mask.hidden[:, :, None], prediction, target)
+        return patches.view(-1, *grid, p, p, 3).permute(0, 5, 1, 3, 2, 4).reshape(images.shape)
+
+
+def patchify(images: torch.Tensor, patch_size: int) -> torch.Tensor:
+    """(B, 3, H, W) -> (B, L, 3 p²) in raster order; inside a patch row, then column, then channel fastest."""
+    B, C, H, W = images.shape
+    x = images.view(B, C, H // patch_size, patch_size, W // patch_size, patch_size)
+    return x.permute(0, 2, 4, 3, 5, 1).reshape(B, -1, patch_size * patch_size * C)

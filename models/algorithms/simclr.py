@@ -1,0 +1,76 @@
+"""SimCLR: A Simple Framework for Contrastive Learning of Visual Representations (Chen et al. 2020, arXiv 2002.05709)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+from ...pipelines.spec import Batch, InputSpec, ViewSpec
+from ..algorithm import Algorithm, Progress, StepOutput
+from ..backbones import build_backbone
+from ..backbones.resnet import ResNet
+from ..backbones.vit import ViT
+from ..distributed import gather_with_gradient, world_size
+from ..heads import projection_mlp
+
+
+class SimCLR(Algorithm):
+    """Two views of an image attract each other, all other views of the global batch repel (NT-Xent).
+
+    Gradients flow through the gathered embeddings of all ranks, so the result does not depend on their number.
+    """
+
+    @dataclass(frozen=True)
+    class Config(Algorithm.Config):
+        name: Literal["simclr"] = "simclr"
+        view: ViewSpec = ViewSpec(
+            count=2, size=224, scale=(0.08, 1.0), flip=0.5, jitter=0.8, brightness=0.8, contrast=0.8, saturation=0.8,
+            hue=0.2, gray=0.2, blur=0.5,
+        )  # fmt: skip
+        backbone: ResNet.Config | ViT.Config = ResNet.Config(name="resnet50")
+        hidden: int = 2048  # width of the projection head
+        projection: int = 128
+        temperature: float = 0.1
+
+        def __post_init__(self) -> None:
+            if self.view.count != 2:
+                raise ValueError(f"view: SimCLR compares two views, count is {self.view.count}")
+            if self.temperature <= 0:
+                raise ValueError(f"temperature: must be positive, not {self.temperature}")
+
+    def __init__(self, config: Config = Config()) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = build_backbone(config.backbone, config.view.size)
+        self.head = projection_mlp(self.backbone.features, config.hidden, config.projection)
+
+    @property
+    def encoder(self) -> torch.nn.Module:
+        return self.backbone
+
+    def inputs(self) -> InputSpec:
+        return InputSpec(views=(self.config.view,))
+
+    def forward(self, batch: Batch, progress: Progress) -> StepOutput:
+        views = batch.views[self.config.view.name]
+        features = self.backbone(views.flatten(0, 1))  # one forward: both views share their batch statistics
+        z = F.normalize(self.head(features).float(), dim=1)
+        return StepOutput(loss=nt_xent(z, self.config.temperature), embedding=features[: views.shape[1]].detach())
+
+
+def nt_xent(z: torch.Tensor, temperature: float) -> torch.Tensor:
+    """NT-Xent of this rank's rows against the rows of all ranks (equation 1 of the paper); a scalar.
+
+    z: (2 B, D) rows of unit length, view-major: row b and row B + b are views of the same image.
+    """
+    rank = dist.get_rank() if world_size() > 1 else 0
+    everything = gather_with_gradient(z).flatten(0, 1)  # (W 2B, D)
+    rows, batch = z.shape[0], z.shape[0] // 2
+    own = torch.arange(rows, device=z.device)
+    similarity = z @ everything.T / temperature
+    similarity = similarity.index_put((own, rank * rows + own), similarity.new_tensor(float("-inf")))
+    return F.cross_entropy(similarity, rank * rows + (own + batch) % rows)

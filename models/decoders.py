@@ -1,0 +1,48 @@
+"""What turns visible tokens back into patches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from .backbones.vit import Block, init_transformer, sincos_positions
+
+
+class MAEDecoder(nn.Module):
+    """Visible tokens + mask tokens -> one prediction per patch (MAE, arXiv 2111.06377, section 3).
+
+    (B, 1 + K, features) and restore (B, L) -> (B, L, outputs).
+    """
+
+    @dataclass(frozen=True)
+    class Config:
+        width: int = 512
+        depth: int = 8
+        heads: int = 16
+
+        def __post_init__(self) -> None:
+            if self.width % self.heads or self.width % 4:
+                raise ValueError(f"width: {self.width} must be a multiple of 4 and of heads ({self.heads})")
+
+    def __init__(self, config: Config, features: int, grid: tuple[int, int], outputs: int) -> None:
+        super().__init__()
+        self.embed = nn.Linear(features, config.width)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, config.width))
+        self.register_buffer("positions", sincos_positions(config.width, *grid)[None])
+        self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.width, eps=1e-6)
+        self.predict = nn.Linear(config.width, outputs)
+        init_transformer(self)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(self, tokens: torch.Tensor, restore: torch.Tensor) -> torch.Tensor:
+        x = self.embed(tokens)
+        cls, visible = x[:, :1], x[:, 1:]
+        hidden = self.mask_token.expand(x.shape[0], restore.shape[1] - visible.shape[1], -1)
+        x = torch.cat([visible, hidden], dim=1).gather(1, restore[:, :, None].expand(-1, -1, x.shape[-1]))
+        x = torch.cat([cls, x + self.positions], dim=1)
+        for block in self.blocks:
+            x = block(x)
+        return self.predict(self.norm(x)[:, 1:])

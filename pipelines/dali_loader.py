@@ -1,0 +1,165 @@
+"""The loader on NVIDIA DALI: every image is decoded once and all its crops are resized from that.
+
+DALI is fed from our own index and order through `external_source`, so that order, resume and replacement of bad images
+are ours and alike in every loader. The same pipeline decodes on CPU cores or, on a GPU, through nvJPEG.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import nvidia.dali.fn as fn
+import nvidia.dali.types as types
+import torch
+from nvidia.dali import pipeline_def
+from nvidia.dali.plugin.pytorch import feed_ndarray
+
+from .base_loader import BaseLoader, Plan
+from .decode import DecodeError, decode
+from .spec import ViewSpec
+
+_AHEAD = 2  # batches DALI works on while one is consumed
+
+
+class DaliLoader(BaseLoader):
+    """See `BaseLoader`; `threads` is the number of CPU threads of the pipeline."""
+
+    def __init__(self, source, inputs, order, *, threads: int | None = None, **rest) -> None:
+        super().__init__(source, inputs, order, **rest)
+        self._threads = threads or os.cpu_count() or 1
+        self._through_pillow: set[int] = set()  # readable images that DALI refused
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="headrace-plan")
+        self._start()
+
+    def _start(self) -> None:
+        """A fresh pipeline whose first batch is that of `self._step`."""
+        self._planned_step = self._step
+        self._planned: deque[Future[Plan]] = deque()
+        self._in_flight: deque[Plan] = deque()
+        for _ in range(_AHEAD):
+            self._plan_next()
+        device_id = None
+        if self.device.type == "cuda":
+            device_id = torch.cuda.current_device() if self.device.index is None else self.device.index
+        self._pipeline = _crop_pipeline(
+            self._feed,
+            self.inputs.views,
+            decoder="cpu" if device_id is None else "mixed",
+            batch_size=self.batch_size,
+            num_threads=self._threads,
+            device_id=device_id,
+            prefetch_queue_depth=_AHEAD,
+        )
+        self._pipeline.build()
+
+    def _plan_next(self) -> None:
+        self._planned.append(self._executor.submit(self._plan, self._planned_step))
+        self._planned_step += 1
+
+    def _fetch(self, index: int):
+        index, encoded, size = super()._fetch(index)
+        if index in self._through_pillow or bytes(encoded[:4]) == b"GIF8":  # a format DALI does not know
+            try:
+                return index, _as_ppm(decode(encoded)), size
+            except DecodeError as fault:
+                self._reject(index, fault)
+                return self._fetch(index)
+        return index, encoded, size
+
+    def _feed(self) -> list[list[np.ndarray]]:
+        """One batch for `external_source`; the plan is kept until the batch comes out, and with it the bytes."""
+        plan = self._planned.popleft().result()
+        self._plan_next()
+        self._in_flight.append(plan)
+        arrays = [plan.encoded]
+        for view in self.inputs.views:
+            crop = plan.params[view.name].crop.float()
+            arrays += [list(corner.numpy()) for corner in crop[..., [1, 0]]]  # top, left
+            arrays += [list(shape.numpy()) for shape in crop[..., [3, 2]]]  # height, width
+        return arrays
+
+    def _cut(self) -> tuple[Plan, dict[str, torch.Tensor]]:
+        while True:
+            try:
+                outputs = self._pipeline.run()
+                break
+            except RuntimeError as fault:
+                self._recover(fault)
+        plan = self._in_flight.popleft()
+        outputs = iter(outputs)
+        crops = {}
+        for view in self.inputs.views:
+            shape = (view.count, self.batch_size, view.size, view.size, 3)
+            pixels = torch.empty(shape, dtype=torch.uint8, device=self.device)
+            stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
+            for copy in range(view.count):
+                feed_ndarray(next(outputs).as_tensor(), pixels[copy], cuda_stream=stream)
+            crops[view.name] = pixels.flatten(0, 1)
+        return plan, crops
+
+    def _recover(self, fault: RuntimeError) -> None:
+        """DALI drops a whole pipeline for one bad image: find the culprits, set them aside, start again.
+
+        Readable images that DALI refuses go through Pillow from then on. Raises the fault if that does not help.
+        """
+        suspects = [pair for plan in self._in_flight for pair in zip(plan.ids.tolist(), plan.encoded)]
+        known = len(self._bad)
+        for index, encoded in suspects:
+            try:
+                decode(encoded)
+            except DecodeError as reason:
+                self._reject(index, reason)
+        readable = {index for index, _ in suspects} - self._through_pillow
+        if len(self._bad) == known:
+            if not readable:
+                raise fault
+            self._through_pillow |= readable
+        self._drain()
+        self._start()
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        super().load_state_dict(state)
+        self._drain()
+        self._start()
+
+    def _drain(self) -> None:
+        """Lets go of the pipeline and of everything planned ahead."""
+        self._pipeline = None
+        for future in self._planned:
+            future.cancel()
+        self._planned.clear()
+        self._in_flight.clear()
+
+    def close(self) -> None:
+        self._drain()
+        self._executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _as_ppm(pixels: np.ndarray) -> np.ndarray:
+    """Pixels as an uncompressed PPM file: how decoded images enter a pipeline that expects encoded ones."""
+    header = b"P6\n%d %d\n255\n" % (pixels.shape[1], pixels.shape[0])
+    return np.frombuffer(header + pixels.tobytes(), dtype=np.uint8)
+
+
+@pipeline_def
+def _crop_pipeline(feed, views: tuple[ViewSpec, ...], decoder: str):
+    """Encoded bytes -> for each view and copy (B, size, size, 3) uint8.
+
+    `slice` before `resize` rather than `resize` with a region: its taps then stop at the crop's border as Pillow's do
+    (largest difference 17 grey levels, at the border; with a region 48; 99.9 % of pixels within 1 either way).
+    """
+    inputs = iter(fn.external_source(source=feed, num_outputs=1 + 2 * sum(v.count for v in views), no_copy=True))
+    images = fn.decoders.image(next(inputs), device=decoder, output_type=types.RGB, jpeg_fancy_upsampling=True)
+    outputs = []
+    for view in views:
+        corners = [next(inputs) for _ in range(view.count)]
+        shapes = [next(inputs) for _ in range(view.count)]
+        kind = types.INTERP_CUBIC if view.interpolation == "bicubic" else types.INTERP_LINEAR
+        for corner, shape in zip(corners, shapes):
+            crop = fn.slice(images, corner, shape, axis_names="HW", normalized_anchor=False, normalized_shape=False)
+            outputs.append(fn.resize(crop, size=[view.size, view.size], interp_type=kind, antialias=True))
+    return tuple(outputs)
+

@@ -1,0 +1,91 @@
+"""Encoded bytes -> upright RGB pixels: the definition that every loader follows.
+
+Any format Pillow reads; the first frame of animations; EXIF orientation applied; alpha composited on nothing (its
+channel is dropped); grayscale repeated three times; 16-bit grayscale brought to 8 bits. A truncated file is an error,
+never a half-grey picture.
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+
+ImageFile.LOAD_TRUNCATED_IMAGES = False
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+_ORIENTATION = 0x0112  # EXIF tag; values 5..8 turn the image by 90 degrees
+
+
+class DecodeError(ValueError):
+    """These bytes are not a complete image; the message says why."""
+
+
+def _open(data) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data))
+    except UnidentifiedImageError:
+        raise DecodeError("not an image in any known format" if len(data) else "empty file") from None
+    except Exception as fault:  # Pillow's plug-ins raise almost anything on hostile headers
+        raise DecodeError(f"unreadable header ({fault})") from None
+
+
+def _jpeg_scan(encoded: bytes) -> int:
+    """Offset of the first start-of-scan marker: the thumbnail inside the EXIF block has end markers of its own."""
+    offset = 2
+    while offset + 4 <= len(encoded) and encoded[offset + 1] != 0xDA:
+        offset += 2 + int.from_bytes(encoded[offset + 2 : offset + 4], "big") if encoded[offset + 1] != 0xFF else 1
+    return offset
+
+
+def _check_complete(image: Image.Image, encoded: bytes) -> None:
+    """Raises `DecodeError` for truncated bytes: by the end marker in JPEG and PNG, by decoding in rarer formats.
+
+    Pillow refuses a JPEG without its end marker too, other decoders fill in grey. A cut WebP does not even open.
+    """
+    if image.format in ("JPEG", "MPO"):
+        if not encoded.endswith(b"\xff\xd9") and encoded.find(b"\xff\xd9", _jpeg_scan(encoded)) < 0:
+            raise DecodeError("truncated JPEG (no end-of-image marker)")
+    elif image.format == "PNG":
+        if encoded.rfind(b"IEND") < 0:
+            raise DecodeError("truncated PNG (no end chunk)")
+    elif image.format != "WEBP":
+        try:
+            image.load()
+        except Exception as fault:
+            raise DecodeError(f"undecodable pixels ({fault})") from None
+
+
+def image_size(data) -> tuple[int, int]:
+    """(height, width) of the upright image; JPEG, PNG and WebP are not decoded. Truncated bytes count as no image.
+
+    Raises `DecodeError`.
+    """
+    encoded = bytes(data)
+    image = _open(encoded)
+    _check_complete(image, encoded)
+    width, height = image.size  # of a TIFF, Pillow has turned the decoded pixels already, and forgotten the tag
+    if image.format == "PNG" and b"eXIf" not in encoded:  # Pillow decodes all of a PNG to look for EXIF at its end
+        return height, width
+    try:
+        turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+    except Exception:  # a broken EXIF block does not make the pixels unreadable
+        turned = False
+    return (width, height) if turned else (height, width)
+
+
+def decode(data) -> np.ndarray:
+    """(H, W, 3) uint8 RGB. Raises `DecodeError`."""
+    image = _open(data)
+    try:
+        image.seek(0)
+        image.load()
+    except Exception as fault:
+        raise DecodeError(f"undecodable pixels ({fault})") from None
+    try:
+        image = ImageOps.exif_transpose(image)
+    except Exception:  # as in image_size: pixels count, metadata does not
+        pass
+    if image.mode.startswith("I;16"):  # Pillow's own conversion clips at 255 instead of scaling
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return np.array(image.convert("RGB"))

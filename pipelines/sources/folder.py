@@ -1,0 +1,107 @@
+"""Images as files in a folder, at any depth, of any size and format that Pillow reads."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from ...errors import UserError
+from ..decode import IMAGE_SUFFIXES
+
+_SUFFIXES = frozenset(suffix.encode() for suffix in IMAGE_SUFFIXES)
+
+
+def image_files(root: Path, others: Counter[str] | None = None) -> Iterator[bytes]:
+    """Relative posix paths of the images under `root`, in no particular order; other files are counted by suffix.
+
+    Hidden names (macOS's ``._x`` among them) are passed over. Links are followed, but not into a folder that they lie
+    in; a link to nothing counts as an image, so that somebody hears of it.
+    """
+    top = os.stat(root)
+    pending = [(b"", ((top.st_dev, top.st_ino),))]
+    while pending:
+        folder, ancestors = pending.pop()
+        try:
+            with os.scandir(os.path.join(os.fsencode(root), folder)) as entries:
+                for entry in entries:
+                    if entry.name.startswith(b"."):
+                        continue
+                    if entry.is_dir():
+                        status = entry.stat()
+                        identity = (status.st_dev, status.st_ino)
+                        if identity not in ancestors:
+                            pending.append((folder + entry.name + b"/", (*ancestors, identity)))
+                        continue
+                    suffix = os.path.splitext(entry.name)[1].lower()
+                    if suffix in _SUFFIXES and (entry.is_file() or not os.path.exists(entry.path)):
+                        yield folder + entry.name
+                    elif others is not None:
+                        others[suffix.decode("utf-8", "backslashreplace") or "without a suffix"] += 1
+        except OSError as fault:
+            where = root / os.fsdecode(folder)
+            raise UserError(f"{where}: cannot be read ({fault.strerror}); check its access rights") from None
+
+
+class FolderSource:
+    """The images under `root`, sorted bytewise by relative path.
+
+    The names of the first-level folders are the classes where at least two of them hold images and no image lies
+    beside them; otherwise there are no labels. `label_source` says which: "folder" or "none".
+
+    Raises `UserError` for a folder without an image. `read` raises `OSError` for a file that has gone since.
+    """
+
+    def __init__(self, root: str | os.PathLike) -> None:
+        self.root, self.name = Path(root), str(root)
+        others: Counter[str] = Counter()
+        paths = sorted(image_files(self.root, others))
+        if not paths:
+            seen = ", ".join(f"{count:,} {suffix}" for suffix, count in others.most_common(5))
+            found = f"{others.total():,} other files ({seen})" if others else "it is empty, hidden files aside"
+            raise UserError(f"{root}: no image in this folder: {found}; images end in {' '.join(IMAGE_SUFFIXES)}")
+        # one block of bytes: a million Python strings would take twice the memory, and again in every worker
+        self._paths = b"".join(paths)
+        self._ends = np.cumsum([len(path) for path in paths])
+        folders = {path.partition(b"/")[0] for path in paths if b"/" in path}
+        labelled = len(folders) > 1 and all(b"/" in path for path in paths)
+        self.label_source = "folder" if labelled else "none"
+        self.classes: list[str] | None = None
+        self._labels: np.ndarray | None = None
+        if labelled:
+            rank = {folder: number for number, folder in enumerate(sorted(folders))}
+            self.classes = [_text(folder) for folder in rank]
+            self._labels = np.fromiter((rank[path.partition(b"/")[0]] for path in paths), np.int32, len(paths))
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def _relative(self, index: int) -> bytes:
+        return self._paths[self._ends[index - 1] if index else 0 : self._ends[index]]
+
+    def path(self, index: int) -> str:
+        """The file, as the operating system calls it."""
+        return os.path.join(self.root, os.fsdecode(self._relative(index)))
+
+    def read(self, index: int) -> np.ndarray:
+        """The file's bytes, 1-D uint8."""
+        with open(self.path(index), "rb", buffering=0) as file:
+            return np.frombuffer(file.read(), np.uint8)
+
+    def label(self, index: int) -> int:
+        return -1 if self._labels is None else int(self._labels[index])
+
+    def key(self, index: int) -> str:
+        """Path relative to the folder; bytes that are no UTF-8 appear as backslash escapes."""
+        return _text(self._relative(index))
+
+    def size(self, index: int) -> None:
+        """Unknown until the file is read."""
+        return None
+
+
+def _text(path: bytes) -> str:
+    return path.decode("utf-8", "backslashreplace")

@@ -1,0 +1,36 @@
+"""The repository root is the package `headrace`: its folders are the package's modules."""
+
+import os
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+# DALI's package name carries the CUDA major version of the driver: 130 is what current PyTorch wheels bring;
+# HEADRACE_DALI_CUDA=120 picks the build for CUDA 12 drivers. Both decode on CPUs alone.
+DALI_CUDA = os.environ.get("HEADRACE_DALI_CUDA", "130")
+FOLDERS = ("pipelines", "kernels", "models", "train", "tools", "benchmarks")
+
+setup(
+    version=re.search(r'__version__ = "(.+)"', Path(__file__).with_name("__init__.py").read_text())[1],
+    packages=["headrace", *(f"headrace.{name}" for name in find_packages(include=[p for f in FOLDERS for p in (f, f"{f}.*")]))],
+    package_dir={"headrace": "."},
+    package_data={"headrace": ["configs/*.yaml", "configs/_base/*.yaml", "kernels/*/*.json"]},
+    install_requires=[
+        "torch>=2.8",
+        "torchvision",
+        "triton>=3.4; platform_system == 'Linux'",
+        f"nvidia-dali-cuda{DALI_CUDA}>=1.50; platform_system == 'Linux'",
+        "webdataset",
+        "numpy",
+        "pillow",
+        "pyyaml",
+        "rich",
+        "safetensors",
+        "matplotlib",
+    ],
+    extras_require={
+        "ffcv": ["ffcv"],
+        "dev": ["pytest", "pytest-timeout", "hypothesis", "scikit-learn", "scipy", "ruff"],
+    },
+)

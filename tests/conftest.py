@@ -1,0 +1,44 @@
+"""Shared set-up: Triton's interpreter where there is no GPU, small image sets, and no hidden skips."""
+
+import os
+
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported
+
+import numpy as np
+import pytest
+from PIL import Image
+
+# a process for every test file would be slow, so threads are bounded once: results then do not depend on the machine
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def photo_folder(tmp_path_factory):
+    """24 smooth, mutually different JPEGs of mixed sizes in three class folders."""
+    root = tmp_path_factory.mktemp("photos")
+    for index in range(24):
+        rng = np.random.default_rng(index)
+        width, height = (int(side) for side in rng.integers(60, 140, size=2))
+        coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+        path = root / f"class_{index % 3}" / f"photo_{index:02d}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        coarse.resize((width, height), Image.Resampling.BICUBIC).save(path, quality=92)
+    return root
+
+
+def pytest_terminal_summary(terminalreporter):
+    skipped = [r for r in terminalreporter.stats.get("skipped", []) if "GPU" not in str(r.longrepr)]
+    if os.environ.get("CI") and skipped:
+        terminalreporter.write_line(f"{len(skipped)} tests were skipped that need no GPU; that is a failure here:")
+        for report in skipped:
+            terminalreporter.write_line(f"  {report.nodeid}: {report.longrepr[2]}")
+
+
+def pytest_sessionfinish(session, exitstatus):
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    skipped = [r for r in reporter.stats.get("skipped", []) if "GPU" not in str(r.longrepr)]
+    if os.environ.get("CI") and skipped and exitstatus == 0:
+        session.exitstatus = 1

@@ -1,0 +1,228 @@
+"""Every loader against the oracle (Pillow and torchvision), pixel by pixel, in grey levels."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms.v2 import functional as tv
+
+from headrace.kernels.augment import augment, blur_taps
+from headrace.pipelines.dali_loader import DaliLoader
+from headrace.pipelines.decode import decode
+from headrace.pipelines.memory_loader import ArraySource, MemoryLoader
+from headrace.pipelines.order import Order
+from headrace.pipelines.reference import reference_views
+from headrace.pipelines.sources import open_source
+from headrace.pipelines.spec import InputSpec, MaskSpec, ViewSpec
+
+FULL = ViewSpec(name="full", count=2, size=64, jitter=0.8, brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2,
+                gray=0.2, blur=0.5, solarize=0.3)  # fmt: skip
+PLAIN = ViewSpec(name="plain", size=48, interpolation="bicubic")
+LOADERS = {"dali": DaliLoader, "memory": MemoryLoader}
+
+
+def neutral(n, **change):
+    base = dict(flip=torch.zeros(n, dtype=torch.bool), jitter=torch.tensor([[1.0, 1.0, 1.0, 0.0]]).repeat(n, 1),
+                order=torch.full((n, 4), -1, dtype=torch.int8), gray=torch.zeros(n, dtype=torch.bool),
+                sigma=torch.zeros(n), solarize=torch.zeros(n, dtype=torch.bool), sigma_max=2.0,
+                mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))  # fmt: skip
+    return {**base, **change}
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (24, 20, 20, 3), dtype=np.uint8))
+
+
+def as_float(pixels):
+    return pixels.permute(0, 3, 1, 2).float() / 255
+
+
+def test_all_colour_orders_match_torchvision(pixels):
+    orders = torch.tensor(list(itertools.permutations(range(4))), dtype=torch.int8)
+    factors = torch.tensor([[1.4, 0.6, 1.7, -0.15]]).repeat(24, 1) * torch.linspace(0.8, 1.1, 24)[:, None]
+    ours = augment(pixels, **neutral(24, order=orders, jitter=factors))
+    functions = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue)
+    for n, x in enumerate(as_float(pixels)):
+        for operation in orders[n].tolist():
+            x = functions[operation](x, factors[n, operation].item())
+        assert (ours[n] - x).abs().max() < 2e-5
+
+
+def test_gray_blur_solarise_flip_and_normalise_match_torchvision(pixels):
+    x = as_float(pixels)
+    on = torch.ones(24, dtype=torch.bool)
+    sigma = torch.linspace(0.1, 2.0, 24)
+    assert (augment(pixels, **neutral(24, gray=on)) - tv.rgb_to_grayscale(x, 3)).abs().max() < 1e-5
+    assert torch.equal(augment(pixels, **neutral(24, flip=on)), x.flip(-1))
+    assert (augment(pixels, **neutral(24, solarize=on)) - tv.solarize(x, 128 / 255)).abs().max() < 1e-6
+    blurred = torch.stack([tv.gaussian_blur(image, blur_taps(2.0), float(s)) for image, s in zip(x, sigma)])
+    assert (augment(pixels, **neutral(24, sigma=sigma)) - blurred).abs().max() < 1e-5
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
+    assert (augment(pixels, **neutral(24, mean=mean, std=std)) - tv.normalize(x, mean, std)).abs().max() < 1e-5
+
+
+def test_samples_do_not_touch_each_other(pixels):
+    """Only the chosen samples change, and the input stays as it was."""
+    before = pixels.clone()
+    gray = torch.zeros(24, dtype=torch.bool)
+    gray[3] = True
+    out = augment(pixels, **neutral(24, gray=gray))
+    changed = (out - as_float(pixels)).abs().flatten(1).amax(1) > 0
+    assert changed.nonzero().flatten().tolist() == [3] and torch.equal(pixels, before)
+
+
+def grey_levels(ours, oracle, view):
+    std = torch.tensor(view.std).view(3, 1, 1) * 255
+    return ((ours - oracle) * std).abs()
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_loaders_match_the_oracle(loader, photo_folder):
+    """Pillow rounds between its two resize passes and DALI does not: one grey level; DALI's taps also replicate the
+    crop's border where Pillow's stop. Contrast and saturation up to 1.8 enlarge either difference."""
+    source = open_source(photo_folder)
+    inputs = InputSpec((FULL, PLAIN))
+    batches = LOADERS[loader](source, inputs, Order(len(source), 12, seed=3), seed=3)
+    try:
+        for _ in range(3):  # into the second epoch
+            batch = next(batches)
+            oracle = reference_views(source, inputs, 3, batch.epoch, batch.ids)
+            for view, typical, worst in ((PLAIN, 0.3, 14), (FULL, 0.5, 30)):
+                error = grey_levels(batch.views[view.name], oracle[view.name], view)
+                assert error.mean() < typical and error.max() < worst
+                assert error.flatten().quantile(0.99) < (2.1 if view is PLAIN else 4.5)
+    finally:
+        batches.close()
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_contract(loader, photo_folder):
+    """Order, labels, masks, memory format, endless epochs, resume: the same for every loader."""
+    source = open_source(photo_folder)
+    inputs = InputSpec((PLAIN,), MaskSpec(grid=(6, 6), ratio=0.5))
+    order = Order(len(source), 10, seed=1)
+    batches = LOADERS[loader](source, inputs, order, seed=1)
+    try:
+        seen = [next(batches) for _ in range(5)]
+        assert batches.steps_per_epoch == 2 and [b.step for b in seen] == [0, 1, 2, 3, 4] and seen[4].epoch == 2
+        for step, batch in enumerate(seen):
+            assert torch.equal(batch.ids, order.ids(step))
+            assert batch.labels.tolist() == [source.label(i) for i in batch.ids.tolist()]
+            assert batch.views["plain"].shape == (1, 10, 3, 48, 48)
+            assert batch.views["plain"][0].is_contiguous(memory_format=torch.channels_last)
+            assert (batch.mask.hidden.sum(1) == 18).all()
+        state = batches.state_dict()
+        assert all(isinstance(value, int) for value in state.values())
+        following = next(batches)
+        batches.load_state_dict({"step": 1})
+        again = next(batches)
+        assert torch.equal(again.views["plain"], seen[1].views["plain"]) and torch.equal(again.mask.keep, seen[1].mask.keep)
+        batches.load_state_dict(state)
+        assert torch.equal(next(batches).views["plain"], following.views["plain"])
+        assert batches.stats().images == 8 * 10 and batches.stats().wait_seconds > 0
+    finally:
+        batches.close()
+        batches.close()
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_ranks_share_the_global_batch(loader, photo_folder):
+    source = open_source(photo_folder)
+    order = Order(len(source), 12, seed=2)
+    whole = LOADERS[loader](source, InputSpec((FULL,)), order, seed=2)
+    parts = [LOADERS[loader](source, InputSpec((FULL,)), order, seed=2, rank=rank, world=3) for rank in range(3)]
+    try:
+        for _ in range(2):
+            expected = next(whole).views["full"]
+            assert torch.equal(torch.cat([next(part).views["full"] for part in parts], dim=1), expected)
+    finally:
+        for each in (whole, *parts):
+            each.close()
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "empty", "vanished"])
+def test_a_bad_image_is_replaced_counted_and_named(loader, damage, photo_folder, tmp_path):
+    for index, path in enumerate(sorted(photo_folder.rglob("*.jpg"))[:8]):
+        (tmp_path / f"{index}.jpg").write_bytes(path.read_bytes())
+    source = open_source(tmp_path)
+    bad = tmp_path / "3.jpg"
+    data = bad.read_bytes()
+    bad.unlink()
+    if damage != "vanished":
+        bad.write_bytes({"truncated": data[: len(data) // 2], "garbage": b"no image" * 50, "empty": b""}[damage])
+    order = Order(8, 4, shuffle=False)
+    batches = LOADERS[loader](source, InputSpec((PLAIN,)), order)
+    try:
+        assert [next(batches).ids.tolist() for _ in range(3)] == [[0, 1, 2, 4], [4, 5, 6, 7], [0, 1, 2, 4]]
+        stats = batches.stats()
+        assert stats.bad_images == 1 and stats.replaced[0].startswith("3.jpg: ")
+    finally:
+        batches.close()
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_damage_that_headers_do_not_show(loader, photo_folder, tmp_path):
+    """Header and end marker intact, no scan in between: only decoding finds out, in the middle of a pipeline."""
+    for index, path in enumerate(sorted(photo_folder.rglob("*.jpg"))[:8]):
+        (tmp_path / f"{index}.jpg").write_bytes(path.read_bytes())
+    bad = tmp_path / "5.jpg"
+    data = bad.read_bytes()
+    bad.write_bytes(data[: data.index(b"\xff\xda")] + b"\xff\xd9")
+    batches = LOADERS[loader](open_source(tmp_path), InputSpec((PLAIN,)), Order(8, 4, shuffle=False))
+    try:
+        assert [next(batches).ids.tolist() for _ in range(3)] == [[0, 1, 2, 3], [4, 6, 6, 7], [0, 1, 2, 3]]
+        assert batches.stats().bad_images == 1
+    finally:
+        batches.close()
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("kind", ["gif", "png16", "rgba", "cmyk", "turned", "gray", "webp", "palette"])
+def test_formats_mean_the_same_everywhere(loader, kind, tmp_path):
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    base = Image.fromarray(rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)).resize((56, 40), Image.Resampling.BICUBIC)
+    exif = Image.Exif()
+    exif[0x112] = 6
+    image, name, options = {
+        "gif": (base, "x.gif", {}),
+        "png16": (Image.fromarray((np.asarray(base.convert("L")).astype(np.uint16) * 257)), "x.png", {}),
+        "rgba": (base.convert("RGBA"), "x.png", {}),
+        "cmyk": (base.convert("CMYK"), "x.jpg", {"quality": 95}),
+        "turned": (base, "x.jpg", {"exif": exif, "quality": 95}),
+        "gray": (base.convert("L"), "x.jpg", {"quality": 95}),
+        "webp": (base, "x.webp", {"lossless": True}),
+        "palette": (base.convert("P"), "x.png", {}),
+    }[kind]
+    for index in range(2):
+        image.save(tmp_path / f"{index}{name}", **options)
+    source = open_source(tmp_path)
+    view = ViewSpec(size=32, crop="center", center_fraction=1.0, flip=0)
+    batches = LOADERS[loader](source, InputSpec((view,)), Order(2, 2, shuffle=False))
+    try:
+        oracle = reference_views(source, InputSpec((view,)), 0, 0, torch.arange(2))
+        error = grey_levels(next(batches).views["image"], oracle["image"], view)
+        # what the file holds, as another program wrote it
+        pixels = decode(source.read(0))
+        assert pixels.shape == ((56, 40, 3) if kind == "turned" else (40, 56, 3))
+        if kind in ("webp", "rgba", "palette", "gif"):
+            tolerance = 0 if kind in ("webp", "rgba") else 60
+            assert np.abs(pixels.astype(int) - np.asarray(base)).max() <= tolerance
+        if kind == "png16":
+            assert np.array_equal(pixels[..., 0], np.asarray(base.convert("L")))
+        assert error.mean() < 0.6 and error.max() < 14
+        assert batches.stats().bad_images == 0
+    finally:
+        batches.close()
+
+
+def test_arrays_are_a_source():
+    images = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
+    view = ViewSpec(size=32, crop="center", center_fraction=1.0, flip=0, mean=(0, 0, 0), std=(1, 1, 1))
+    batch = next(MemoryLoader(ArraySource(images, [0, 1, 2, 0, 1, 2]), InputSpec((view,)), Order(6, 6, shuffle=False)))
+    assert (batch.views["image"][0] * 255 - torch.from_numpy(images).permute(0, 3, 1, 2)).abs().max() < 1e-3
+    assert batch.labels.tolist() == [0, 1, 2, 0, 1, 2]

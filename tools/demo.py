@@ -1,0 +1,134 @@
+"""The whole journey in about two minutes: images -> shards -> MAE -> k-NN against pixels and an untrained encoder.
+
+Without ``--data`` on a generated set of labelled shapes; with it on any folder of images, labelled or not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..errors import UserError
+from ..models.algorithms import find_algorithm
+from ..pipelines.shard import shard
+from ..pipelines.sources import open_source
+from ..pipelines.sources.subset import Subset
+from ..pipelines.spec import ByteSource, ViewSpec
+from ..train import pretrain
+from ..train.checkpoint import load_algorithm
+from ..train.distributed import pick_device
+from ..train.embed import Features, embed, evaluation_view
+from ..train.knn import knn_accuracy
+from ..train.metrics import read_metrics
+from .demo_images import write_demo_images
+from .plots import plot_loss, plot_reconstruction, plot_views
+from .thumbnails import write_thumbnails
+
+RECIPE = "mae_vit-tiny_demo"
+QUERY_EVERY = 6  # of a labelled folder without a split, every sixth image is classified by the others
+PHOTOS = 500  # at most, in the retrieval test of unlabelled folders
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="headrace demo", description="Pre-train on a small set and see what it is worth.")
+    parser.add_argument("--data", type=Path, help="your own folder of images; default: a generated set")
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="everything is left here (default runs/demo)")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the recipe, e.g. train.max_steps=100")
+    arguments = parser.parse_args(argv)
+    demo(arguments.out, arguments.data, arguments.overrides)
+    return 0
+
+
+def demo(out: Path, data: Path | None, overrides: list[str]) -> dict[str, float]:
+    """Runs every stage that `out` does not hold yet; returns the figures of the closing table, in [0, 1]."""
+    train_set, bank, queries = _generated(out) if data is None else _own(out, data)
+    run = ["train.resume=auto", f"data.train={train_set.name}", f"train.out={out}", *overrides]
+    if len(train_set) < 128:
+        run.insert(0, "data.last_batch=pad")
+    recipe = pretrain.load_recipe(RECIPE, run)
+    pretrain.main([RECIPE, *run])
+
+    _, trained = load_algorithm(out)
+    view = trained.inputs().views[0]
+    torch.manual_seed(recipe.train.seed)
+    untrained = find_algorithm(recipe.algorithm.name)(recipe.algorithm)
+    encoders = {"raw pixels": nn.Flatten(), "untrained encoder": untrained.encoder, "pre-trained encoder": trained.encoder}
+    device = pick_device(recipe.train.device)
+    if bank.classes is not None:
+        title = f"k-NN accuracy, {len(bank):,} neighbours, {len(queries):,} queries, chance {1 / len(bank.classes):.1%}"
+        score = lambda encoder: _classification(encoder, bank, queries, evaluation_view(view), device)
+    else:
+        photos = min(PHOTOS, len(train_set))
+        title = f"a second crop of the same photo is the nearest of {photos:,} (no labels here), chance {1 / photos:.1%}"
+        score = lambda encoder: _retrieval(encoder, train_set, view, device)
+    figures = {name: score(encoder) for name, encoder in encoders.items()}
+
+    rows = read_metrics(out)
+    plot_loss(rows, out / "loss.png", f"MAE on {len(train_set):,} images")
+    plot_reconstruction(trained.cpu(), queries, out / "reconstruction.png")
+    plot_views(train_set, trained.inputs(), out / "views.png")
+    (out / "results.json").write_text(json.dumps({"measure": title, "figures": figures}, indent=2) + "\n")
+    _table(title, figures, out)
+    return figures
+
+
+def _generated(out: Path) -> tuple[ByteSource, ByteSource, ByteSource]:
+    """The generated set as shards: to train on, the neighbours, the queries."""
+    images = out / "images"
+    if not images.exists():
+        print("generating 3,600 images of textured shapes", flush=True)
+    write_demo_images(images)
+    train = _sharded(images / "train", out / "shards" / "train")
+    return train, train, _sharded(images / "val", out / "shards" / "val")
+
+
+def _own(out: Path, data: Path) -> tuple[ByteSource, ByteSource, ByteSource]:
+    """The user's images made small, as shards; every sixth is a query where folders give labels."""
+    thumbnails = out / "images"
+    marker = out / "images-of.txt"
+    wanted = str(data.expanduser().resolve())
+    if marker.exists() and marker.read_text() != wanted:
+        raise UserError(f"{out}: holds a demo of {marker.read_text()}; delete it or give another --out")
+    if not thumbnails.exists():
+        for line in write_thumbnails(open_source(data.expanduser()), thumbnails):
+            print(f"left out: {line}")
+        marker.write_text(wanted)
+    train = _sharded(thumbnails, out / "shards" / "train")
+    ids = range(len(train))
+    return train, Subset(train, [i for i in ids if i % QUERY_EVERY]), Subset(train, [i for i in ids if i % QUERY_EVERY == 0])
+
+
+def _sharded(folder: Path, out: Path) -> ByteSource:
+    if not (out / "dataset.json").exists():
+        shutil.rmtree(out, ignore_errors=True)
+        shard(folder, out)
+    return open_source(out)
+
+
+def _classification(encoder: nn.Module, bank: ByteSource, queries: ByteSource, view: ViewSpec, device: torch.device) -> float:
+    features = [embed(encoder, source, view, device=device) for source in (bank, queries)]
+    return knn_accuracy(*features)
+
+
+def _retrieval(encoder: nn.Module, source: ByteSource, view: ViewSpec, device: torch.device) -> float:
+    """How often the nearest of all first crops is that of the same photo: a question that needs no labels."""
+    photos = Subset(source, range(min(PHOTOS, len(source))))
+    crops = []
+    for name in ("first crop", "second crop"):
+        crop = ViewSpec(name=name, size=view.size, scale=(0.3, 0.6), interpolation=view.interpolation)
+        vectors = embed(encoder, photos, crop, device=device).vectors
+        crops.append(Features(vectors, torch.arange(len(vectors)), []))
+    return knn_accuracy(*crops, k=1)
+
+
+def _table(title: str, figures: dict[str, float], out: Path) -> None:
+    width = max(map(len, figures))
+    print(f"\n{title}")
+    print("\n".join(f"  {name:<{width}}  {figure:6.1%}" for name, figure in figures.items()))
+    files = ("loss.png", "reconstruction.png", "views.png", "encoder.safetensors", "metrics.jsonl", "config.yaml", "results.json")
+    print(f"\nin {out}/: {', '.join(files)}, checkpoints step-*.pt")

@@ -1,0 +1,93 @@
+"""Pictures of a run: the loss curve, what an algorithm sees, what a masked autoencoder restores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Sequence
+
+import matplotlib
+import torch
+
+matplotlib.use("Agg")  # no display is needed, and none is opened
+import matplotlib.pyplot as plt
+
+from ..models.algorithms.mae import MAE
+from ..pipelines.memory_loader import MemoryLoader
+from ..pipelines.order import Order
+from ..pipelines.spec import Batch, ByteSource, InputSpec, ViewSpec
+
+
+def plot_loss(rows: Sequence[dict], path: Path, title: str) -> None:
+    """Loss over steps from the rows of metrics.jsonl."""
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    axes.plot([row["step"] for row in rows], [row["loss"] for row in rows], color="tab:blue")
+    axes.set(xlabel="step", ylabel="loss (mean over the logging interval)", title=title)
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def plot_views(source: ByteSource, inputs: InputSpec, path: Path, *, samples: int = 6, seed: int = 0) -> None:
+    """One row a sample: the whole image, then every view as the algorithm gets it; hidden patches darkened."""
+    whole = ViewSpec(name="whole image", size=max(v.size for v in inputs.views), crop="center", center_fraction=1.0, flip=0)
+    batch = _batch(source, InputSpec((whole, *inputs.views), inputs.mask), samples, seed)
+    columns = []
+    for view in (whole, *inputs.views):
+        for copy in range(view.count):
+            pixels = _pixels(batch.views[view.name][copy], view)
+            name = view.name if view.count == 1 else f"{view.name} {copy + 1}"
+            columns.append((name, pixels))
+            if batch.mask is not None and view is not whole:
+                columns.append((f"{name}, hidden patches grey", _hide(pixels, batch)))
+    _sheet(columns, path, "What the algorithm sees")
+
+
+def plot_reconstruction(algorithm: MAE, source: ByteSource, path: Path, *, samples: int = 6, seed: int = 0) -> None:
+    """One row a sample: input, what the encoder sees, visible patches completed by predictions."""
+    view = algorithm.config.view
+    centred = ViewSpec(name=view.name, size=view.size, crop="center", interpolation=view.interpolation, flip=0,
+                       mean=view.mean, std=view.std)  # fmt: skip
+    batch = _batch(source, InputSpec((centred,), algorithm.config.mask), samples, seed)
+    images = batch.views[view.name][0]
+    restored = algorithm.eval().reconstruct(images, batch.mask)
+    pixels = _pixels(images, centred)
+    columns = [("input", pixels), ("masked input", _hide(pixels, batch)), ("reconstruction", _pixels(restored, centred))]
+    note = "Hidden patches are predicted, visible ones pasted from the input."
+    if algorithm.config.normalize_pixels:
+        note += "\nThe network predicts patterns; each hidden patch's mean and contrast are taken from the input."
+    _sheet(columns, path, note)
+
+
+def _batch(source: ByteSource, inputs: InputSpec, samples: int, seed: int) -> Batch:
+    order = Order(len(source), min(samples, len(source)), seed=seed)
+    return next(MemoryLoader(source, inputs, order, seed=seed))
+
+
+def _pixels(x: torch.Tensor, view: ViewSpec) -> torch.Tensor:
+    """(B, 3, S, S) normalised -> (B, S, S, 3) in [0, 1]"""
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (view.mean, view.std))
+    return (x.cpu() * std + mean).clamp(0, 1).permute(0, 2, 3, 1)
+
+
+def _hide(pixels: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Hidden patches of (B, S, S, 3) made mid-grey."""
+    hidden = batch.mask.hidden.cpu()
+    grid = int(hidden.shape[1] ** 0.5)
+    cell = pixels.shape[1] // grid
+    cover = hidden.view(-1, grid, grid).repeat_interleave(cell, 1).repeat_interleave(cell, 2)
+    return torch.where(cover[..., None], 0.5, pixels)
+
+
+def _sheet(columns: list[tuple[str, torch.Tensor]], path: Path, title: str) -> None:
+    rows = len(columns[0][1])
+    figure, axes = plt.subplots(
+        rows, len(columns), figsize=(2 * len(columns), 2 * rows + 0.8), squeeze=False, layout="constrained"
+    )
+    for column, (name, images) in enumerate(columns):
+        axes[0, column].set_title(name, fontsize=9)
+        for row, image in enumerate(images):
+            axes[row, column].imshow(image.numpy(), interpolation="nearest")
+            axes[row, column].set_axis_off()
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
