@@ -7,7 +7,6 @@ import importlib
 import sys
 
 from .errors import UserError, run_command
-from .train.distributed import is_main_process
 
 # command -> (module with main(argv), what it does)
 COMMANDS = {
@@ -37,7 +36,7 @@ def dispatch(argv: list[str]) -> int:
 
 
 def main() -> int:
-    return run_command(lambda: dispatch(sys.argv[1:]), speak=is_main_process())
+    return run_command(lambda: dispatch(sys.argv[1:]))
 
 
 if __name__ == "__main__":

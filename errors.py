@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Callable
 
@@ -14,12 +15,15 @@ class UserError(Exception):
     """
 
 
-def run_command(main: Callable[[], int], *, speak: bool = True) -> int:
-    """Runs a command's `main` and turns a `UserError` into plain lines and exit code 2; Ctrl-C into 130."""
+def run_command(main: Callable[[], int]) -> int:
+    """Runs a command's `main` and turns a `UserError` into plain lines and exit code 2; Ctrl-C into 130.
+
+    Of several processes that torchrun started on a node, the first speaks for all.
+    """
     try:
         return main()
     except UserError as fault:
-        if speak:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
             for line in str(fault).splitlines():
                 print(f"headrace: {line}", file=sys.stderr)
         return 2

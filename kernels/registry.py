@@ -23,6 +23,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from operator import index
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -115,7 +116,9 @@ class Operator:
 
     def __call__(self, *args: Any, impl: Choice | None = None, **kwargs: Any) -> Any:
         """Run the chosen implementation. One without a backward of its own gets the reference's."""
-        shape = self.shape_class(*args, **kwargs)
+        device, dtype, *sizes = self.shape_class(*args, **kwargs)
+        # `index` makes a number of what torch.compile may hold as a symbol; each shape class is its own graph.
+        shape = (device, dtype, *[index(size) for size in sizes])
         _ensure_decided(self.name, shape, impl)
         decision = _decisions[self.name, shape, impl]
         result = decision.function(*args, **kwargs)

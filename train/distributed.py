@@ -33,11 +33,6 @@ class Launch:
             dist.barrier()
 
 
-def is_main_process() -> bool:
-    """Before a group exists: may this process speak for all?"""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
 def pick_device(choice: str) -> torch.device:
     """cuda or cpu for auto | cpu | cuda; on a node with several processes, this one's GPU."""
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))

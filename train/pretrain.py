@@ -25,7 +25,7 @@ from headrace.pipelines.loaders import choose_loader, make_loader
 from headrace.pipelines.order import Order
 from headrace.pipelines.sources import open_source
 from headrace.train import checkpoint, config
-from headrace.train.distributed import Launch, is_main_process, launch, pick_device
+from headrace.train.distributed import Launch, launch, pick_device
 from headrace.train.loop import train
 from headrace.train.metrics import MetricsLog
 from headrace.train.optim import build_optimizer, peak_lr
@@ -68,6 +68,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="e.g. data.train=shards train.max_steps=50")
     parser.add_argument("--show", action="store_true", help="print the resolved recipe with the origin of each value")
     arguments = parser.parse_args(argv)
+    if os.getcwd() not in sys.path:  # so that a recipe can name algorithms and kernels beside it
+        sys.path.append(os.getcwd())
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     if arguments.show:
         print(recipe.resolved, end="")
@@ -194,4 +196,4 @@ def _finish(out: Path, algorithm: Algorithm, recipe: Recipe, loader) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, speak=is_main_process()))
+    sys.exit(run_command(main))

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 from ...kernels.patch_loss import patch_loss
+from ...kernels.patch_loss.reference import patchify
 from ...pipelines.spec import Batch, InputSpec, Mask, MaskSpec, ViewSpec
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones.vit import ViT
@@ -88,10 +89,3 @@ class MAE(Algorithm):
             prediction = prediction * (variance + 1e-6).sqrt() + mean
         patches = torch.where(mask.hidden[:, :, None], prediction, target)
         return patches.view(-1, *grid, p, p, 3).permute(0, 5, 1, 3, 2, 4).reshape(images.shape)
-
-
-def patchify(images: torch.Tensor, patch_size: int) -> torch.Tensor:
-    """(B, 3, H, W) -> (B, L, 3 p²) in raster order; inside a patch row, then column, then channel fastest."""
-    B, C, H, W = images.shape
-    x = images.view(B, C, H // patch_size, patch_size, W // patch_size, patch_size)
-    return x.permute(0, 2, 4, 3, 5, 1).reshape(B, -1, patch_size * patch_size * C)

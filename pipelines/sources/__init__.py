@@ -1,7 +1,8 @@
 """What images are stored in; every source satisfies `spec.ByteSource`.
 
 folder.py   image files at any depth             shards.py   WebDataset tars, with our index or without
-tar.py      tar headers, read and written
+tar.py      tar headers, read and written         writer.py   worker processes that write shards
+subset.py   some samples of another source
 """
 
 from __future__ import annotations

@@ -118,6 +118,17 @@ def test_compiles_to_one_graph_with_the_same_result(impl):
     assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
 
 
+def test_one_compiled_function_serves_several_patch_sizes():
+    compiled = torch.compile(patch_loss, backend="aot_eager", fullgraph=True)
+    images = torch.randn(2, 3, 24, 24, generator=torch.Generator().manual_seed(2)).to(DEVICE)
+    for patch_size in (4, 8, 6, 12):
+        patches = (24 // patch_size) ** 2
+        prediction = torch.ones(2, patches, patch_size**2 * 3, device=DEVICE)
+        hidden = torch.arange(2 * patches, device=DEVICE).reshape(2, patches) % 3 > 0
+        expected = patch_loss(images, prediction, hidden, patch_size=patch_size)
+        assert torch.equal(compiled(images, prediction, hidden, patch_size=patch_size), expected)
+
+
 def test_opcheck():
     pytest.importorskip("triton")
     from headrace.kernels.patch_loss import triton_impl

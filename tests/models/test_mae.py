@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
+from headrace.kernels.patch_loss.reference import patchify
 from headrace.models.algorithm import Progress
-from headrace.models.algorithms.mae import MAE, patchify
+from headrace.models.algorithms.mae import MAE
 from headrace.models.backbones.vit import ViT, sincos_positions
 from headrace.models.decoders import MAEDecoder
 from headrace.pipelines.masks import draw_mask
