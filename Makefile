@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: demo test setup clean
 
 demo: setup
-	$(VENV)/bin/headrace demo $(if $(DATA),--data $(DATA))
+	$(VENV)/bin/headrace demo $(if $(DATA),--data "$(DATA)")
 
 test: setup
 	$(VENV)/bin/python -m pytest

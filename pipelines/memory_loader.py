@@ -79,4 +79,5 @@ def crop_and_resize(image: torch.Tensor, box: Sequence[int], size: int, interpol
     """(3, H, W) uint8 and a box (left, top, width, height) -> (3, size, size) uint8, antialiased."""
     left, top, width, height = box
     crop = image[None, :, top : top + height, left : left + width]
+    crop = crop.contiguous(memory_format=torch.channels_last)  # a strided crop takes torch's slow path: 10 times slower
     return F.interpolate(crop, (size, size), mode=interpolation, antialias=True, align_corners=False)[0]

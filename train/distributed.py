@@ -32,6 +32,13 @@ class Launch:
         if self.world > 1:
             dist.barrier()
 
+    def gather(self, value):
+        """The `value` of every rank, in rank order."""
+        values = [value] * self.world
+        if self.world > 1:
+            dist.all_gather_object(values, value)
+        return values
+
 
 def pick_device(choice: str) -> torch.device:
     """cuda or cpu for auto | cpu | cuda; on a node with several processes, this one's GPU."""
@@ -56,7 +63,8 @@ def launch(device: torch.device, timeout: timedelta = timedelta(minutes=10)) -> 
     elif local_world > 1 and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_world))
     if world > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+        on_gpu = device.type == "cuda"
+        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timeout, device_id=device if on_gpu else None)
     try:
         yield Launch(rank, world, local_rank, local_world, device)
     finally:

@@ -131,9 +131,9 @@ def pretrain(recipe: Recipe, process: Launch) -> Path:
                   clip_grad=recipe.optim.clip_grad, save=save)  # fmt: skip
         finally:
             log.close()
+        replaced = [line for lines in process.gather(loader.stats().replaced) for line in lines]
         if process.is_main:
-            _finish(out, algorithm, recipe, loader)
-        process.barrier()
+            _finish(out, algorithm, recipe, replaced)
     finally:
         loader.close()
     return out
@@ -184,14 +184,13 @@ def _announce(recipe, process, source, loader, algorithm, order, total_steps, re
     print("\n".join(f"{key:<{width}}  {value}" for key, value in rows.items()), flush=True)
 
 
-def _finish(out: Path, algorithm: Algorithm, recipe: Recipe, loader) -> None:
+def _finish(out: Path, algorithm: Algorithm, recipe: Recipe, replaced: list[str]) -> None:
     """Writes the encoder alone and reports what was replaced."""
     tensors = {key: value.detach().cpu().contiguous() for key, value in algorithm.encoder.state_dict().items()}
     save_file(tensors, out / "encoder.safetensors", metadata={"config": yaml.safe_dump(recipe.plain()["algorithm"])})
-    stats = loader.stats()
-    if stats.bad_images:
-        print(f"{stats.bad_images} images could not be decoded and were replaced by their neighbours:")
-        print("\n".join(f"  {line}" for line in stats.replaced))
+    if replaced:
+        print(f"{len(replaced)} images could not be decoded and were replaced by others:")
+        print("\n".join(f"  {line}" for line in replaced))
     print(f"done: {out}/encoder.safetensors")
 
 

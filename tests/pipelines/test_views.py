@@ -7,6 +7,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as tv
 
+from headrace.errors import UserError
 from headrace.kernels.augment import augment, blur_taps
 from headrace.pipelines.dali_loader import DaliLoader
 from headrace.pipelines.decode import decode
@@ -177,6 +178,20 @@ def test_damage_that_headers_do_not_show(loader, photo_folder, tmp_path):
         assert batches.stats().bad_images == 1
     finally:
         batches.close()
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("header", [True, False])
+def test_a_source_without_a_single_good_image_is_an_error(loader, header, photo_folder, tmp_path):
+    for index, path in enumerate(sorted(photo_folder.rglob("*.jpg"))[:5]):
+        data = path.read_bytes()
+        (tmp_path / f"{index}.jpg").write_bytes(data[: data.index(b"\xff\xda")] + b"\xff\xd9" if header else data[:100])
+    with pytest.raises(UserError, match="5 images cannot be decoded, the last one is .*jpg"):
+        batches = LOADERS[loader](open_source(tmp_path), InputSpec((PLAIN,)), Order(5, 4))
+        try:
+            next(batches)
+        finally:
+            batches.close()
 
 
 @pytest.mark.parametrize("loader", LOADERS)

@@ -89,7 +89,7 @@ def test_interrupted_and_resumed_equals_undisturbed(name, photo_folder, tmp_path
 def test_sigkill_leaves_a_run_that_resumes(photo_folder, tmp_path):
     """A real process, a real SIGKILL; then the same command line."""
     command = [sys.executable, "-m", "headrace.cli", "pretrain", *RUNS["mae"], f"data.train={photo_folder}",
-               "train.batch_size=8", "train.log_every=1", "train.save_every=1", "train.device=cpu", "train.max_steps=80",
+               "train.batch_size=8", "train.log_every=1", "train.save_every=1", "train.device=cpu", "train.max_steps=40",
                "data.threads=1"]  # fmt: skip
     out = tmp_path / "killed"
     process = subprocess.Popen([*command, f"train.out={out}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -99,10 +99,10 @@ def test_sigkill_leaves_a_run_that_resumes(photo_folder, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     path, state = checkpoint.newest(out)
-    assert 0 < state["step"] < 80
-    assert run("mae", photo_folder, out, "train.max_steps=80", "train.save_every=1000") == 0
-    assert [row["step"] for row in read_metrics(out)] == list(range(1, 81))
-    assert run("mae", photo_folder, tmp_path / "whole", "train.max_steps=80") == 0
+    assert 0 < state["step"] < 40
+    assert run("mae", photo_folder, out, "train.max_steps=40", "train.save_every=1000") == 0
+    assert [row["step"] for row in read_metrics(out)] == list(range(1, 41))
+    assert run("mae", photo_folder, tmp_path / "whole", "train.max_steps=40") == 0
     assert losses(out) == losses(tmp_path / "whole")
 
 

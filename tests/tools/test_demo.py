@@ -1,0 +1,65 @@
+"""The demo at a fraction of its size, on the generated set and on folders a user might have."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from headrace.errors import UserError
+from headrace.tools.demo import demo
+from headrace.tools.demo_images import CLASSES, demo_image, write_demo_images
+
+QUICK = ["train.max_steps=3", "train.batch_size=16", "train.save_every=2", "train.device=cpu",
+         "algorithm.backbone.width=24", "algorithm.backbone.depth=1", "algorithm.backbone.heads=2"]  # fmt: skip
+LEFT = {"config.yaml", "metrics.jsonl", "encoder.safetensors", "loss.png", "reconstruction.png", "views.png", "results.json"}
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """What a user's folder looks like: nested, mixed formats and sizes, one file that is no image, one broken."""
+    root = tmp_path / "Pictures"
+    for index in range(30):
+        rng = np.random.default_rng(index)
+        image = Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=np.uint8))
+        folder = root / ("2023" if index % 2 else "2024") / "deep" / "er"
+        folder.mkdir(parents=True, exist_ok=True)
+        size = tuple(int(side) for side in rng.integers(40, 300, 2))
+        image.resize(size, Image.Resampling.BICUBIC).save(folder / f"my photo {index}{('.jpg', '.png', '.webp', '.gif')[index % 4]}")
+    (root / "notes.txt").write_text("not a picture")
+    (root / "2023" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 nothing")
+    return root
+
+
+def test_images_are_a_function_of_seed_split_and_index(tmp_path):
+    one = write_demo_images(tmp_path / "one", train=20, val=10, seed=3)
+    two = write_demo_images(tmp_path / "two", train=20, val=10, seed=3)
+    files = sorted(p.relative_to(one) for p in one.rglob("*.jpg"))
+    assert len(files) == 30 and all((one / f).read_bytes() == (two / f).read_bytes() for f in files)
+    counts = {name: len(list((one / "train" / name).iterdir())) for name in CLASSES}
+    assert set(counts.values()) == {20 // len(CLASSES)}
+    image, name = demo_image(3, "train", 4)
+    assert name == CLASSES[4 % len(CLASSES)] and np.asarray(image).std() > 10
+    assert not np.array_equal(np.asarray(demo_image(4, "train", 4)[0].resize((64, 64))), np.asarray(image.resize((64, 64))))
+
+
+def test_a_labelled_folder_gets_a_knn_table(pictures, tmp_path, capsys):
+    out = tmp_path / "demo"
+    figures = demo(out, pictures, QUICK)
+    printed = capsys.readouterr().out
+    assert "left out: 2023/broken.jpg" in printed and "k-NN accuracy, 25 neighbours, 5 queries, chance 50.0%" in printed
+    assert LEFT <= {p.name for p in out.iterdir()} and (out / "step-00000003.pt").exists()
+    assert set(figures) == {"raw pixels", "untrained encoder", "pre-trained encoder"}
+    assert json.loads((out / "results.json").read_text())["figures"] == figures
+    for name in ("loss.png", "reconstruction.png", "views.png"):
+        assert np.asarray(Image.open(out / name).convert("L")).std() > 5  # not an empty sheet
+    assert demo(out, pictures, QUICK) == figures  # a second call trains nothing and finds the same
+    with pytest.raises(UserError, match="holds a demo of"):
+        demo(out, tmp_path, QUICK)
+
+
+def test_an_unlabelled_folder_gets_the_retrieval_table(pictures, tmp_path, capsys):
+    figures = demo(tmp_path / "demo", pictures / "2024", QUICK)
+    assert "nearest of 15 (no labels here), chance 6.7%" in capsys.readouterr().out
+    # smooth random colours: raw pixels of two crops of one image are alike, those of different images are not
+    assert figures["raw pixels"] > 0.3
