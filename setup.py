@@ -13,7 +13,10 @@ FOLDERS = ("pipelines", "kernels", "models", "train", "tools", "benchmarks")
 
 setup(
     version=re.search(r'__version__ = "(.+)"', Path(__file__).with_name("__init__.py").read_text())[1],
-    packages=["headrace", *(f"headrace.{name}" for name in find_packages(include=[p for f in FOLDERS for p in (f, f"{f}.*")]))],
+    packages=[
+        "headrace",
+        *(f"headrace.{name}" for name in find_packages(include=[p for f in FOLDERS for p in (f, f"{f}.*")])),
+    ],
     package_dir={"headrace": "."},
     package_data={"headrace": ["configs/*.yaml", "configs/_base/*.yaml", "kernels/*/*.json"]},
     install_requires=[

@@ -13,7 +13,10 @@ def projection_mlp(features: int, hidden: int, output: int, layers: int = 2) -> 
     modules: list[nn.Module] = []
     for layer in range(layers):
         last = layer == layers - 1
-        modules += [nn.Linear(features, output if last else hidden, bias=False), nn.BatchNorm1d(output if last else hidden)]
+        modules += [
+            nn.Linear(features, output if last else hidden, bias=False),
+            nn.BatchNorm1d(output if last else hidden),
+        ]
         if not last:
             modules.append(nn.ReLU(inplace=True))
         features = hidden

@@ -162,4 +162,3 @@ def _crop_pipeline(feed, views: tuple[ViewSpec, ...], decoder: str):
             crop = fn.slice(images, corner, shape, axis_names="HW", normalized_anchor=False, normalized_shape=False)
             outputs.append(fn.resize(crop, size=[view.size, view.size], interp_type=kind, antialias=True))
     return tuple(outputs)
-

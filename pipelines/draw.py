@@ -14,7 +14,9 @@ _CROP = 2 * CROP_ATTEMPTS + 2
 _DRAWS = _CROP + 1 + 1 + 4 + 4 + 1 + 2 + 1  # crop, flip, jitter?, factors, order, gray, blur, solarise
 
 
-def draw_views(inputs: InputSpec, seed: int, epoch: int, ids: torch.Tensor, sizes: torch.Tensor) -> dict[str, ViewParams]:
+def draw_views(
+    inputs: InputSpec, seed: int, epoch: int, ids: torch.Tensor, sizes: torch.Tensor
+) -> dict[str, ViewParams]:
     """Parameters of every view of a batch.
 
     ids: (B,) int64 sample ids; sizes: (B, 2) int64, height and width of the upright images in pixels.

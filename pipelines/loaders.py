@@ -12,7 +12,7 @@ DALI_HINT = "pip install nvidia-dali-cuda130 (or nvidia-dali-cuda120 for a CUDA 
 
 
 def choose_loader(source: ByteSource, kind: str) -> tuple[str, str]:
-    """(loader, why) for data.loader = auto | dali | memory. An explicit choice is honoured or refused, never replaced."""
+    """(loader, why) for data.loader = auto | dali | memory. An explicit choice is honoured or refused."""
     has_dali = importlib.util.find_spec("nvidia.dali") is not None if importlib.util.find_spec("nvidia") else False
     if kind == "dali" and not has_dali:
         raise UserError(f"data.loader: dali is not installed: {DALI_HINT}")
@@ -24,10 +24,14 @@ def choose_loader(source: ByteSource, kind: str) -> tuple[str, str]:
         return "memory", "the images are arrays"
     if has_dali:
         return "dali", "encoded images, DALI is installed"
-    raise UserError(f"data.loader: auto wants DALI: {DALI_HINT}; or set data.loader=memory to keep all pixels in memory")
+    raise UserError(
+        f"data.loader: auto wants DALI: {DALI_HINT}; or set data.loader=memory to keep all pixels in memory"
+    )
 
 
-def make_loader(source: ByteSource, inputs: InputSpec, order, *, kind: str, threads: int | None = None, **rest) -> Loader:
+def make_loader(
+    source: ByteSource, inputs: InputSpec, order, *, kind: str, threads: int | None = None, **rest
+) -> Loader:
     """The loader `kind` (dali or memory) over a source; `rest` is seed, device, rank and world of `BaseLoader`."""
     if kind == "memory":
         return MemoryLoader(source, inputs, order, **rest)

@@ -1,8 +1,8 @@
-"""The loader over images held in memory: arrays, or a small set decoded once. Also the synthetic ceiling of benchmarks."""
+"""The loader over images held in memory: arrays, or a small set decoded once."""
 
 from __future__ import annotations
 
-from typing import Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -69,8 +69,11 @@ class MemoryLoader(BaseLoader):
         crops = {}
         for view in self.inputs.views:
             boxes = plan.params[view.name].crop.tolist()
-            pixels = [crop_and_resize(image, box, view.size, view.interpolation)
-                      for copy in boxes for image, box in zip(images, copy)]  # fmt: skip
+            pixels = [
+                crop_and_resize(image, box, view.size, view.interpolation)
+                for copy in boxes
+                for image, box in zip(images, copy)
+            ]
             crops[view.name] = torch.stack(pixels).permute(0, 2, 3, 1).to(self.device)
         return plan, crops
 

@@ -74,7 +74,7 @@ class Order:
         return step // self.steps_per_epoch
 
     def ids(self, step: int, rank: int = 0, world: int = 1) -> torch.Tensor:
-        """(global_batch / world,) int64: the samples of `rank` at global step `step`, counted from 0 over all epochs."""
+        """(global_batch / world,) int64: what `rank` reads at global step `step`, counted from 0 over all epochs."""
         if self.global_batch % world:
             raise UserError(
                 f"train.batch_size: {self.global_batch} images do not divide among {world} processes; "

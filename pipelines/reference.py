@@ -18,7 +18,9 @@ _FILTER = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BI
 def apply_view(image: Image.Image, view: ViewSpec, params: ViewParams, copy: int, sample: int) -> torch.Tensor:
     """(3, size, size) float32: one view of one upright RGB image."""
     left, top, width, height = params.crop[copy, sample].tolist()
-    image = image.crop((left, top, left + width, top + height)).resize((view.size, view.size), _FILTER[view.interpolation])
+    image = image.crop((left, top, left + width, top + height)).resize(
+        (view.size, view.size), _FILTER[view.interpolation]
+    )
     x = tv.to_dtype(tv.pil_to_tensor(image), torch.float32, scale=True)
     if params.flip[copy, sample]:
         x = tv.horizontal_flip(x)
@@ -42,9 +44,11 @@ def reference_views(
     sizes = torch.tensor([(image.height, image.width) for image in images])
     params = draw_views(inputs, seed, epoch, ids, sizes)
     return {
-        view.name: torch.stack([
-            torch.stack([apply_view(image, view, params[view.name], copy, b) for b, image in enumerate(images)])
-            for copy in range(view.count)
-        ])
+        view.name: torch.stack(
+            [
+                torch.stack([apply_view(image, view, params[view.name], copy, b) for b, image in enumerate(images)])
+                for copy in range(view.count)
+            ]
+        )
         for view in inputs.views
-    }  # fmt: skip
+    }

@@ -6,8 +6,9 @@ it. Between the two, random draws are data: `ViewParams` says exactly what was d
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
-from typing import Iterator, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 
@@ -28,7 +29,9 @@ class ViewSpec:
     name: str = "image"  # key in Batch.views
     count: int = 1
     size: int = 224  # side of the square output in pixels
-    crop: Literal["random", "center"] = "random"  # center: the middle square, its side `center_fraction` of the short one
+    crop: Literal["random", "center"] = (
+        "random"  # center: the middle square, its side `center_fraction` of the short one
+    )
     center_fraction: float = 0.875
     scale: tuple[float, float] = (0.2, 1.0)  # area of a random crop as a fraction of the image
     ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height of a random crop
@@ -128,7 +131,7 @@ class InputSpec:
 
 @dataclass
 class Mask:
-    """Hidden patches of a batch, in raster order of the grid, on the device. The counts are the same for every sample."""
+    """Hidden patches of a batch, on the device. Every sample hides the same number of them."""
 
     hidden: torch.Tensor  # (B, L) bool
     keep: torch.Tensor  # (B, K) int64: indices of the visible patches, in the order the encoder sees them

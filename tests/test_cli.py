@@ -8,22 +8,36 @@ import pytest
 BAD = {
     "no command": (["pretrian"], "headrace: pretrian: no such command; did you mean pretrain?"),
     "missing folder": (
-        ["pretrain", "mae_vit-tiny", "data.train={tmp}/photoz", "train.max_steps=1", "train.out={tmp}/run"], "photoz",
+        ["pretrain", "mae_vit-tiny", "data.train={tmp}/photoz", "train.max_steps=1", "train.out={tmp}/run"],
+        "photoz",
     ),
-    "no data": (["pretrain", "mae_vit-tiny", "train.max_steps=1", "train.out={tmp}/run"], "headrace: data.train: missing"),
+    "no data": (
+        ["pretrain", "mae_vit-tiny", "train.max_steps=1", "train.out={tmp}/run"],
+        "headrace: data.train: missing",
+    ),
     "unknown recipe": (["pretrain", "mae_vit-tinny", "data.train={photos}"], "did you mean mae_vit-tiny?"),
     "unknown key": (
-        ["pretrain", "mae_vit-tiny", "train.bath_size=3"], "train.bath_size: unknown key; did you mean batch_size?",
+        ["pretrain", "mae_vit-tiny", "train.bath_size=3"],
+        "train.bath_size: unknown key; did you mean batch_size?",
     ),
     "wrong type": (
-        ["pretrain", "mae_vit-tiny", "train.batch_size=many"], "train.batch_size: needs an integer, got 'many'",
+        ["pretrain", "mae_vit-tiny", "train.batch_size=many"],
+        "train.batch_size: needs an integer, got 'many'",
     ),
     "unknown algorithm": (
-        ["pretrain", "mae_vit-tiny", "algorithm.name=mea"], "no algorithm 'mea'; did you mean mae?",
+        ["pretrain", "mae_vit-tiny", "algorithm.name=mea"],
+        "no algorithm 'mea'; did you mean mae?",
     ),
     "unknown kernel": (
-        ["pretrain", "mae_vit-tiny", "kernels.patch_los=triton", "data.train={photos}", "train.batch_size=8",
-         "train.out={tmp}/run"], "patch_loss",
+        [
+            "pretrain",
+            "mae_vit-tiny",
+            "kernels.patch_los=triton",
+            "data.train={photos}",
+            "train.batch_size=8",
+            "train.out={tmp}/run",
+        ],
+        "patch_loss",
     ),
     "batch larger than the set": (
         ["pretrain", "mae_vit-tiny", "data.train={photos}", "train.batch_size=640", "train.out={tmp}/run"],
@@ -33,12 +47,14 @@ BAD = {
     "folder without images": (["shard", "{tmp}/text", "{tmp}/out"], "text"),
     "shard of a truncated image": (["shard", "{tmp}/broken", "{tmp}/out"], "bad.jpg"),
     "knn without a checkpoint": (
-        ["knn", "--checkpoint", "{tmp}/none.pt", "--train", "{photos}", "--val", "{photos}"], "none.pt: no such checkpoint",
+        ["knn", "--checkpoint", "{tmp}/none.pt", "--train", "{photos}", "--val", "{photos}"],
+        "none.pt: no such checkpoint",
     ),
     "knn on an empty run": (
-        ["knn", "--checkpoint", "{tmp}/empty", "--train", "{photos}", "--val", "{photos}"], "holds no readable checkpoint",
+        ["knn", "--checkpoint", "{tmp}/empty", "--train", "{photos}", "--val", "{photos}"],
+        "holds no readable checkpoint",
     ),
-}  # fmt: skip
+}
 
 
 def headrace(*arguments, cwd):
@@ -78,4 +94,6 @@ def test_show_prints_the_recipe_with_origins(tmp_path):
 
 def test_usage_lists_every_command(tmp_path):
     result = headrace(cwd=tmp_path)
-    assert result.returncode == 0 and all(f"  {name} " in result.stdout for name in ("shard", "pretrain", "knn", "kernels", "demo"))
+    assert result.returncode == 0 and all(
+        f"  {name} " in result.stdout for name in ("shard", "pretrain", "knn", "kernels", "demo")
+    )

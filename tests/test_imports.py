@@ -79,7 +79,18 @@ def test_heavy_packages_stay_in_their_files():
 
 
 def test_no_file_shadows_a_module_on_the_path_of_torchrun():
-    dependencies = {"torch", "torchvision", "triton", "numpy", "yaml", "webdataset", "ffcv", "PIL", "rich", "matplotlib"}
+    dependencies = {
+        "torch",
+        "torchvision",
+        "triton",
+        "numpy",
+        "yaml",
+        "webdataset",
+        "ffcv",
+        "PIL",
+        "rich",
+        "matplotlib",
+    }
     names = {path.stem for path in (ROOT / "train").glob("*.py")} - {"__init__"}
     assert not names & (set(sys.stdlib_module_names) | dependencies)
 

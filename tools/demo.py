@@ -35,10 +35,16 @@ PHOTOS = 500  # at most, in the retrieval test of unlabelled folders
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="headrace demo", description="Pre-train on a small set and see what it is worth.")
+    parser = argparse.ArgumentParser(
+        prog="headrace demo", description="Pre-train on a small set and see what it is worth."
+    )
     parser.add_argument("--data", type=Path, help="your own folder of images; default: a generated set")
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="everything is left here (default runs/demo)")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the recipe, e.g. train.max_steps=100")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/demo"), help="everything is left here (default runs/demo)"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="changes to the recipe, e.g. train.max_steps=100"
+    )
     arguments = parser.parse_args(argv)
     demo(arguments.out, arguments.data, arguments.overrides)
     return 0
@@ -57,14 +63,20 @@ def demo(out: Path, data: Path | None, overrides: list[str]) -> dict[str, float]
     view = trained.inputs().views[0]
     torch.manual_seed(recipe.train.seed)
     untrained = find_algorithm(recipe.algorithm.name)(recipe.algorithm)
-    encoders = {"raw pixels": nn.Flatten(), "untrained encoder": untrained.encoder, "pre-trained encoder": trained.encoder}
+    encoders = {
+        "raw pixels": nn.Flatten(),
+        "untrained encoder": untrained.encoder,
+        "pre-trained encoder": trained.encoder,
+    }
     device = pick_device(recipe.train.device)
     if bank.classes is not None:
         title = f"k-NN accuracy, {len(bank):,} neighbours, {len(queries):,} queries, chance {1 / len(bank.classes):.1%}"
         score = lambda encoder: _classification(encoder, bank, queries, evaluation_view(view), device)
     else:
         photos = min(PHOTOS, len(train_set))
-        title = f"a second crop of the same photo is the nearest of {photos:,} (no labels here), chance {1 / photos:.1%}"
+        title = (
+            f"a second crop of the same photo is the nearest of {photos:,} (no labels here), chance {1 / photos:.1%}"
+        )
         score = lambda encoder: _retrieval(encoder, train_set, view, device)
     figures = {name: score(encoder) for name, encoder in encoders.items()}
 
@@ -100,7 +112,11 @@ def _own(out: Path, data: Path) -> tuple[ByteSource, ByteSource, ByteSource]:
         marker.write_text(wanted)
     train = _sharded(thumbnails, out / "shards" / "train")
     ids = range(len(train))
-    return train, Subset(train, [i for i in ids if i % QUERY_EVERY]), Subset(train, [i for i in ids if i % QUERY_EVERY == 0])
+    return (
+        train,
+        Subset(train, [i for i in ids if i % QUERY_EVERY]),
+        Subset(train, [i for i in ids if i % QUERY_EVERY == 0]),
+    )
 
 
 def _sharded(folder: Path, out: Path) -> ByteSource:
@@ -110,7 +126,9 @@ def _sharded(folder: Path, out: Path) -> ByteSource:
     return open_source(out)
 
 
-def _classification(encoder: nn.Module, bank: ByteSource, queries: ByteSource, view: ViewSpec, device: torch.device) -> float:
+def _classification(
+    encoder: nn.Module, bank: ByteSource, queries: ByteSource, view: ViewSpec, device: torch.device
+) -> float:
     features = [embed(encoder, source, view, device=device) for source in (bank, queries)]
     return knn_accuracy(*features)
 
@@ -130,5 +148,13 @@ def _table(title: str, figures: dict[str, float], out: Path) -> None:
     width = max(map(len, figures))
     print(f"\n{title}")
     print("\n".join(f"  {name:<{width}}  {figure:6.1%}" for name, figure in figures.items()))
-    files = ("loss.png", "reconstruction.png", "views.png", "encoder.safetensors", "metrics.jsonl", "config.yaml", "results.json")
+    files = (
+        "loss.png",
+        "reconstruction.png",
+        "views.png",
+        "encoder.safetensors",
+        "metrics.jsonl",
+        "config.yaml",
+        "results.json",
+    )
     print(f"\nin {out}/: {', '.join(files)}, checkpoints step-*.pt")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Sequence
 
 import matplotlib
 import torch
@@ -29,7 +29,9 @@ def plot_loss(rows: Sequence[dict], path: Path, title: str) -> None:
 
 def plot_views(source: ByteSource, inputs: InputSpec, path: Path, *, samples: int = 6, seed: int = 0) -> None:
     """One row a sample: the whole image, then every view as the algorithm gets it; hidden patches darkened."""
-    whole = ViewSpec(name="whole image", size=max(v.size for v in inputs.views), crop="center", center_fraction=1.0, flip=0)
+    whole = ViewSpec(
+        name="whole image", size=max(v.size for v in inputs.views), crop="center", center_fraction=1.0, flip=0
+    )
     batch = _batch(source, InputSpec((whole, *inputs.views), inputs.mask), samples, seed)
     columns = []
     for view in (whole, *inputs.views):
@@ -45,13 +47,24 @@ def plot_views(source: ByteSource, inputs: InputSpec, path: Path, *, samples: in
 def plot_reconstruction(algorithm: MAE, source: ByteSource, path: Path, *, samples: int = 6, seed: int = 0) -> None:
     """One row a sample: input, what the encoder sees, visible patches completed by predictions."""
     view = algorithm.config.view
-    centred = ViewSpec(name=view.name, size=view.size, crop="center", interpolation=view.interpolation, flip=0,
-                       mean=view.mean, std=view.std)  # fmt: skip
+    centred = ViewSpec(
+        name=view.name,
+        size=view.size,
+        crop="center",
+        interpolation=view.interpolation,
+        flip=0,
+        mean=view.mean,
+        std=view.std,
+    )
     batch = _batch(source, InputSpec((centred,), algorithm.config.mask), samples, seed)
     images = batch.views[view.name][0]
     restored = algorithm.eval().reconstruct(images, batch.mask)
     pixels = _pixels(images, centred)
-    columns = [("input", pixels), ("masked input", _hide(pixels, batch)), ("reconstruction", _pixels(restored, centred))]
+    columns = [
+        ("input", pixels),
+        ("masked input", _hide(pixels, batch)),
+        ("reconstruction", _pixels(restored, centred)),
+    ]
     note = "Hidden patches are predicted, visible ones pasted from the input."
     if algorithm.config.normalize_pixels:
         note += "\nThe network predicts patterns; each hidden patch's mean and contrast are taken from the input."

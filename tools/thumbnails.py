@@ -1,4 +1,4 @@
-"""A folder of images of any size and format -> the same tree of small JPEGs, so that a demo does not decode for hours."""
+"""Images of any size and format -> a tree of small JPEGs, so that a demo does not decode for hours."""
 
 from __future__ import annotations
 

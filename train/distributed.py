@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Iterator
 
 import torch
 import torch.distributed as dist
@@ -48,15 +48,19 @@ def pick_device(choice: str) -> torch.device:
     if not torch.cuda.is_available():
         raise UserError("train.device: cuda was asked for but torch sees no GPU; use train.device=cpu or auto")
     if local_rank >= torch.cuda.device_count():
-        raise UserError(f"train.device: process {local_rank} has no GPU of its own, there are {torch.cuda.device_count()}")
+        raise UserError(
+            f"train.device: process {local_rank} has no GPU of its own, there are {torch.cuda.device_count()}"
+        )
     return torch.device("cuda", local_rank)
 
 
 @contextmanager
 def launch(device: torch.device, timeout: timedelta = timedelta(minutes=10)) -> Iterator[Launch]:
     """Joins the process group (nccl on GPUs, gloo on CPUs) for as long as the context lasts."""
-    environment = {key: int(os.environ.get(key, default)) for key, default in
-                   (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1))}  # fmt: skip
+    environment = {
+        key: int(os.environ.get(key, default))
+        for key, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1))
+    }
     rank, world, local_rank, local_world = environment.values()
     if device.type == "cuda":
         torch.cuda.set_device(device)

@@ -23,15 +23,28 @@ class Features:
 
 def evaluation_view(training: ViewSpec) -> ViewSpec:
     """The deterministic counterpart of a training view: its middle square at the same size and normalisation."""
-    return ViewSpec(name="evaluation", size=training.size, crop="center", interpolation=training.interpolation, flip=0.0,
-                    mean=training.mean, std=training.std)  # fmt: skip
+    return ViewSpec(
+        name="evaluation",
+        size=training.size,
+        crop="center",
+        interpolation=training.interpolation,
+        flip=0.0,
+        mean=training.mean,
+        std=training.std,
+    )
 
 
 @torch.inference_mode()
 def embed(
-    encoder: nn.Module, source: ByteSource, view: ViewSpec, *, loader: str = "auto", batch_size: int = 256,
-    device: torch.device | str = "cpu", threads: int | None = None,
-) -> Features:  # fmt: skip
+    encoder: nn.Module,
+    source: ByteSource,
+    view: ViewSpec,
+    *,
+    loader: str = "auto",
+    batch_size: int = 256,
+    device: torch.device | str = "cpu",
+    threads: int | None = None,
+) -> Features:
     """Features of all images of a source under a view with `count` 1; the encoder is called in evaluation mode."""
     order = Order(len(source), min(batch_size, len(source)), shuffle=False, last="pad")
     inputs = InputSpec(views=(replace(view, count=1),))

@@ -14,7 +14,9 @@ from .distributed import pick_device
 from .embed import Features, embed, evaluation_view
 
 
-def knn_accuracy(bank: Features, queries: Features, *, k: int = 20, temperature: float = 0.07, chunk: int = 1024) -> float:
+def knn_accuracy(
+    bank: Features, queries: Features, *, k: int = 20, temperature: float = 0.07, chunk: int = 1024
+) -> float:
     """Top-1 accuracy in [0, 1].
 
     Cosine similarity s; the k nearest bank rows vote for their class with weight exp(s / temperature)
@@ -27,7 +29,9 @@ def knn_accuracy(bank: Features, queries: Features, *, k: int = 20, temperature:
     for start in range(0, len(queries.labels), chunk):
         similarity = F.normalize(queries.vectors[start : start + chunk], dim=1) @ rows.T
         nearest, neighbours = similarity.topk(k, dim=1)
-        votes = torch.zeros(len(nearest), classes).scatter_add_(1, bank.labels[neighbours], (nearest / temperature).exp())
+        votes = torch.zeros(len(nearest), classes).scatter_add_(
+            1, bank.labels[neighbours], (nearest / temperature).exp()
+        )
         correct += (votes.argmax(1) == queries.labels[start : start + chunk]).sum().item()
     return correct / len(queries.labels)
 
@@ -51,14 +55,18 @@ def main(argv: list[str] | None = None) -> int:
         if source.classes is None:
             raise UserError(f"{flag}: {source.name} has no labels; k-NN needs a folder per class")
     if bank_source.classes != query_source.classes:
-        raise UserError(f"--val: {query_source.name} has other classes than {bank_source.name}; use the same class folders")
+        raise UserError(
+            f"--val: {query_source.name} has other classes than {bank_source.name}; use the same class folders"
+        )
     view = evaluation_view(algorithm.inputs().views[0])
     options = {"batch_size": arguments.batch_size, "device": pick_device(arguments.device)}
     bank = embed(algorithm.encoder, bank_source, view, **options)
     queries = embed(algorithm.encoder, query_source, view, **options)
     accuracy = knn_accuracy(bank, queries, k=arguments.k, temperature=arguments.temperature)
-    print(f"k-NN top-1 {accuracy:.2%}  (k {arguments.k}, temperature {arguments.temperature}, {len(bank.labels):,} neighbours, "
-          f"{len(queries.labels):,} queries, {path})")  # fmt: skip
+    print(
+        f"k-NN top-1 {accuracy:.2%}  (k {arguments.k}, temperature {arguments.temperature}, "
+        f"{len(bank.labels):,} neighbours, {len(queries.labels):,} queries, {path})"
+    )
     for line in bank.left_out + queries.left_out:
         print(f"left out: {line}")
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Callable
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -32,9 +32,15 @@ def wrap(algorithm: Algorithm, launch: Launch) -> nn.Module:
 
 
 def train_step(
-    model: nn.Module, batch: Batch, progress: Progress, optimizer: torch.optim.Optimizer, *, lr: float,
-    clip_grad: float | None, autocast: bool,
-) -> StepOutput:  # fmt: skip
+    model: nn.Module,
+    batch: Batch,
+    progress: Progress,
+    optimizer: torch.optim.Optimizer,
+    *,
+    lr: float,
+    clip_grad: float | None,
+    autocast: bool,
+) -> StepOutput:
     """Forward, backward, clip, step. No host synchronisation."""
     for group in optimizer.param_groups:
         group["lr"] = lr
@@ -49,9 +55,18 @@ def train_step(
 
 
 def train(
-    algorithm: Algorithm, loader: Loader, optimizer: torch.optim.Optimizer, lrs: np.ndarray, settings: TrainSettings,
-    launch: Launch, log: MetricsLog, *, first_step: int, clip_grad: float | None, save: Callable[[int], None],
-) -> None:  # fmt: skip
+    algorithm: Algorithm,
+    loader: Loader,
+    optimizer: torch.optim.Optimizer,
+    lrs: np.ndarray,
+    settings: TrainSettings,
+    launch: Launch,
+    log: MetricsLog,
+    *,
+    first_step: int,
+    clip_grad: float | None,
+    save: Callable[[int], None],
+) -> None:
     """Steps `first_step` .. len(lrs) - 1; `save(finished_steps)` every `save_every` steps and at the end.
 
     Raises `UserError` when the loss is no longer a number (looked at on logging steps only).
@@ -63,8 +78,15 @@ def train(
         # everything a step draws (dropout, drop path) is a function of (seed, step, rank), so there is no state to save
         torch.manual_seed(stream_key(settings.seed, f"step/{launch.rank}", step))
         progress = Progress(step, total_steps, loader.steps_per_epoch)
-        output = train_step(model, batch, progress, optimizer, lr=float(lrs[step]), clip_grad=clip_grad,
-                            autocast=settings.precision == "bf16")  # fmt: skip
+        output = train_step(
+            model,
+            batch,
+            progress,
+            optimizer,
+            lr=float(lrs[step]),
+            clip_grad=clip_grad,
+            autocast=settings.precision == "bf16",
+        )
         algorithm.after_step(progress)
         interval.add(output)
         finished = step + 1

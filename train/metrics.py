@@ -42,7 +42,11 @@ class MetricsLog:
         self._file = open(path, "a", buffering=1)
         self._progress = None
         if sys.stdout.isatty():
-            columns = (TextColumn("step {task.completed}/{task.total}"), BarColumn(bar_width=24), TextColumn("{task.description}"))
+            columns = (
+                TextColumn("step {task.completed}/{task.total}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.description}"),
+            )
             self._progress = Progress(*columns, console=Console(soft_wrap=True))
             self._task = self._progress.add_task("starting", total=total_steps, completed=first_step)
             self._progress.start()

@@ -1,4 +1,4 @@
-"""Pre-training: ``torchrun --nproc-per-node N train/pretrain.py <recipe> [section.key=value ...]``, or without torchrun.
+"""Pre-training: ``torchrun --nproc-per-node N train/pretrain.py <recipe> [section.key=value ...]``.
 
 One batch can be followed from here: `train.loop.train` -> `Loader.__next__` -> `Algorithm.forward` -> `train_step`.
 """
@@ -54,8 +54,14 @@ def load_recipe(path: str, overrides: list[str]) -> Recipe:
     """Reads and checks a recipe. Raises `UserError` naming every problem."""
     tree = config.load(path, overrides)
     algorithm = find_algorithm(tree.get("algorithm.name").value)
-    types = {"description": str | None, "algorithm": algorithm.Config, "data": DataSettings, "train": TrainSettings,
-             "optim": AdamWSettings | SGDSettings, "kernels": dict[str, str]}  # fmt: skip
+    types = {
+        "description": str | None,
+        "algorithm": algorithm.Config,
+        "data": DataSettings,
+        "train": TrainSettings,
+        "optim": AdamWSettings | SGDSettings,
+        "kernels": dict[str, str],
+    }
     sections = config.build(tree, types)
     resolved = config.show(tree, sections)
     sections.pop("description")
@@ -65,7 +71,9 @@ def load_recipe(path: str, overrides: list[str]) -> Recipe:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="headrace pretrain", description="Pre-train an encoder from a recipe.")
     parser.add_argument("recipe", help="a YAML file, or the name of a packaged recipe such as mae_vit-tiny")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="e.g. data.train=shards train.max_steps=50")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="e.g. data.train=shards train.max_steps=50"
+    )
     parser.add_argument("--show", action="store_true", help="print the resolved recipe with the origin of each value")
     arguments = parser.parse_args(argv)
     if os.getcwd() not in sys.path:  # so that a recipe can name algorithms and kernels beside it
@@ -100,10 +108,16 @@ def pretrain(recipe: Recipe, process: Launch) -> Path:
     optimizer = build_optimizer(algorithm, recipe.optim)
     kind, why = choose_loader(source, recipe.data.loader)
     loader = make_loader(
-        source, algorithm.inputs(), order, kind=kind,
+        source,
+        algorithm.inputs(),
+        order,
+        kind=kind,
         threads=recipe.data.threads or max(1, (os.cpu_count() or 1) // process.local_world),
-        seed=settings.seed, device=process.device, rank=process.rank, world=process.world,
-    )  # fmt: skip
+        seed=settings.seed,
+        device=process.device,
+        rank=process.rank,
+        world=process.world,
+    )
     try:
         first_step = 0
         if resumed:
@@ -119,16 +133,32 @@ def pretrain(recipe: Recipe, process: Launch) -> Path:
 
         def save(step: int) -> None:
             if process.is_main:
-                state = {"model": algorithm.state_dict(), "optimizer": optimizer.state_dict(), "step": step,
-                         "loader": loader.state_dict(), "config": recipe.plain(), "version": headrace.__version__}  # fmt: skip
+                state = {
+                    "model": algorithm.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "step": step,
+                    "loader": loader.state_dict(),
+                    "config": recipe.plain(),
+                    "version": headrace.__version__,
+                }
                 checkpoint.save(out, step, state, settings.keep)
 
         peak = peak_lr(recipe.optim, settings.batch_size)
         lrs = warmup_cosine(peak, total_steps, round(recipe.optim.warmup * total_steps), peak * recipe.optim.final_lr)
         log = MetricsLog(out, first_step, total_steps, process.is_main)
         try:
-            train(algorithm, loader, optimizer, lrs, settings, process, log, first_step=first_step,
-                  clip_grad=recipe.optim.clip_grad, save=save)  # fmt: skip
+            train(
+                algorithm,
+                loader,
+                optimizer,
+                lrs,
+                settings,
+                process,
+                log,
+                first_step=first_step,
+                clip_grad=recipe.optim.clip_grad,
+                save=save,
+            )
         finally:
             log.close()
         replaced = [line for lines in process.gather(loader.stats().replaced) for line in lines]

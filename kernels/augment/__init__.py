@@ -36,6 +36,15 @@ def augment(
     blur's window (`blur_taps`); `mean` and `std` are those of values in [0, 1].
     """
     return augment_reference(
-        pixels, flip=flip, jitter=jitter, order=order, gray=gray, sigma=sigma, solarize=solarize, sigma_max=sigma_max,
-        mean=mean, std=std, dtype=dtype,
-    )  # fmt: skip
+        pixels,
+        flip=flip,
+        jitter=jitter,
+        order=order,
+        gray=gray,
+        sigma=sigma,
+        solarize=solarize,
+        sigma_max=sigma_max,
+        mean=mean,
+        std=std,
+        dtype=dtype,
+    )

@@ -69,8 +69,11 @@ def _hue(x, shift):
     chroma = value - x.min(1, keepdim=True).values
     red, green, blue = x[:, 0:1], x[:, 1:2], x[:, 2:3]
     safe = torch.where(chroma == 0, 1, chroma)
-    sector = torch.where(brightest == 0, (green - blue) / safe,
-                         torch.where(brightest == 1, 2 + (blue - red) / safe, 4 + (red - green) / safe))  # fmt: skip
+    sector = torch.where(
+        brightest == 0,
+        (green - blue) / safe,
+        torch.where(brightest == 1, 2 + (blue - red) / safe, 4 + (red - green) / safe),
+    )
     sector = sector + 6 * shift
     turns = [(n + sector) % 6 for n in (5, 3, 1)]
     return torch.cat([value - chroma * torch.minimum(k, 4 - k).clamp(0, 1) for k in turns], 1)

@@ -20,14 +20,29 @@ from ..aot import Build
 
 @triton.jit(do_not_specialize=["patches", "columns"])
 def _forward_kernel(
-    images, image_b, image_c, image_y, image_x,
-    prediction, prediction_b, prediction_l, prediction_v,
-    hidden, hidden_b, hidden_l,
-    loss, error,
-    patches, columns, eps,
-    CHANNELS: tl.constexpr, PATCH: tl.constexpr, NORMALIZE: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    images,
+    image_b,
+    image_c,
+    image_y,
+    image_x,
+    prediction,
+    prediction_b,
+    prediction_l,
+    prediction_v,
+    hidden,
+    hidden_b,
+    hidden_l,
+    loss,
+    error,
+    patches,
+    columns,
+    eps,
+    CHANNELS: tl.constexpr,
+    PATCH: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
     BLOCK: tl.constexpr,
-):  # fmt: skip
+):
     program = tl.program_id(0)
     # 64 bit from here on: 2048 images of 224x224 hold 3.1e8 values, 16384 of them more than an int32 can count.
     b = (program // patches).to(tl.int64)
@@ -94,11 +109,24 @@ def _forward(
     block, warps = _block_and_warps(values)
     with torch.cuda.device_of(prediction):
         _forward_kernel[(batch * patches,)](
-            images, *images.stride(), prediction, *prediction.stride(), hidden, *hidden.stride(), partial, error,
-            patches, images.shape[3] // patch_size, eps,
-            CHANNELS=channels, PATCH=patch_size, NORMALIZE=normalize,
-            CHANNELS_LAST=images.stride(1) == 1 and images.stride(3) == channels, BLOCK=block, num_warps=warps,
-        )  # fmt: skip
+            images,
+            *images.stride(),
+            prediction,
+            *prediction.stride(),
+            hidden,
+            *hidden.stride(),
+            partial,
+            error,
+            patches,
+            images.shape[3] // patch_size,
+            eps,
+            CHANNELS=channels,
+            PATCH=patch_size,
+            NORMALIZE=normalize,
+            CHANNELS_LAST=images.stride(1) == 1 and images.stride(3) == channels,
+            BLOCK=block,
+            num_warps=warps,
+        )
     weight = (hidden.sum().clamp(min=1) * values).to(torch.float32).reciprocal()
     return partial.sum() * weight, error, weight
 
@@ -158,16 +186,26 @@ def builds() -> Iterator[Build]:
             name=f"forward p{patch_size} {dtype}",
             kernel=_forward_kernel,
             types={
-                "images": f"*{dtype}", "prediction": f"*{dtype}", "hidden": "*i1",
-                "loss": "*fp32", "error": f"*{dtype}", "eps": "fp32",
+                "images": f"*{dtype}",
+                "prediction": f"*{dtype}",
+                "hidden": "*i1",
+                "loss": "*fp32",
+                "error": f"*{dtype}",
+                "eps": "fp32",
             },
             constants={
-                "image_c": 1, "prediction_v": 1, "hidden_l": 1,
-                "CHANNELS": 3, "PATCH": patch_size, "NORMALIZE": True, "CHANNELS_LAST": True, "BLOCK": block,
+                "image_c": 1,
+                "prediction_v": 1,
+                "hidden_l": 1,
+                "CHANNELS": 3,
+                "PATCH": patch_size,
+                "NORMALIZE": True,
+                "CHANNELS_LAST": True,
+                "BLOCK": block,
             },
             aligned=("images", "image_b", "image_y", "prediction", "loss", "error", *strides),
             warps=warps,
-        )  # fmt: skip
+        )
         yield Build(
             name=f"backward p{patch_size} {dtype}",
             kernel=_backward_kernel,

@@ -34,10 +34,13 @@ class MAE(Algorithm):
         def __post_init__(self) -> None:
             if self.view.count != 1 or self.view.size % self.backbone.patch_size:
                 raise ValueError(
-                    f"view: needs one view whose size is a multiple of backbone.patch_size ({self.backbone.patch_size}), "
-                    f"got {self.view.count} of {self.view.size} px"
+                    f"view: needs one view whose size is a multiple of backbone.patch_size "
+                    f"({self.backbone.patch_size}), got {self.view.count} of {self.view.size} px"
                 )
-            self.mask
+            try:
+                _ = self.mask
+            except ValueError as fault:  # "ratio: ..."
+                raise ValueError(f"mask_{fault}") from None
 
         @property
         def mask(self) -> MaskSpec:

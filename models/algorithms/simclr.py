@@ -1,4 +1,4 @@
-"""SimCLR: A Simple Framework for Contrastive Learning of Visual Representations (Chen et al. 2020, arXiv 2002.05709)."""
+"""SimCLR: A Simple Framework for Contrastive Learning of Visual Representations (Chen et al., arXiv 2002.05709)."""
 
 from __future__ import annotations
 
@@ -28,9 +28,18 @@ class SimCLR(Algorithm):
     class Config(Algorithm.Config):
         name: Literal["simclr"] = "simclr"
         view: ViewSpec = ViewSpec(
-            count=2, size=224, scale=(0.08, 1.0), flip=0.5, jitter=0.8, brightness=0.8, contrast=0.8, saturation=0.8,
-            hue=0.2, gray=0.2, blur=0.5,
-        )  # fmt: skip
+            count=2,
+            size=224,
+            scale=(0.08, 1.0),
+            flip=0.5,
+            jitter=0.8,
+            brightness=0.8,
+            contrast=0.8,
+            saturation=0.8,
+            hue=0.2,
+            gray=0.2,
+            blur=0.5,
+        )
         backbone: ResNet.Config | ViT.Config = ResNet.Config(name="resnet50")
         hidden: int = 2048  # width of the projection head
         projection: int = 128

@@ -1,4 +1,5 @@
 import pytest
+
 from headrace.kernels import configure, registry
 
 

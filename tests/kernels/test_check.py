@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+
 from headrace.errors import UserError
 from headrace.kernels import use
 from headrace.kernels.check import check

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from headrace.errors import UserError
 from headrace.kernels import operator, use
 from headrace.kernels.check import check

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+
 from headrace.errors import UserError
 from headrace.kernels import configure, operator, operator_names, registry, report, use
 from headrace.kernels.patch_loss import patch_loss, reference

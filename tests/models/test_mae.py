@@ -78,7 +78,9 @@ def test_keeping_every_patch_is_the_plain_encoder(mae):
 def test_visible_predictions_get_no_gradient(mae):
     batch = make_batch(mae)
     predicted = []
-    mae.decoder.register_forward_hook(lambda module, inputs, output: (output.retain_grad(), predicted.append(output))[1])
+    mae.decoder.register_forward_hook(
+        lambda module, inputs, output: (output.retain_grad(), predicted.append(output))[1]
+    )
     mae(batch, Progress(0, 1, 1)).loss.backward()
     gradient = predicted[0].grad
     assert (gradient[~batch.mask.hidden] == 0).all() and (gradient[batch.mask.hidden] != 0).any(-1).all()
@@ -133,3 +135,9 @@ def test_impossible_sizes_are_refused():
         MAE.Config(view=ViewSpec(size=30), backbone=ViT.Config(patch_size=8))
     with pytest.raises(ValueError, match="width: 100 must be a multiple"):
         ViT.Config(width=100, heads=3)
+
+
+def test_a_mask_that_leaves_nothing_is_refused():
+    for ratio in (1.0, -0.1, 0.99):
+        with pytest.raises(ValueError, match="^mask_ratio: "):
+            MAE.Config(view=ViewSpec(size=32), backbone=ViT.Config(patch_size=8), mask_ratio=ratio)

@@ -52,12 +52,16 @@ def test_small_image_stem_keeps_the_resolution():
 def test_both_views_share_one_batch_normalisation():
     """Swapping the views of every image must not change the loss."""
     torch.manual_seed(0)
-    config = SimCLR.Config(view=ViewSpec(count=2, size=32), backbone=ResNet.Config(small_image_stem=True), hidden=16, projection=8)
+    config = SimCLR.Config(
+        view=ViewSpec(count=2, size=32), backbone=ResNet.Config(small_image_stem=True), hidden=16, projection=8
+    )
     model = SimCLR(config)
     views = torch.randn(2, 4, 3, 32, 32)
+
     def loss(v):
         batch = Batch(views={"image": v}, ids=torch.arange(4), labels=None, mask=None, step=0, epoch=0)
         return model(batch, Progress(0, 1, 1)).loss.item()
+
     assert abs(loss(views) - loss(views.flip(0))) < 1e-5
 
 

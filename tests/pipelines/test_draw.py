@@ -12,8 +12,18 @@ from headrace.pipelines.draw import draw_views, random_resized_crop
 from headrace.pipelines.masks import draw_mask
 from headrace.pipelines.spec import InputSpec, MaskSpec, ViewSpec
 
-SIMCLR = ViewSpec(count=2, jitter=0.8, brightness=0.8, contrast=0.4, saturation=0.6, hue=0.2, gray=0.2, blur=0.5,
-                  solarize=0.1, scale=(0.08, 1.0))  # fmt: skip
+SIMCLR = ViewSpec(
+    count=2,
+    jitter=0.8,
+    brightness=0.8,
+    contrast=0.4,
+    saturation=0.6,
+    hue=0.2,
+    gray=0.2,
+    blur=0.5,
+    solarize=0.1,
+    scale=(0.08, 1.0),
+)
 
 
 def draw(view, n=20000, size=(300, 400), seed=0, epoch=0):
@@ -27,8 +37,10 @@ def test_crops_are_distributed_as_torchvisions(size):
     torch.manual_seed(0)
     image = torch.empty(3, *size)
     sampler = v2.RandomResizedCrop(224, scale=view.scale, ratio=view.ratio)
-    theirs = np.array([[p["left"], p["top"], p["width"], p["height"]]
-                       for p in (sampler.make_params([image]) for _ in range(6000))], dtype=float)  # fmt: skip
+    theirs = np.array(
+        [[p["left"], p["top"], p["width"], p["height"]] for p in (sampler.make_params([image]) for _ in range(6000))],
+        dtype=float,
+    )
     for ours, other in zip((left, top, width, height, width * height), (*theirs.T, theirs[:, 2] * theirs[:, 3])):
         if other.std() == 0:  # the fallback: one box for all
             assert (ours == other[0]).all()
@@ -59,8 +71,10 @@ def test_center_crop():
 def test_probabilities_and_ranges():
     p = draw(SIMCLR)
     n = p.flip.numel()
+
     def near(rate, expected):
         assert abs(rate - expected) < 4 * math.sqrt(expected * (1 - expected) / n)
+
     jittered = p.order[..., 0] >= 0
     near(p.flip.double().mean(), 0.5)
     near(jittered.double().mean(), 0.8)

@@ -17,7 +17,13 @@ def test_mix_is_splitmix64():
     golden = 0x9E3779B97F4A7C15
     states = [(1234567 + golden * k) % 2**64 for k in (1, 2, 3, 4, 5)]
     signed = torch.tensor([s - 2**64 if s >= 2**63 else s for s in states])
-    expected = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821]
+    expected = [
+        6457827717110365317,
+        3203168211198807973,
+        9817491932198370423,
+        4593380528125082431,
+        16408922859458223821,
+    ]
     assert [int(x) % 2**64 for x in mix(signed)] == expected
 
 
@@ -65,9 +71,13 @@ def test_every_place_is_equally_likely():
 
 
 @given(
-    samples=st.integers(1, 200), share=st.integers(1, 9), world=st.integers(1, 6), epoch=st.integers(0, 5),
-    last=st.sampled_from(["drop", "pad"]), shuffle=st.booleans(),
-)  # fmt: skip
+    samples=st.integers(1, 200),
+    share=st.integers(1, 9),
+    world=st.integers(1, 6),
+    epoch=st.integers(0, 5),
+    last=st.sampled_from(["drop", "pad"]),
+    shuffle=st.booleans(),
+)
 @settings(max_examples=150, deadline=None)
 def test_an_epoch_reads_every_sample_once(samples, share, world, epoch, last, shuffle):
     batch = share * world
@@ -77,7 +87,9 @@ def test_an_epoch_reads_every_sample_once(samples, share, world, epoch, last, sh
         return
     order = Order(samples, batch, seed=5, last=last, shuffle=shuffle)
     first = epoch * order.steps_per_epoch
-    read = torch.cat([order.ids(first + s, r, world) for s in range(order.steps_per_epoch) for r in range(world)]).tolist()
+    read = torch.cat(
+        [order.ids(first + s, r, world) for s in range(order.steps_per_epoch) for r in range(world)]
+    ).tolist()
     if last == "drop":
         assert len(set(read)) == len(read) == samples // batch * batch
     else:

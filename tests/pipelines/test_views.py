@@ -17,17 +17,35 @@ from headrace.pipelines.reference import reference_views
 from headrace.pipelines.sources import open_source
 from headrace.pipelines.spec import InputSpec, MaskSpec, ViewSpec
 
-FULL = ViewSpec(name="full", count=2, size=64, jitter=0.8, brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2,
-                gray=0.2, blur=0.5, solarize=0.3)  # fmt: skip
+FULL = ViewSpec(
+    name="full",
+    count=2,
+    size=64,
+    jitter=0.8,
+    brightness=0.8,
+    contrast=0.8,
+    saturation=0.8,
+    hue=0.2,
+    gray=0.2,
+    blur=0.5,
+    solarize=0.3,
+)
 PLAIN = ViewSpec(name="plain", size=48, interpolation="bicubic")
 LOADERS = {"dali": DaliLoader, "memory": MemoryLoader}
 
 
 def neutral(n, **change):
-    base = dict(flip=torch.zeros(n, dtype=torch.bool), jitter=torch.tensor([[1.0, 1.0, 1.0, 0.0]]).repeat(n, 1),
-                order=torch.full((n, 4), -1, dtype=torch.int8), gray=torch.zeros(n, dtype=torch.bool),
-                sigma=torch.zeros(n), solarize=torch.zeros(n, dtype=torch.bool), sigma_max=2.0,
-                mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))  # fmt: skip
+    base = dict(
+        flip=torch.zeros(n, dtype=torch.bool),
+        jitter=torch.tensor([[1.0, 1.0, 1.0, 0.0]]).repeat(n, 1),
+        order=torch.full((n, 4), -1, dtype=torch.int8),
+        gray=torch.zeros(n, dtype=torch.bool),
+        sigma=torch.zeros(n),
+        solarize=torch.zeros(n, dtype=torch.bool),
+        sigma_max=2.0,
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+    )
     return {**base, **change}
 
 
@@ -119,7 +137,9 @@ def test_contract(loader, photo_folder):
         following = next(batches)
         batches.load_state_dict({"step": 1})
         again = next(batches)
-        assert torch.equal(again.views["plain"], seen[1].views["plain"]) and torch.equal(again.mask.keep, seen[1].mask.keep)
+        assert torch.equal(again.views["plain"], seen[1].views["plain"]) and torch.equal(
+            again.mask.keep, seen[1].mask.keep
+        )
         batches.load_state_dict(state)
         assert torch.equal(next(batches).views["plain"], following.views["plain"])
         assert batches.stats().images == 8 * 10 and batches.stats().wait_seconds > 0
@@ -205,7 +225,7 @@ def test_formats_mean_the_same_everywhere(loader, kind, tmp_path):
     exif[0x112] = 6
     image, name, options = {
         "gif": (base, "x.gif", {}),
-        "png16": (Image.fromarray((np.asarray(base.convert("L")).astype(np.uint16) * 257)), "x.png", {}),
+        "png16": (Image.fromarray(np.asarray(base.convert("L")).astype(np.uint16) * 257), "x.png", {}),
         "rgba": (base.convert("RGBA"), "x.png", {}),
         "cmyk": (base.convert("CMYK"), "x.jpg", {"quality": 95}),
         "turned": (base, "x.jpg", {"exif": exif, "quality": 95}),

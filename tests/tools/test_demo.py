@@ -10,9 +10,24 @@ from headrace.errors import UserError
 from headrace.tools.demo import demo
 from headrace.tools.demo_images import CLASSES, demo_image, write_demo_images
 
-QUICK = ["train.max_steps=3", "train.batch_size=16", "train.save_every=2", "train.device=cpu",
-         "algorithm.backbone.width=24", "algorithm.backbone.depth=1", "algorithm.backbone.heads=2"]  # fmt: skip
-LEFT = {"config.yaml", "metrics.jsonl", "encoder.safetensors", "loss.png", "reconstruction.png", "views.png", "results.json"}
+QUICK = [
+    "train.max_steps=3",
+    "train.batch_size=16",
+    "train.save_every=2",
+    "train.device=cpu",
+    "algorithm.backbone.width=24",
+    "algorithm.backbone.depth=1",
+    "algorithm.backbone.heads=2",
+]
+LEFT = {
+    "config.yaml",
+    "metrics.jsonl",
+    "encoder.safetensors",
+    "loss.png",
+    "reconstruction.png",
+    "views.png",
+    "results.json",
+}
 
 
 @pytest.fixture
@@ -25,7 +40,9 @@ def pictures(tmp_path):
         folder = root / ("2023" if index % 2 else "2024") / "deep" / "er"
         folder.mkdir(parents=True, exist_ok=True)
         size = tuple(int(side) for side in rng.integers(40, 300, 2))
-        image.resize(size, Image.Resampling.BICUBIC).save(folder / f"my photo {index}{('.jpg', '.png', '.webp', '.gif')[index % 4]}")
+        image.resize(size, Image.Resampling.BICUBIC).save(
+            folder / f"my photo {index}{('.jpg', '.png', '.webp', '.gif')[index % 4]}"
+        )
     (root / "notes.txt").write_text("not a picture")
     (root / "2023" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 nothing")
     return root
@@ -40,7 +57,9 @@ def test_images_are_a_function_of_seed_split_and_index(tmp_path):
     assert set(counts.values()) == {20 // len(CLASSES)}
     image, name = demo_image(3, "train", 4)
     assert name == CLASSES[4 % len(CLASSES)] and np.asarray(image).std() > 10
-    assert not np.array_equal(np.asarray(demo_image(4, "train", 4)[0].resize((64, 64))), np.asarray(image.resize((64, 64))))
+    assert not np.array_equal(
+        np.asarray(demo_image(4, "train", 4)[0].resize((64, 64))), np.asarray(image.resize((64, 64)))
+    )
 
 
 def test_a_labelled_folder_gets_a_knn_table(pictures, tmp_path, capsys):

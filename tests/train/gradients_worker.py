@@ -23,14 +23,17 @@ from headrace.train.loop import wrap
 
 CONFIGS = {
     "mae": MAE.Config(
-        view=ViewSpec(size=32), backbone=ViT.Config(patch_size=8, width=24, depth=2, heads=2),
+        view=ViewSpec(size=32),
+        backbone=ViT.Config(patch_size=8, width=24, depth=2, heads=2),
         decoder=MAEDecoder.Config(width=16, depth=1, heads=2),
     ),
     "simclr": SimCLR.Config(
-        view=ViewSpec(count=2, size=32, jitter=0.8, brightness=0.4, hue=0.1), backbone=ResNet.Config(small_image_stem=True),
-        hidden=32, projection=16,
+        view=ViewSpec(count=2, size=32, jitter=0.8, brightness=0.4, hue=0.1),
+        backbone=ResNet.Config(small_image_stem=True),
+        hidden=32,
+        projection=16,
     ),
-}  # fmt: skip
+}
 
 
 def main(name: str, folder: str, out: str) -> None:
@@ -39,8 +42,9 @@ def main(name: str, folder: str, out: str) -> None:
         algorithm = {"mae": MAE, "simclr": SimCLR}[name](CONFIGS[name])
         algorithm = synchronize_batch_norm(algorithm, process.device)
         source = open_source(folder)
-        loader = MemoryLoader(source, algorithm.inputs(), Order(len(source), 12, seed=4), seed=4,
-                              rank=process.rank, world=process.world)  # fmt: skip
+        loader = MemoryLoader(
+            source, algorithm.inputs(), Order(len(source), 12, seed=4), seed=4, rank=process.rank, world=process.world
+        )
         model = wrap(algorithm, process)
         output = model(next(loader), Progress(0, 1, loader.steps_per_epoch))
         output.loss.backward()

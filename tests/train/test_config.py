@@ -8,6 +8,7 @@ from typing import Any, Literal, Optional
 
 import pytest
 import yaml
+
 from headrace.errors import UserError
 from headrace.pipelines.spec import ViewSpec
 from headrace.train import config

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+
 from headrace.errors import UserError
 from headrace.train import config
 

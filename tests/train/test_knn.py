@@ -44,7 +44,9 @@ def test_features_are_those_of_the_source_in_order(photo_folder):
     source = open_source(photo_folder)
     view = evaluation_view(ViewSpec(size=32, interpolation="bicubic", jitter=0.5, flip=0.5))
     got = embed(Mean(), source, view, batch_size=10)
-    oracle = reference_views(source, InputSpec((view,)), 0, 0, torch.arange(len(source)))["evaluation"][0].mean((-2, -1))
+    oracle = reference_views(source, InputSpec((view,)), 0, 0, torch.arange(len(source)))["evaluation"][0].mean(
+        (-2, -1)
+    )
     assert (got.vectors - oracle).abs().max() < 0.02
     assert got.labels.tolist() == [source.label(i) for i in range(len(source))] and got.left_out == []
 
@@ -76,11 +78,27 @@ def stripes(tmp_path_factory):
 def test_command(stripes, tmp_path, capsys):
     from headrace.train import pretrain
 
-    overrides = ["algorithm.view.size=32", "algorithm.backbone.patch_size=8", "algorithm.backbone.width=24",
-                 "algorithm.backbone.depth=1", "algorithm.backbone.heads=2", "algorithm.decoder.width=16",
-                 "algorithm.decoder.depth=1", "algorithm.decoder.heads=2"]  # fmt: skip
-    pretrain.main(["mae_vit-tiny", *overrides, f"data.train={stripes}/train", f"train.out={tmp_path}", "train.batch_size=4",
-                   "train.max_steps=2", "train.device=cpu"])  # fmt: skip
+    overrides = [
+        "algorithm.view.size=32",
+        "algorithm.backbone.patch_size=8",
+        "algorithm.backbone.width=24",
+        "algorithm.backbone.depth=1",
+        "algorithm.backbone.heads=2",
+        "algorithm.decoder.width=16",
+        "algorithm.decoder.depth=1",
+        "algorithm.decoder.heads=2",
+    ]
+    pretrain.main(
+        [
+            "mae_vit-tiny",
+            *overrides,
+            f"data.train={stripes}/train",
+            f"train.out={tmp_path}",
+            "train.batch_size=4",
+            "train.max_steps=2",
+            "train.device=cpu",
+        ]
+    )
     capsys.readouterr()
     arguments = ["--checkpoint", str(tmp_path), "--train", f"{stripes}/train", "--val", f"{stripes}/val", "--k", "3"]
     assert knn.main(arguments) == 0

@@ -20,26 +20,58 @@ from headrace.train import checkpoint, pretrain
 from headrace.train.metrics import read_metrics
 
 ROOT = Path(headrace.__file__).parent
-TINY_MAE = ["algorithm.view.size=32", "algorithm.backbone.patch_size=8", "algorithm.backbone.width=24",
-            "algorithm.backbone.depth=2", "algorithm.backbone.heads=2", "algorithm.decoder.width=16",
-            "algorithm.decoder.depth=1", "algorithm.decoder.heads=2"]  # fmt: skip
-TINY_SIMCLR = ["algorithm.view.size=32", "algorithm.backbone.small_image_stem=true", "algorithm.hidden=32",
-               "algorithm.projection=16"]  # fmt: skip
+TINY_MAE = [
+    "algorithm.view.size=32",
+    "algorithm.backbone.patch_size=8",
+    "algorithm.backbone.width=24",
+    "algorithm.backbone.depth=2",
+    "algorithm.backbone.heads=2",
+    "algorithm.decoder.width=16",
+    "algorithm.decoder.depth=1",
+    "algorithm.decoder.heads=2",
+]
+TINY_SIMCLR = [
+    "algorithm.view.size=32",
+    "algorithm.backbone.small_image_stem=true",
+    "algorithm.hidden=32",
+    "algorithm.projection=16",
+]
 RUNS = {"mae": ["mae_vit-tiny", *TINY_MAE], "simclr": ["simclr_resnet18", *TINY_SIMCLR]}
 
 
 def run(name, data, out, *overrides):
-    arguments = [*RUNS[name], f"data.train={data}", f"train.out={out}", "train.batch_size=8", "train.device=cpu",
-                 "train.log_every=1", "data.threads=1", *overrides]  # fmt: skip
+    arguments = [
+        *RUNS[name],
+        f"data.train={data}",
+        f"train.out={out}",
+        "train.batch_size=8",
+        "train.device=cpu",
+        "train.log_every=1",
+        "data.threads=1",
+        *overrides,
+    ]
     return pretrain.main(arguments)
 
 
 def torchrun(processes, *command, check=True):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *map(str, command)],
-        capture_output=True, text=True, env=environment, cwd=ROOT, check=check, timeout=240,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            str(processes),
+            *map(str, command),
+        ],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=ROOT,
+        check=check,
+        timeout=240,
+    )
 
 
 def losses(out):
@@ -62,7 +94,7 @@ def test_two_processes_have_the_gradients_of_one(name, photo_folder, tmp_path):
 
 @pytest.mark.parametrize("name", RUNS)
 def test_interrupted_and_resumed_equals_undisturbed(name, photo_folder, tmp_path, monkeypatch):
-    """The run dies at a random step, after the step and before its checkpoint; the curve and the weights do not show it."""
+    """The run dies at a random step; neither the curve nor the weights show it."""
     steps, every = 9, 2
     assert run(name, photo_folder, tmp_path / "whole", f"train.max_steps={steps}") == 0
     stop = int(np.random.default_rng().integers(every + 1, steps))
@@ -88,9 +120,20 @@ def test_interrupted_and_resumed_equals_undisturbed(name, photo_folder, tmp_path
 
 def test_sigkill_leaves_a_run_that_resumes(photo_folder, tmp_path):
     """A real process, a real SIGKILL; then the same command line."""
-    command = [sys.executable, "-m", "headrace.cli", "pretrain", *RUNS["mae"], f"data.train={photo_folder}",
-               "train.batch_size=8", "train.log_every=1", "train.save_every=1", "train.device=cpu", "train.max_steps=40",
-               "data.threads=1"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "headrace.cli",
+        "pretrain",
+        *RUNS["mae"],
+        f"data.train={photo_folder}",
+        "train.batch_size=8",
+        "train.log_every=1",
+        "train.save_every=1",
+        "train.device=cpu",
+        "train.max_steps=40",
+        "data.threads=1",
+    ]
     out = tmp_path / "killed"
     process = subprocess.Popen([*command, f"train.out={out}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     deadline = time.time() + 120
@@ -171,7 +214,7 @@ def test_a_checkpoint_with_code_in_it_is_refused(tmp_path):
 
 
 def test_loss_falls(tmp_path):
-    """Colour ramps, without per-patch normalisation: what is visible tells what is hidden, once the encoder has learned."""
+    """Colour ramps without per-patch normalisation: what is visible tells what is hidden."""
     data = tmp_path / "ramps"
     data.mkdir()
     across, down = np.meshgrid(np.linspace(-1, 1, 64), np.linspace(-1, 1, 64))
@@ -197,17 +240,32 @@ def test_bad_images_are_reported_at_the_end(photo_folder, tmp_path, capsys):
 @pytest.mark.parametrize("name", RUNS)
 def test_torchrun(name, photo_folder, tmp_path):
     """The entry of torchrun on two processes: the curve of one process, to rounding."""
-    arguments = [*RUNS[name], f"data.train={photo_folder}", "train.batch_size=8", "train.max_steps=4", "train.log_every=1",
-                 "train.device=cpu", "data.threads=1"]  # fmt: skip
+    arguments = [
+        *RUNS[name],
+        f"data.train={photo_folder}",
+        "train.batch_size=8",
+        "train.max_steps=4",
+        "train.log_every=1",
+        "train.device=cpu",
+        "data.threads=1",
+    ]
     torchrun(2, ROOT / "train" / "pretrain.py", *arguments, f"train.out={tmp_path / 'two'}")
     assert pretrain.main([*arguments, f"train.out={tmp_path / 'one'}"]) == 0
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=2e-3)
 
 
 def test_indivisible_batch_under_torchrun(photo_folder, tmp_path):
-    result = torchrun(2, ROOT / "train" / "pretrain.py", *RUNS["mae"], f"data.train={photo_folder}",
-                      f"train.out={tmp_path / 'x'}", "train.batch_size=7", "train.max_steps=1", "train.device=cpu",
-                      check=False)  # fmt: skip
+    result = torchrun(
+        2,
+        ROOT / "train" / "pretrain.py",
+        *RUNS["mae"],
+        f"data.train={photo_folder}",
+        f"train.out={tmp_path / 'x'}",
+        "train.batch_size=7",
+        "train.max_steps=1",
+        "train.device=cpu",
+        check=False,
+    )
     line = "headrace: train.batch_size: 7 images do not divide among 2 processes; use a multiple of 2"
     assert result.returncode != 0 and result.stderr.count(line) == 1
     assert not (tmp_path / "x").exists()

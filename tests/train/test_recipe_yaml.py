@@ -6,10 +6,11 @@ import math
 
 import pytest
 import yaml
-from headrace.errors import UserError
-from headrace.train.recipe_yaml import Node, parse, render
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from headrace.errors import UserError
+from headrace.train.recipe_yaml import Node, parse, render
 
 
 def read(text: str) -> Node:
