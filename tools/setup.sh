@@ -37,7 +37,7 @@ if ! { command -v g++ && pkg-config --exists opencv4 libturbojpeg; } >/dev/null 
     install_packages "${needs[@]}" || true
 fi
 log=$(mktemp)
-if ! "$venv/bin/pip" install -q '.[ffcv]' >"$log" 2>&1; then
+if ! "$venv/bin/pip" install -q -e '.[ffcv]' >"$log" 2>&1; then
     say "FFCV could not be built, so .beton files cannot be read or written; all else works." \
         "To add it: sudo apt-get install ${needs[*]} && $venv/bin/pip install 'ffcv' (log: $log)"
 fi
