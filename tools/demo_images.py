@@ -1,8 +1,8 @@
-"""A small synthetic photo-like image set for the demo: textured shapes on cluttered backgrounds.
+"""A small synthetic image set for the demo: confetti of one shape and one texture on a cluttered grey backdrop.
 
-Ten classes, five shapes times two textures. Position, size, rotation, colours, background and lighting are drawn
-at random for every image, so that comparing pixels says little about the class, while the class is evident to the
-eye. Every image is a pure function of ``(seed, split, index)``; nothing is downloaded.
+Ten classes, five shapes times two textures. Positions, sizes, rotations and colours of the pieces, backdrop and
+lighting are drawn at random for every image, so that comparing pixels says little about the class, while the class
+is evident to the eye. Every image is a pure function of ``(seed, split, index)``; nothing is downloaded.
 
 Run as a script: ``python demo_images.py FOLDER [--train N] [--val N] [--seed N]``.
 """
@@ -18,9 +18,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 SHAPES = ("cross", "disc", "ring", "star", "triangle")
-TEXTURES = ("dotted", "striped")
+TEXTURES = ("solid", "striped")
 CLASSES = tuple(f"{shape}-{texture}" for shape in SHAPES for texture in TEXTURES)
 SPLITS = ("train", "val")
+PIECES = 3  # along each side of an image
 
 
 def write_demo_images(folder, *, train=3000, val=600, seed=0):
@@ -45,7 +46,7 @@ def write_demo_images(folder, *, train=3000, val=600, seed=0):
             picture.save(root / split / name / f"{index:05d}.jpg", quality=85)
 
         jobs = [(split, index) for split, count in zip(SPLITS, (train, val)) for index in range(count)]
-        # Threads are enough: numpy and Pillow let go of the interpreter lock while they draw and encode.
+        # Threads rather than processes: nothing to import again, and Pillow encodes without the interpreter lock.
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for _ in pool.map(write, *zip(*jobs)):
                 pass
@@ -70,54 +71,66 @@ def demo_image(seed, split, index):
     name = CLASSES[index % len(CLASSES)]
     shape, texture = name.split("-")
     width, height = (int(side) for side in rng.integers(144, 177, size=2))
-    hue = rng.uniform()
-    canvas = _background(rng, width, height, hue)
+    canvas = _background(rng, width, height)
 
-    # Coordinates in pixels around the object's centre, in the object's own rotation.
-    radius = min(width, height) * rng.uniform(0.30, 0.42)
-    centre_x, centre_y = np.array([width, height]) * rng.uniform(0.42, 0.58, size=2)
-    column = np.arange(width, dtype=np.float32)[None, :] - np.float32(centre_x)
-    row = np.arange(height, dtype=np.float32)[:, None] - np.float32(centre_y)
-    turn = rng.uniform(0, 2 * np.pi)
+    # A jittered grid at a random offset, one piece more along each side than fits: those at the border are cut off.
+    cell = np.array([width, height]) / PIECES
+    offset = rng.uniform(-0.5, 0.5, size=2)
+    for place in np.ndindex(PIECES + 1, PIECES + 1):
+        centre = (place + offset + rng.uniform(-0.12, 0.12, size=2)) * cell
+        _draw_piece(rng, canvas, shape, texture, centre, cell.min() * rng.uniform(0.38, 0.50))
 
-    shadow_x, shadow_y = radius * rng.uniform(-0.16, 0.16, size=2)
-    shadow = _outline(shape, *_rotate(column - shadow_x, row - shadow_y, turn), radius)
-    canvas *= 1 - 0.45 * _coverage(shadow, softness=0.12 * radius)
-
-    distance = _outline(shape, *_rotate(column, row, turn), radius)
-    fill = _texture(rng, texture, column, row, radius)
-    # Far in hue from the background, one colour light and one dark, so that shape and texture both stand out.
-    front = hue + rng.uniform(0.25, 0.75)
-    light = _colour(front, rng.uniform(0.15, 0.60), rng.uniform(0.85, 1.00))
-    dark = _colour(front + rng.uniform(-0.2, 0.2), rng.uniform(0.60, 0.95), rng.uniform(0.30, 0.55))
-    if rng.uniform() < 0.5:
-        light, dark = dark, light
-    body = dark + (light - dark) * fill
-    canvas += (body - canvas) * _coverage(distance)
-
-    slope_x, slope_y = rng.uniform(-0.25, 0.25, size=2)
-    canvas *= rng.uniform(0.80, 1.05) * (1 + slope_x * column / width + slope_y * row / height)[..., None]
-    canvas += rng.normal(0, 0.012, size=canvas.shape)
+    slope_x, slope_y = rng.uniform(-0.15, 0.15, size=2)
+    light = slope_x * np.linspace(-0.5, 0.5, width)[None, :] + slope_y * np.linspace(-0.5, 0.5, height)[:, None]
+    canvas *= (rng.uniform(0.90, 1.05) * (1 + light))[..., None]
+    canvas += 0.012 * rng.standard_normal(canvas.shape, dtype=np.float32)
     return Image.fromarray((canvas.clip(0, 1) * 255).round().astype(np.uint8)), name
 
 
-def _background(rng, width, height, hue):
-    """Return a cluttered backdrop around ``hue``: float32 RGB in 0..1, shape (height, width, 3)."""
-    blotches = np.stack([_colour(hue + rng.uniform(-0.12, 0.12), rng.uniform(0.15, 0.55), rng.uniform(0.35, 0.90))
-                         for _ in range(9)]).reshape(3, 3, 3)
+def _background(rng, width, height):
+    """Return a backdrop of soft blotches and sharp scraps: float32 RGB in 0..1, shape (height, width, 3).
+
+    Its hue and saturation are fixed. A masked autoencoder predicts each patch relative to the patch's own spread, so
+    in a flat patch the hue is all there is to predict: with random hues, the features would tell hues, not shapes.
+    """
+    blotches = np.stack([_colour(0.6, 0.15, rng.uniform(0.50, 0.66)) for _ in range(9)]).reshape(3, 3, 3)
     picture = Image.fromarray((blotches * 255).astype(np.uint8))
     # Drawn at twice the size and reduced, which smooths the edges.
     picture = picture.resize((2 * width, 2 * height), Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(picture)
-    for _ in range(rng.integers(8, 17)):
-        colour = _colour(hue + rng.uniform(-0.2, 0.2), rng.uniform(0.1, 0.6), rng.uniform(0.25, 0.95))
+    for _ in range(rng.integers(4, 8)):
+        ink = tuple(int(channel) for channel in _colour(0.6, 0.15, rng.uniform(0.46, 0.70)) * 255)
         corners = rng.uniform(0, 1, size=2) * (2 * width, 2 * height) + rng.normal(0, 0.14 * width, size=(4, 2))
-        ink = tuple(int(channel) for channel in colour * 255)
+        corners = [tuple(corner) for corner in corners]
         if rng.uniform() < 0.5:
-            draw.polygon([tuple(corner) for corner in corners], fill=ink)
+            draw.polygon(corners, fill=ink)
         else:
-            draw.line([tuple(corner) for corner in corners], fill=ink, width=int(rng.integers(3, 12)), joint="curve")
+            draw.line(corners, fill=ink, width=int(rng.integers(3, 12)), joint="curve")
     return np.asarray(picture.reduce(2), dtype=np.float32) / 255
+
+
+def _draw_piece(rng, canvas, shape, texture, centre, radius):
+    """Draw one piece with its shadow into ``canvas``; ``centre`` (x, y) and ``radius`` are in pixels."""
+    first = np.maximum(centre - 1.4 * radius, 0).astype(int)
+    window = canvas[first[1]:max(int(centre[1] + 1.4 * radius), 0), first[0]:max(int(centre[0] + 1.4 * radius), 0)]
+    # Coordinates in pixels around the centre, as a row and a column.
+    x = np.arange(window.shape[1], dtype=np.float32)[None, :] + np.float32(first[0] - centre[0])
+    y = np.arange(window.shape[0], dtype=np.float32)[:, None] + np.float32(first[1] - centre[1])
+    radius = np.float32(radius)
+    turn = rng.uniform(0, 2 * np.pi)
+
+    shadow = _outline(shape, *_rotate(x - 0.08 * radius, y - 0.10 * radius, turn), radius)
+    window *= 1 - 0.35 * _coverage(shadow, softness=0.12 * radius)
+
+    hue = rng.uniform()
+    first_colour = _colour(hue, rng.uniform(0.15, 0.60), rng.uniform(0.85, 1.00))
+    second_colour = _colour(hue + rng.uniform(-0.2, 0.2), rng.uniform(0.60, 0.95), rng.uniform(0.25, 0.50))
+    if rng.uniform() < 0.5:
+        first_colour, second_colour = second_colour, first_colour
+    body = first_colour
+    if texture == "striped":
+        body = first_colour + (second_colour - first_colour) * _stripes(rng, x, y, radius)
+    window += (body - window) * _coverage(_outline(shape, *_rotate(x, y, turn), radius))
 
 
 def _outline(shape, x, y, radius):
@@ -145,13 +158,12 @@ def _spikes(x, y, reach, points, outer, inner):
     return (along_y * -edge_x + along_x * edge_y) / np.hypot(edge_x, edge_y)
 
 
-def _texture(rng, texture, column, row, radius):
-    """Return the share of the first colour in the texture, in 0..1, shape (height, width, 1)."""
-    x, y = _rotate(column, row, rng.uniform(0, 2 * np.pi))
-    period = radius * rng.uniform(0.26, 0.40)
-    x, y = (x / period + rng.uniform()) % 1 - 0.5, (y / period + rng.uniform()) % 1 - 0.5
-    distance = np.abs(x) - 0.25 if texture == "striped" else np.hypot(x, y) - 0.33
-    return _coverage(distance * period)
+def _stripes(rng, x, y, radius):
+    """Return where the stripes are, in 0..1, shape (height, width, 1): at a random angle, each as wide as its gap."""
+    across, _ = _rotate(x, y, rng.uniform(0, 2 * np.pi))
+    period = radius * np.float32(rng.uniform(0.50, 0.70))
+    phase = (across / period + np.float32(rng.uniform())) % 1 - 0.5
+    return _coverage((np.abs(phase) - 0.25) * period)
 
 
 def _coverage(distance, softness=0.5):

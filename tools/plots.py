@@ -28,24 +28,24 @@ def plot_loss(rows: Sequence[dict], path: Path, title: str) -> None:
 
 
 def plot_views(source: ByteSource, inputs: InputSpec, path: Path, *, samples: int = 6, seed: int = 0) -> None:
-    """One row a sample: the whole image, then every view as the algorithm gets it; hidden patches darkened."""
+    """One column a sample: the whole image, then every view as the algorithm gets it; hidden patches grey."""
     whole = ViewSpec(
         name="whole image", size=max(v.size for v in inputs.views), crop="center", center_fraction=1.0, flip=0
     )
     batch = _batch(source, InputSpec((whole, *inputs.views), inputs.mask), samples, seed)
-    columns = []
+    rows = []
     for view in (whole, *inputs.views):
         for copy in range(view.count):
             pixels = _pixels(batch.views[view.name][copy], view)
             name = view.name if view.count == 1 else f"{view.name} {copy + 1}"
-            columns.append((name, pixels))
+            rows.append((name, pixels))
             if batch.mask is not None and view is not whole:
-                columns.append((f"{name}, hidden patches grey", _hide(pixels, batch)))
-    _sheet(columns, path, "What the algorithm sees")
+                rows.append((f"{name},\nhidden patches grey", _hide(pixels, batch)))
+    _sheet(rows, path, "What the algorithm sees")
 
 
 def plot_reconstruction(algorithm: MAE, source: ByteSource, path: Path, *, samples: int = 6, seed: int = 0) -> None:
-    """One row a sample: input, what the encoder sees, visible patches completed by predictions."""
+    """One column a sample: input, what the encoder sees, visible patches completed by predictions."""
     view = algorithm.config.view
     centred = ViewSpec(
         name=view.name,
@@ -60,7 +60,7 @@ def plot_reconstruction(algorithm: MAE, source: ByteSource, path: Path, *, sampl
     images = batch.views[view.name][0]
     restored = algorithm.eval().reconstruct(images, batch.mask)
     pixels = _pixels(images, centred)
-    columns = [
+    rows = [
         ("input", pixels),
         ("masked input", _hide(pixels, batch)),
         ("reconstruction", _pixels(restored, centred)),
@@ -68,7 +68,7 @@ def plot_reconstruction(algorithm: MAE, source: ByteSource, path: Path, *, sampl
     note = "Hidden patches are predicted, visible ones pasted from the input."
     if algorithm.config.normalize_pixels:
         note += "\nThe network predicts patterns; each hidden patch's mean and contrast are taken from the input."
-    _sheet(columns, path, note)
+    _sheet(rows, path, note)
 
 
 def _batch(source: ByteSource, inputs: InputSpec, samples: int, seed: int) -> Batch:
@@ -91,16 +91,17 @@ def _hide(pixels: torch.Tensor, batch: Batch) -> torch.Tensor:
     return torch.where(cover[..., None], 0.5, pixels)
 
 
-def _sheet(columns: list[tuple[str, torch.Tensor]], path: Path, title: str) -> None:
-    rows = len(columns[0][1])
-    figure, axes = plt.subplots(
-        rows, len(columns), figsize=(2 * len(columns), 2 * rows + 0.8), squeeze=False, layout="constrained"
-    )
-    for column, (name, images) in enumerate(columns):
-        axes[0, column].set_title(name, fontsize=9)
-        for row, image in enumerate(images):
+def _sheet(rows: list[tuple[str, torch.Tensor]], path: Path, title: str) -> None:
+    """One column a sample; a row is a name and its images (B, S, S, 3)."""
+    samples = len(rows[0][1])
+    size = (max(8, 1.6 * samples + 1.2), 1.6 * len(rows) + 0.7)
+    figure, axes = plt.subplots(len(rows), samples, figsize=size, squeeze=False, layout="constrained")
+    for row, (name, images) in enumerate(rows):
+        for column, image in enumerate(images):
             axes[row, column].imshow(image.numpy(), interpolation="nearest")
-            axes[row, column].set_axis_off()
+            axes[row, column].set(xticks=[], yticks=[])
+            axes[row, column].spines[:].set_visible(False)
+        axes[row, 0].set_ylabel(name, fontsize=9)
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=110)
     plt.close(figure)
