@@ -10,7 +10,8 @@ from .errors import UserError, run_command
 
 # command -> (module with main(argv), what it does)
 COMMANDS = {
-    "shard": ("pipelines.shard", "a folder of images -> WebDataset tars with an index"),
+    "shard": ("pipelines.shard", "any source of images -> WebDataset tars with an index"),
+    "check": ("pipelines.check", "whether a data set is sound: tars, indexes, checksums, images"),
     "pretrain": ("train.pretrain", "a recipe -> a pre-trained encoder"),
     "knn": ("train.knn", "k-NN accuracy of an encoder"),
     "kernels": ("kernels.commands", "which implementation each operator uses, and checks of your own"),

@@ -2,12 +2,14 @@
 
 spec.py           the contracts: ViewSpec, ViewParams, MaskSpec, InputSpec, Batch, ByteSource, Loader
 sources/          what images are stored in: folders, tar shards
-shard.py          a folder -> tar shards with an index
+shard.py          a source -> tar shards with an index; sharding/ does the work
+check.py          whether a data set is what it should be; check_tar.py: one tar of it
 order.py          which samples each rank reads at which step
 rng.py            random numbers as a function of seed, stream, epoch and sample
 draw.py           InputSpec -> ViewParams: what happens to every sample of an epoch
 masks.py          MaskSpec -> which patches are hidden
-decode.py         encoded bytes -> upright RGB pixels
+decode.py         encoded bytes -> upright RGB pixels; jpeg.py: size and orientation without a decoder
+encode.py         what sharding does to an image: keep its bytes, or write a smaller JPEG
 reference.py      the oracle: one sample at a time
 base_loader.py    what every loader does alike
 dali_loader.py    decode and crop in DALI

@@ -12,9 +12,10 @@ import io
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from .jpeg import ORIENTATION, jpeg_header
+
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
-_ORIENTATION = 0x0112  # EXIF tag; values 5..8 turn the image by 90 degrees
 
 
 class DecodeError(ValueError):
@@ -61,6 +62,8 @@ def image_size(data) -> tuple[int, int]:
 
     Raises `DecodeError`.
     """
+    if (header := jpeg_header(data)) is not None:
+        return header.height, header.width
     encoded = bytes(data)
     image = _open(encoded)
     _check_complete(image, encoded)
@@ -68,7 +71,7 @@ def image_size(data) -> tuple[int, int]:
     if image.format == "PNG" and b"eXIf" not in encoded:  # Pillow decodes all of a PNG to look for EXIF at its end
         return height, width
     try:
-        turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+        turned = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
     except Exception:  # a broken EXIF block does not make the pixels unreadable
         turned = False
     return (width, height) if turned else (height, width)

@@ -1,203 +1,182 @@
-"""A folder of images -> WebDataset tars with an index: ``headrace shard <folder> <out>``.
+"""Any source of images -> WebDataset tars with an index: ``headrace shard <source> <out>``.
 
-The format is that of `sources/shards.py`. Image bytes are copied unchanged. The result is a function of the files, the
-seed and the shard size alone: any number of workers writes the same bytes. Everything is written inside
-``<out>/.sharding`` and moved up at the end, `dataset.json` last, so nothing unfinished opens as a data set.
+The format is that of `sources/shards.py`. The result is a function of the source and the options alone: any number of
+workers, of parts and of interruptions writes the same bytes. `sharding/` does the work.
 """
 
 from __future__ import annotations
 
 import argparse
-import fcntl
-import json
 import os
-import re
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import UserError
-from .sources import FolderSource, open_source, tar
-from .sources.shards import FORMAT, INDEX_FILE, MANIFEST, UNFINISHED, VERSION
-from .sources.writer import ShardPlan, WrittenShard, write_shards
+from .encode import Encoding
+from .sharding.plan import Plan, ShardOptions, Survey, differences, make_plan, survey, without_duplicates
+from .sharding.workers import write_shards
+from .sharding.workspace import Workspace
+from .sharding.writer import ShardJob, ShardWriter
+from .sources import open_source, read_manifest
+from .sources.shards import FORMAT, MANIFEST, VERSION
 
-_LABEL_BYTES = 2 * tar.BLOCK  # a `.cls` member: its header and one padded block
+if TYPE_CHECKING:
+    from .spec import ByteSource
+
+_EPILOG = """\
+An interrupted run continues where it stopped when the same command is given again: finished shards are kept, and the
+result is the same to the byte. Arguments or a source that have changed since are an error that tells the difference.
+
+Several machines: start the same command everywhere with --part 0/N ... N-1/N and the same <out> on a shared disk. Under
+torchrun, RANK and WORLD_SIZE say the part; in a Slurm array of N tasks write
+--part $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT. The parts need not run at the same time. Whichever ends last writes
+index.npy and dataset.json; if some were killed, run them again, or once with --part 0/1, which does what is missing.
+
+--format ffcv writes <out> as one .beton for the FFCV library: fields image (an RGBImageField: JPEG bytes are copied,
+anything else becomes a JPEG) and label (an IntField, -1: none). It is written in one go, and cannot be continued.
+"""
 
 
 def shard(
-    source_folder: str | os.PathLike,
+    source: str | os.PathLike,
     out: str | os.PathLike,
+    options: ShardOptions | None = None,
     *,
-    shard_mb: int = 256,
     workers: int | None = None,
-    prefix: str = "train",
     skip_bad: bool = False,
-    shuffle_seed: int | None = 0,
+    part: tuple[int, int] = (0, 1),
     progress: bool = True,
-) -> dict:
-    """Writes the images under `source_folder` into tars of at most `shard_mb` MiB in `out`; returns the manifest.
+) -> dict | None:
+    """Writes the images of `source`, whatever `open_source` takes, into tars in `out`; returns the manifest.
 
-    `workers`: processes, by default one a core. `shuffle_seed`: None keeps the order of the paths. A file that is no
-    readable, complete image is an error that lists all of them, unless `skip_bad` leaves them out.
+    `workers`: processes, by default one a core. An image that is unreadable or incomplete is an error that lists all of
+    them, unless `skip_bad` leaves them out. `part` (i, n): of every n shards, only the i-th; returns None while other
+    parts still have shards to write. A data set that is finished already is returned as it is.
 
-    Raises `UserError`; then `out` is as it was before.
+    Raises `UserError`; then finished shards stay for the next run of the same, and without one `out` is as before.
     """
-    if shard_mb < 1 or (workers is not None and workers < 1):
-        raise UserError(f"shard_mb, workers: must be at least 1, not {shard_mb}, {workers}")
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", prefix):
-        raise UserError(f"prefix: letters, digits, _ and - only, not {prefix!r}")
-    out, folder = Path(out).expanduser(), Path(source_folder).expanduser()
-    if out.resolve().is_relative_to(folder.resolve()):
-        raise UserError(f"{out}: lies inside the source {folder}; write the shards somewhere else")
-    source = open_source(folder)
-    if not isinstance(source, FolderSource):
-        raise UserError(f"{folder}: already in tars; give a folder of image files")
-    order = np.arange(len(source))
-    if shuffle_seed is not None:  # RandomState: its stream is frozen, so a seed means the same in every NumPy version
-        order = np.random.RandomState(shuffle_seed).permutation(len(source))
-    bounds, needed = _boundaries(source, order, shard_mb << 20)
-    workers = min(workers or len(os.sched_getaffinity(0)), len(bounds) - 1)
+    if workers is not None and workers < 1:
+        raise UserError(f"--workers: must be at least 1, not {workers}")
+    if not 0 <= part[0] < part[1]:
+        raise UserError(f"--part: is one of 0/{part[1]} ... {part[1] - 1}/{part[1]}, not {part[0]}/{part[1]}")
+    out, source, options = Path(out).expanduser(), open_source(source), options or ShardOptions()
+    if Path(source.name).is_dir() and out.resolve().is_relative_to(Path(source.name).resolve()):
+        raise UserError(f"{out}: lies inside the source {source.name}; write the shards somewhere else")
+    seen, workspace = survey(source, options), None
     try:
-        with _workspace(out, prefix) as workspace:
-            if (free := shutil.disk_usage(workspace).free) < needed:
-                sizes = f"needs {needed / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are free"
-                raise UserError(f"{out}: {sizes}; choose another disk")
-            plans = (
-                ShardPlan(
-                    workspace / f"{number}.tar",
-                    [(at, source.path(order[at]), source.label(order[at])) for at in range(start, end)],
-                )
-                for number, (start, end) in enumerate(pairwise(bounds))
-            )
-            with _counter(len(source), progress) as count:
-                written = write_shards(plans, workers, skip_bad, count)
-            bad = sorted((int(order[at]), reason) for one in written for at, reason in one.bad)
-            written = [one for one in written if len(one.rows)]
-            if bad and not (skip_bad and written):
-                raise UserError(_bad_files(source, bad, skip_bad))
-            manifest = {
-                "format": FORMAT,
-                "version": VERSION,
-                "samples": sum(len(one.rows) for one in written),
-                "bytes": sum(one.bytes for one in written),
-                "classes": source.classes,
-                "label_source": source.label_source,
-                "seed": shuffle_seed,
-                "shards": [
-                    {
-                        "name": f"{prefix}-{number:06d}.tar",
-                        "samples": len(one.rows),
-                        "bytes": one.bytes,
-                        "sha256": one.sha256,
-                    }
-                    for number, one in enumerate(written)
-                ],
-                "skipped": [{"path": source.key(index), "reason": reason} for index, reason in bad],
-            }
-            _publish(written, manifest, workspace, out)
+        workspace = Workspace(out, options.prefix)
+        if (manifest := _complete(out, seen)) is not None:
+            workspace.remove()  # a run may have been killed just before it did so
+            return manifest
+        workspace.begin(seen)
+        kept = np.arange(len(source))
+        if options.drop_duplicates:
+            kept = workspace.kept(lambda: without_duplicates(source, seen.sizes))
+        plan = make_plan(seen.sizes, kept, bool(source.classes), options)
+        jobs = _jobs(plan, seen, workspace, part, progress)
+        if options.encoding.max_side is None:  # else the sizes are known afterwards
+            _check_space(out, int(plan.bytes[[job.number for job in jobs]].sum()))
+        cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        with _counter(sum(len(job.ids) for job in jobs), progress) as count:
+            writer = ShardWriter(source, workspace, options.encoding, skip_bad)
+            bad = write_shards(writer, jobs, max(1, min(workers or cores, len(jobs))), count)
+        if bad and not skip_bad:
+            raise UserError(_bad_images(source, plan, bad, "mend or remove them, or leave them out with --skip-bad"))
+        if all(workspace.finished(number) for number in range(len(plan))):
+            return _finish(source, seen, plan, workspace, options, skip_bad)
+        return _complete(out, seen)  # another part may have tidied up the records just now
     except OSError as fault:
-        reason = fault.strerror or fault
-        raise UserError(f"{out}: cannot write the shards ({reason}); mend that, or choose another place") from None
+        if isinstance(fault, FileNotFoundError) and (manifest := _complete(out, seen)) is not None:
+            return manifest  # another part took the last steps at the same time
+        hint = "mend that and run the same again, which keeps the finished shards, or choose another place"
+        raise UserError(f"{out}: cannot write the shards ({fault.strerror or fault}); {hint}") from None
+    finally:
+        if workspace is not None:
+            workspace.give_up()
+
+
+def _complete(out: Path, seen: Survey) -> dict | None:
+    """The manifest, if the data set is finished. Raises `UserError` if it is another one."""
+    if not (out / MANIFEST).exists():
+        return None
+    manifest = read_manifest(out)
+    if manifest is None:
+        raise UserError(f"{out}: not empty ({MANIFEST}); choose another folder, or empty it first")
+    if found := differences(seen.request, manifest.get("request", {})):
+        found = "\n".join(f"  {line}" for line in found)
+        raise UserError(
+            f"{out}: holds a {MANIFEST}, a finished data set, made with other arguments or from another source:\n"
+            f"{found}\nchoose another folder, or delete it first"
+        )
     return manifest
 
 
-def _bad_files(source: FolderSource, bad: list[tuple[int, str]], skip_bad: bool) -> str:
+def _jobs(plan: Plan, seen: Survey, workspace: Workspace, part: tuple[int, int], progress: bool) -> list[ShardJob]:
+    """The shards of this part that are not finished yet."""
+    ours = range(part[0], len(plan), part[1])
+    jobs = []
+    for number in ours:
+        if not workspace.finished(number):
+            start, end = plan.bounds[number : number + 2].tolist()
+            jobs.append(ShardJob(number, start, plan.order[start:end], seen.sizes[plan.order[start:end]]))
+    if progress and len(jobs) < len(ours):
+        done = len(ours) - len(jobs)
+        print(f"{workspace.out}: {done:,} of {len(ours):,} shards are finished already", file=sys.stderr)
+    return jobs
+
+
+def _check_space(out: Path, needed: int) -> None:
+    if (free := shutil.disk_usage(out).free) < needed:
+        raise UserError(f"{out}: needs {needed / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free; choose another disk")
+
+
+def _finish(
+    source: ByteSource, seen: Survey, plan: Plan, workspace: Workspace, options: ShardOptions, skip_bad: bool
+) -> dict:
+    """Publishes the data set, of whose shards every record is there; shards without an image are left out."""
+    records = workspace.records(len(plan))
+    filled = [number for number, record in enumerate(records) if record["samples"]]
+    bad = sorted((int(plan.order[at]), at, reason) for record in records for at, reason in record["bad"])
+    bad = [(at, reason) for _, at, reason in bad]
+    if not filled:
+        workspace.remove()
+    if bad and not (skip_bad and filled):
+        remedy = "nothing would be left" if skip_bad else "leave them out as before, with --skip-bad"
+        raise UserError(_bad_images(source, plan, bad, remedy))
+    names = {number: f"{options.prefix}-{at:06d}" for at, number in enumerate(filled)}
+    manifest = {
+        "format": FORMAT,
+        "version": VERSION,
+        "samples": sum(record["samples"] for record in records),
+        "bytes": sum(records[number]["bytes"] for number in filled),
+        "classes": source.classes,
+        "label_source": getattr(source, "label_source", "source" if source.classes else "none"),
+        "seed": options.seed,
+        "shards": [
+            {"name": f"{name}.tar"} | {key: records[number][key] for key in ("samples", "bytes", "sha256")}
+            for number, name in names.items()
+        ],
+        "skipped": [{"path": source.key(int(plan.order[at])), "reason": reason} for at, reason in bad],
+        "duplicates": len(source) - len(plan.order),
+        "request": seen.request,
+    }
+    workspace.publish(names, manifest)
+    return manifest
+
+
+def _bad_images(source: ByteSource, plan: Plan, bad: list[tuple[int, str]], remedy: str) -> str:
     lines = [f"{source.name}: {len(bad):,} of {len(source):,} files are no readable images:"]
-    lines += [f"  {source.key(index)}: {reason}" for index, reason in bad[:10]]
+    found = sorted((int(plan.order[at]), reason) for at, reason in bad)
+    lines += [f"  {source.key(index)}: {reason}" for index, reason in found[:10]]
     lines += [f"  and {len(bad) - 10:,} more"] if len(bad) > 10 else []
-    lines += ["nothing would be left" if skip_bad else "mend or remove them, or leave them out with --skip-bad"]
-    return "\n".join(lines)
-
-
-def _boundaries(source: FolderSource, order: np.ndarray, limit: int) -> tuple[list[int], int]:
-    """Where shards begin in `order`, and where the last one ends; the bytes of all. From the file sizes alone."""
-    bounds, filled, total = [0], len(tar.END), len(tar.END)
-    for position, index in enumerate(order):
-        try:
-            size = os.stat(source.path(index)).st_size
-        except OSError:  # the worker that reads it says why
-            size = 0
-        sample = tar.BLOCK + size + tar.padding(size) + (_LABEL_BYTES if source.classes else 0)
-        if filled + sample > limit and position > bounds[-1]:
-            bounds.append(position)
-            filled = len(tar.END)
-            total += len(tar.END)
-        filled += sample
-        total += sample
-    return [*bounds, len(order)], total
-
-
-@contextmanager
-def _workspace(out: Path, prefix: str) -> Iterator[Path]:
-    """``<out>/.sharding``, empty and locked. Removes what a killed run left in `out`; all of it if the body fails."""
-    workspace, made = out / UNFINISHED, not out.exists()
-    ours = re.compile(rf"{prefix}-\d{{6}}\.(tar|idx)|{re.escape(INDEX_FILE)}")  # only while the workspace is there
-    present = set() if made else set(os.listdir(out))
-    if MANIFEST in present:
-        raise UserError(f"{out}: holds a {MANIFEST}, a finished data set; choose another folder, or delete it first")
-    foreign = {name for name in present if UNFINISHED not in present or not ours.fullmatch(name)} - {UNFINISHED}
-    if foreign:
-        names = ", ".join(sorted(foreign)[:3])
-        raise UserError(f"{out}: not empty ({names}); choose another folder, or empty it first")
-
-    def clear() -> None:
-        for file in (*out.iterdir(), *workspace.iterdir()):
-            if file != workspace and (file.parent == workspace or ours.fullmatch(file.name)):
-                file.unlink()
-
-    workspace.mkdir(parents=True, exist_ok=True)
-    lock = os.open(workspace, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{out}: another run is writing here; wait for it, or choose another folder") from None
-        clear()
-        try:
-            yield workspace
-        except BaseException:
-            if not (out / MANIFEST).exists():
-                clear()
-                workspace.rmdir()
-                if made:
-                    out.rmdir()
-            raise
-        shutil.rmtree(workspace)
-    finally:
-        os.close(lock)
-
-
-def _publish(written: list[WrittenShard], manifest: dict, workspace: Path, out: Path) -> None:
-    """Numbers the shards, makes all files durable, moves them into `out`, and `dataset.json` after all the others."""
-    rows = np.concatenate([one.rows for one in written])
-    rows["shard"] = np.repeat(np.arange(len(written)), [len(one.rows) for one in written])
-    np.save(workspace / INDEX_FILE, rows)
-    (workspace / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-    moves = {workspace / INDEX_FILE: out / INDEX_FILE}
-    for one, entry in zip(written, manifest["shards"], strict=True):
-        target = out / entry["name"]
-        moves |= {one.tar: target, one.tar.with_suffix(".idx"): target.with_suffix(".idx")}
-    for file in (*moves, workspace / MANIFEST):
-        _sync(file)
-    for file, target in moves.items():
-        file.rename(target)
-    _sync(out)
-    (workspace / MANIFEST).rename(out / MANIFEST)
-    _sync(out)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return "\n".join([*lines, remedy])
 
 
 @contextmanager
@@ -226,34 +205,84 @@ def _counter(total: int, shown: bool) -> Iterator[Callable[[int], None]]:
     yield line
 
 
-def main(argv: list[str] | None = None) -> int:
-    """``headrace shard``; `errors.run_command` gives `UserError` and Ctrl-C their exit codes."""
-    parser = argparse.ArgumentParser(prog="headrace shard", description="Pack a folder of images into WebDataset tars.")
-    parser.add_argument("folder", help="images at any depth; first-level folders, if several, are the classes")
-    parser.add_argument("out", help="a folder that is empty or does not exist yet")
-    parser.add_argument("--shard-mb", type=int, default=256, metavar="N", help="MiB in a shard, at most (%(default)s)")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes (one a core); any number writes the same")
-    parser.add_argument("--prefix", default="train", metavar="P", help="of the shards' names (%(default)s)")
-    parser.add_argument("--skip-bad", action="store_true", help="leave unreadable images out; dataset.json lists them")
+def _part(text: str | None) -> tuple[int, int]:
+    """`I/N`, else what torchrun says, else everything."""
+    text = text or f"{os.environ.get('RANK', '0')}/{os.environ.get('WORLD_SIZE', '1')}"
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal()):
+        raise UserError(f"--part: I/N such as 0/8, not {text!r}")
+    return int(index), int(count)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="headrace shard",
+        description="Pack images into WebDataset tars with an index.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("source", help="a folder of images (its first-level folders, if several, are the classes) or of tars, and more")
+    add("out", help="a folder that is empty or does not exist yet, or one that an interrupted run left")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--shard-mb", type=int, metavar="N", help="MiB of a shard, at most, before --max-side (256)")
+    size.add_argument("--shard-samples", type=int, metavar="N", help="images of a shard, instead")
+    add("--max-side", type=int, metavar="N", help="shrink the longer side to N pixels and write upright JPEGs; "
+        "JPEGs that are no larger keep their bytes")  # fmt: skip
+    add("--quality", type=int, default=90, metavar="Q", help="of JPEGs that are written anew, 1..95 (%(default)s)")
+    add("--drop-duplicates", action="store_true", help="of images with equal bytes, keep the source's first")
+    add("--verify", action="store_true", help="decode every image to its last pixel")
+    add("--skip-bad", action="store_true", help="leave unreadable images out; dataset.json lists them")
+    add("--workers", type=int, metavar="N", help="processes (one a core); any number writes the same")
+    add("--part", metavar="I/N", help="write only every N-th shard, from the I-th: see below")
+    add("--prefix", default="train", metavar="P", help="of the shards' names (%(default)s)")
+    add("--format", choices=("webdataset", "ffcv"), default="webdataset", help="(%(default)s)")
     order = parser.add_mutually_exclusive_group()
     order.add_argument("--seed", type=int, default=0, metavar="S", help="of the shuffling (%(default)s)")
-    order.add_argument("--no-shuffle", dest="seed", action="store_const", const=None, help="keep the paths' order")
-    options = parser.parse_args(argv)
-    start = time.monotonic()
-    manifest = shard(
-        options.folder,
-        options.out,
-        shard_mb=options.shard_mb,
-        workers=options.workers,
-        prefix=options.prefix,
-        skip_bad=options.skip_bad,
-        shuffle_seed=options.seed,
+    order.add_argument("--no-shuffle", dest="seed", action="store_const", const=None, help="keep the source's order")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """``headrace shard``; `errors.run_command` gives `UserError` and Ctrl-C their exit codes."""
+    given = _parser().parse_args(argv)
+    part = _part(given.part)
+    ffcv = given.format == "ffcv"
+    options = ShardOptions(
+        shard_mb=given.shard_mb or (None if given.shard_samples else 256),
+        shard_samples=given.shard_samples,
+        prefix=given.prefix,
+        seed=given.seed,
+        drop_duplicates=given.drop_duplicates,
+        encoding=Encoding(given.max_side, given.quality, plain_jpeg=ffcv, verify=given.verify),
     )
+    start = time.monotonic()
+    os.environ.pop("LOCAL_RANK", None)  # every part speaks for itself: its bad images are not those of the first
+    if ffcv:
+        if part[1] > 1:
+            raise UserError("--format ffcv: one process writes the file; start it once, without --part and torchrun")
+        from .sharding.beton import write_beton
+
+        print(write_beton(given.source, given.out, options, workers=given.workers, skip_bad=given.skip_bad))
+        return 0
+    manifest = shard(
+        given.source,
+        given.out,
+        options,
+        workers=given.workers,
+        skip_bad=given.skip_bad,
+        part=part,
+        progress=part[0] == 0,
+    )
+    if manifest is None:
+        print(f"{given.out}: part {part[0]}/{part[1]} is written; index.npy and dataset.json come with the last part")
+        return 0
     seconds = time.monotonic() - start
     classes = f"{len(manifest['classes']):,} classes" if manifest["classes"] else "no labels"
-    skipped = f"; {len(manifest['skipped']):,} bad files left out" if manifest["skipped"] else ""
+    left_out = f"; {len(manifest['skipped']):,} bad images left out" if manifest["skipped"] else ""
+    left_out += f"; {manifest['duplicates']:,} duplicates left out" if manifest["duplicates"] else ""
     print(
-        f"{options.out}: {manifest['samples']:,} images ({classes}) in {len(manifest['shards']):,} shards, "
-        f"{manifest['bytes'] / 1e6:,.0f} MB, {manifest['samples'] / seconds:,.0f} images/s{skipped}"
+        f"{given.out}: {manifest['samples']:,} images ({classes}) in {len(manifest['shards']):,} shards, "
+        f"{manifest['bytes'] / 1e6:,.0f} MB, {seconds:,.1f} s{left_out}"
     )
     return 0

@@ -20,7 +20,7 @@ HEAVY = {  # third-party package -> the files that are about it
     "nvidia": {"pipelines/dali_loader.py"},
     "triton": {"triton_impl.py", "kernels/aot.py"},
     "webdataset": set(),
-    "ffcv": set(),
+    "ffcv": {"pipelines/sharding/beton.py"},
 }
 
 

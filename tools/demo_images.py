@@ -112,7 +112,7 @@ def _background(rng, width, height):
 def _draw_piece(rng, canvas, shape, texture, centre, radius):
     """Draw one piece with its shadow into ``canvas``; ``centre`` (x, y) and ``radius`` are in pixels."""
     first = np.maximum(centre - 1.4 * radius, 0).astype(int)
-    window = canvas[first[1]:max(int(centre[1] + 1.4 * radius), 0), first[0]:max(int(centre[0] + 1.4 * radius), 0)]
+    window = canvas[first[1] : max(int(centre[1] + 1.4 * radius), 0), first[0] : max(int(centre[0] + 1.4 * radius), 0)]
     # Coordinates in pixels around the centre, as a row and a column.
     x = np.arange(window.shape[1], dtype=np.float32)[None, :] + np.float32(first[0] - centre[0])
     y = np.arange(window.shape[0], dtype=np.float32)[:, None] + np.float32(first[1] - centre[1])

@@ -1,53 +1,122 @@
-"""What images are stored in; every source satisfies `spec.ByteSource`.
+"""What images are stored in; every source satisfies `spec.ByteSource`, and `open_source` finds it by a name.
 
-folder.py   image files at any depth             shards.py   WebDataset tars, with our index or without
-tar.py      tar headers, read and written         writer.py   worker processes that write shards
-subset.py   some samples of another source
+folder.py, lists.py       image files at any depth, and image files that a list names
+shards.py, beton.py       WebDataset tars, with our index or without; FFCV's files
+imagenet.py               ILSVRC 2012 in folders; imagenet_tar.py: in its own archives; devkit.py, matlab.py: its labels
+places205.py, inaturalist.py, cifar.py, cue_conflict.py                        labelled sets
+voc.py, coco.py, segmentation.py                                               sets with boxes and masks
+files.py, mapped.py       the two tables behind all these: files under a root, byte ranges of large files
+lookup.py, annotations.py, unpickle.py, png.py, tar.py                         formats and names
+subset.py                 some samples of another source
 """
 
 from __future__ import annotations
 
-import difflib
+import importlib
+import inspect
 import os
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ...errors import UserError
 from .folder import FolderSource, image_files
+from .lookup import choice, existing
 from .shards import ShardSource, read_manifest, tars_in
 
 if TYPE_CHECKING:
     from ..spec import ByteSource
 
 
-def open_source(path: str | os.PathLike) -> ByteSource:
-    """The source at `path`: a folder of shards, any folder of tars, one tar, or a folder of images.
+class _Kind(NamedTuple):
+    module: str
+    opener: str  # takes the path, and the kind's options as keywords
+    marks: tuple[str, ...] = ()  # a folder that holds one of these is of this kind
+    spellings: tuple[str, ...] = ()  # of the folder, which differ between published instructions
 
-    Raises `UserError` where there is none, and where a folder holds both tars and images.
+
+KINDS = {
+    "folder": _Kind("folder", "FolderSource"),
+    "shards": _Kind("shards", "ShardSource"),
+    "list": _Kind("lists", "ListSource"),
+    "imagenet": _Kind("imagenet", "open_imagenet", ("meta/train.txt", "ILSVRC2012_img_train.tar")),
+    "places205": _Kind("places205", "Places205Source", ("trainvalsplit_places205",), ("Places205", "places205")),
+    "inaturalist": _Kind("inaturalist", "INatSource", ("train2018.json",), ("iNaturalist2018", "inaturalist2018")),
+    "cifar10": _Kind("cifar", "Cifar10Source", ("data_batch_1", "cifar-10-batches-py")),
+    "cifar100": _Kind("cifar", "Cifar100Source", ("cifar-100-python",)),
+    "voc": _Kind("voc", "VocSource"),
+    "voc12aug": _Kind("segmentation", "Voc12AugSource"),
+    "coco": _Kind("coco", "CocoSource"),
+    "cityscapes": _Kind("segmentation", "CityscapesSource"),
+    "cue_conflict": _Kind("cue_conflict", "CueConflictSource"),
+    "beton": _Kind("beton", "BetonSource"),
+}
+_KIND = re.compile(r"([A-Za-z]\w+):(.*)", re.DOTALL)  # a single letter is a drive
+
+
+def open_source(name: str | os.PathLike) -> ByteSource:
+    """The source of that name: a path, whose contents tell what it is, or ``kind:path?key=value&key=value``.
+
+    A path that exists is one, whatever colons it holds. Options are the keywords of the class behind the kind.
+
+    Raises `UserError` where there is none, and where a folder could be read in two ways.
     """
-    path = Path(path).expanduser()
-    if not path.exists():
-        raise UserError(f"{path}: does not exist{_nearest(path)}")
+    name = os.fspath(name)
+    if not Path(name).expanduser().exists() and (match := _KIND.fullmatch(name)):
+        return _open_kind(name, *match.groups())
+    try:
+        return _open_path(existing(name))
+    except UserError:
+        if "?" in name and Path(name.rpartition("?")[0]).expanduser().exists():
+            raise UserError(f"{name}: options need a kind in front, as in imagenet:{name}") from None
+        raise
+
+
+def _open_kind(name: str, kind: str, rest: str) -> ByteSource:
+    entry = KINDS[choice(name, "kind of source", kind, KINDS)]
+    path, mark, query = (rest, "", "") if Path(rest).expanduser().exists() else rest.partition("?")
+    opener = getattr(importlib.import_module(f".{entry.module}", __package__), entry.opener)
+    valid = [p.name for p in inspect.signature(opener).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    options: dict[str, str] = {}
+    for option in query.split("&") if mark else ():
+        key, equals, value = option.partition("=")
+        choice(name, f"option for {kind}", key, valid)
+        if not equals or not value or key in options:
+            raise UserError(f"{name}: {key!r} needs one value, as in {key}=value")
+        options[key] = value
+    source = opener(existing(path, entry.spellings), **options)
+    source.name = name
+    return source
+
+
+def _open_path(path: Path) -> ByteSource:
     if path.is_file():
-        if path.suffix != ".tar":
-            raise UserError(f"{path}: neither a folder nor a .tar; give a folder of images or of tars")
-        return ShardSource(path)
+        return _open_file(path)
     if not path.is_dir():
         raise UserError(f"{path}: neither a folder nor a file; give a folder of images or of tars")
     if read_manifest(path) is not None:
         return ShardSource(path)
+    marked = [kind for kind, entry in KINDS.items() if any((path / mark).exists() for mark in entry.marks)]
+    if len(marked) > 1:
+        raise UserError(f"{path}: could be {' or '.join(marked)}; put the kind in front, as in {marked[0]}:{path}")
+    if marked:
+        return _open_kind(f"{marked[0]}:{path}", marked[0], str(path))
     if tars_in(path):
         if image := next(image_files(path), None):
-            name = image.decode("utf-8", "backslashreplace")
-            raise UserError(f"{path}: holds tars, and images such as {name}; name the tar or the folder you mean")
+            image = image.decode("utf-8", "backslashreplace")
+            raise UserError(f"{path}: holds tars, and images such as {image}; name the tar or the folder you mean")
         return ShardSource(path)
     return FolderSource(path)
 
 
-def _nearest(path: Path) -> str:
-    """A hint: the name most like the first missing part of `path`."""
-    while not path.parent.exists():
-        path = path.parent
-    siblings = os.listdir(path.parent) if path.parent.is_dir() else []
-    close = difflib.get_close_matches(path.name, siblings, n=1)
-    return f"; did you mean {path.parent / close[0]}?" if close else f": no {path.name!r} in {path.parent.resolve()}"
+def _open_file(path: Path) -> ByteSource:
+    if path.suffix == ".beton":
+        return _open_kind(f"beton:{path}", "beton", str(path))
+    if path.suffix != ".tar":
+        hint = "give a folder of images or of tars, or say what the file is, as in list:path"
+        raise UserError(f"{path}: neither a folder nor a .tar or .beton; {hint}")
+    from .imagenet_tar import holds_tars
+
+    if holds_tars(path):
+        return _open_kind(f"imagenet:{path}", "imagenet", str(path))
+    return ShardSource(path)

@@ -11,6 +11,7 @@ import numpy as np
 
 from ...errors import UserError
 from ..decode import IMAGE_SUFFIXES
+from .files import FileSource, text
 
 _SUFFIXES = frozenset(suffix.encode() for suffix in IMAGE_SUFFIXES)
 
@@ -46,7 +47,7 @@ def image_files(root: Path, others: Counter[str] | None = None) -> Iterator[byte
             raise UserError(f"{where}: cannot be read ({fault.strerror}); check its access rights") from None
 
 
-class FolderSource:
+class FolderSource(FileSource):
     """The images under `root`, sorted bytewise by relative path.
 
     The names of the first-level folders are the classes where at least two of them hold images and no image lies
@@ -56,52 +57,16 @@ class FolderSource:
     """
 
     def __init__(self, root: str | os.PathLike) -> None:
-        self.root, self.name = Path(root), str(root)
         others: Counter[str] = Counter()
-        paths = sorted(image_files(self.root, others))
+        paths = sorted(image_files(Path(root), others))
         if not paths:
             seen = ", ".join(f"{count:,} {suffix}" for suffix, count in others.most_common(5))
             found = f"{others.total():,} other files ({seen})" if others else "it is empty, hidden files aside"
             raise UserError(f"{root}: no image in this folder: {found}; images end in {' '.join(IMAGE_SUFFIXES)}")
-        # one block of bytes: a million Python strings would take twice the memory, and again in every worker
-        self._paths = b"".join(paths)
-        self._ends = np.cumsum([len(path) for path in paths])
         folders = {path.partition(b"/")[0] for path in paths if b"/" in path}
-        labelled = len(folders) > 1 and all(b"/" in path for path in paths)
-        self.label_source = "folder" if labelled else "none"
-        self.classes: list[str] | None = None
-        self._labels: np.ndarray | None = None
-        if labelled:
-            rank = {folder: number for number, folder in enumerate(sorted(folders))}
-            self.classes = [_text(folder) for folder in rank]
-            self._labels = np.fromiter((rank[path.partition(b"/")[0]] for path in paths), np.int32, len(paths))
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    def _relative(self, index: int) -> bytes:
-        return self._paths[self._ends[index - 1] if index else 0 : self._ends[index]]
-
-    def path(self, index: int) -> str:
-        """The file, as the operating system calls it."""
-        return os.path.join(self.root, os.fsdecode(self._relative(index)))
-
-    def read(self, index: int) -> np.ndarray:
-        """The file's bytes, 1-D uint8."""
-        with open(self.path(index), "rb", buffering=0) as file:
-            return np.frombuffer(file.read(), np.uint8)
-
-    def label(self, index: int) -> int:
-        return -1 if self._labels is None else int(self._labels[index])
-
-    def key(self, index: int) -> str:
-        """Path relative to the folder; bytes that are no UTF-8 appear as backslash escapes."""
-        return _text(self._relative(index))
-
-    def size(self, index: int) -> None:
-        """Unknown until the file is read."""
-        return None
-
-
-def _text(path: bytes) -> str:
-    return path.decode("utf-8", "backslashreplace")
+        if len(folders) < 2 or not all(b"/" in path for path in paths):
+            super().__init__(root, paths)
+            return
+        rank = {folder: number for number, folder in enumerate(sorted(folders))}
+        labels = np.fromiter((rank[path.partition(b"/")[0]] for path in paths), np.int32, len(paths))
+        super().__init__(root, paths, labels, [text(folder) for folder in rank], "folder")

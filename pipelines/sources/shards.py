@@ -10,10 +10,8 @@ dataset.json           {format, version, samples, bytes, classes, label_source, 
 from __future__ import annotations
 
 import json
-import mmap
 import os
 import re
-import resource
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,21 +19,12 @@ import numpy as np
 
 from ...errors import UserError
 from ..decode import IMAGE_SUFFIXES
+from .mapped import INDEX, MappedSource
 from .tar import BLOCK, members, name_in
 
 FORMAT, VERSION = "headrace-shards", 1
 MANIFEST, INDEX_FILE = "dataset.json", "index.npy"
 UNFINISHED = ".sharding"  # the folder inside a data set that is still being written
-INDEX = np.dtype(
-    [
-        ("shard", "<u4"),
-        ("offset", "<u8"),  # of the image's bytes in the tar
-        ("size", "<u4"),  # in bytes
-        ("label", "<i4"),  # -1: none
-        ("height", "<u4"),  # of the upright image in pixels; 0: unknown
-        ("width", "<u4"),
-    ]
-)
 _CLASS = re.compile(rb"\s*(-1|\d{1,6})\s*")
 
 
@@ -68,7 +57,7 @@ def read_manifest(folder: Path) -> dict | None:
     return manifest
 
 
-class ShardSource:
+class ShardSource(MappedSource):
     """The images of a folder of tars or of one tar. Memory-mapped: `read` gives a read-only view and copies nothing.
 
     In tars without our index, a sample is a run of members with the same name up to the first dot; its image is the
@@ -78,34 +67,31 @@ class ShardSource:
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
-        self.name = str(path)
         self._root = Path(path)
-        self._maps: dict[int, np.ndarray] = {}
         manifest = read_manifest(self._root) if self._root.is_dir() else None
         self._indexed = manifest is not None
         if manifest is not None:
-            self._tars = [self._root / shard["name"] for shard in manifest["shards"]]
-            self._bytes = [shard["bytes"] for shard in manifest["shards"]]
-            self.classes, self.label_source = manifest["classes"], manifest["label_source"]
-            self._check_sizes()
-            self.index = self._load_index()
-            self._check_index(manifest["samples"])
-        else:
-            self._tars = tars_in(self._root) if self._root.is_dir() else [self._root]
-            self._bytes = [tar.stat().st_size for tar in self._tars]
-            self.index = _scan(self._tars)
-            if not len(self.index):
-                raise UserError(f"{path}: no member of its tars is an image; images end in {' '.join(IMAGE_SUFFIXES)}")
-            highest = int(self.index["label"].max())
-            self.classes = None if highest < 0 else [str(label) for label in range(highest + 1)]
-            self.label_source = "none" if self.classes is None else "cls"
-        _allow_open_files(len(self._tars))
+            tars = [self._root / shard["name"] for shard in manifest["shards"]]
+            sizes = [shard["bytes"] for shard in manifest["shards"]]
+            self._check_sizes(tars, sizes)
+            index = self._load_index()
+            self._check_index(index, manifest["samples"], sizes)
+            super().__init__(str(path), tars, sizes, index, manifest["classes"], manifest["label_source"])
+            return
+        tars = tars_in(self._root) if self._root.is_dir() else [self._root]
+        sizes = [tar.stat().st_size for tar in tars]
+        index = _scan(tars)
+        if not len(index):
+            raise UserError(f"{path}: no member of its tars is an image; images end in {' '.join(IMAGE_SUFFIXES)}")
+        highest = int(index["label"].max())
+        classes = None if highest < 0 else [str(label) for label in range(highest + 1)]
+        super().__init__(str(path), tars, sizes, index, classes, "none" if classes is None else "cls")
 
-    def _check_sizes(self) -> None:
-        missing = [tar.name for tar in self._tars if not tar.exists()]
+    def _check_sizes(self, tars: list[Path], sizes: list[int]) -> None:
+        missing = [tar.name for tar in tars if not tar.exists()]
         if missing:
             raise UserError(f"{self._root}: {len(missing)} shard(s) missing: {', '.join(missing[:3])}; copy them again")
-        for tar, expected in zip(self._tars, self._bytes, strict=True):
+        for tar, expected in zip(tars, sizes, strict=True):
             if (found := tar.stat().st_size) != expected:
                 raise UserError(f"{tar}: {found:,} bytes instead of {expected:,}; copy it again")
 
@@ -116,52 +102,25 @@ class ShardSource:
         except (OSError, ValueError) as fault:
             raise UserError(f"{file}: cannot be read ({fault}); copy it again or shard again") from None
 
-    def _check_index(self, samples: int) -> None:
-        index = self.index
+    def _check_index(self, index: np.ndarray, samples: int, sizes: list[int]) -> None:
         if index.dtype != INDEX or index.shape != (samples,) or not samples:
             raise UserError(f"{self._root}: {INDEX_FILE} and {MANIFEST} do not match; copy both, or shard again")
-        known = index["shard"].max() < len(self._tars)
-        if not known or (index["offset"] + index["size"] > np.array(self._bytes, "u8")[index["shard"]]).any():
+        known = index["shard"].max() < len(sizes)
+        if not known or (index["offset"] + index["size"] > np.array(sizes, "u8")[index["shard"]]).any():
             raise UserError(f"{self._root}: {INDEX_FILE} points past the end of a shard; copy it again, or shard again")
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def _map(self, shard: int) -> np.ndarray:
-        pages = self._maps.get(shard)
-        if pages is None:  # two threads may both map it once; either map is as good
-            with open(self._tars[shard], "rb") as file:
-                pages = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-            if len(pages) != self._bytes[shard]:
-                raise OSError(f"{self._tars[shard]}: its size has changed since the data set was opened")
-            self._maps[shard] = pages
-        return pages
-
-    def read(self, index: int) -> np.ndarray:
-        """The image's bytes, 1-D uint8: a view of the map, valid as long as somebody holds it."""
-        shard, offset, size, *_ = self.index[index].item()
-        return self._map(shard)[offset : offset + size]
-
-    def label(self, index: int) -> int:
-        return int(self.index["label"][index])
 
     def key(self, index: int) -> str:
         """``<tar>/<member>``, read from the member's header."""
         shard, offset, *_ = self.index[index].item()
-        return f"{self._tars[shard].name}/{name_in(self._map(shard)[offset - BLOCK : offset].tobytes())}"
-
-    def size(self, index: int) -> tuple[int, int] | None:
-        *_, height, width = self.index[index].item()
-        return (height, width) if height else None
+        return f"{self._files[shard].name}/{name_in(self._map(shard)[offset - BLOCK : offset].tobytes())}"
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_maps": {}, "index": None if self._indexed else self.index}
+        return super().__getstate__() | ({"index": None} if self._indexed else {})
 
     def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state)
+        super().__setstate__(state)
         if self._indexed:
             self.index = self._load_index()
-        _allow_open_files(len(self._tars))
 
 
 def _scan(tars: list[Path]) -> np.ndarray:
@@ -203,14 +162,3 @@ def _class(text: bytes, where: str) -> int:
     if match is None:
         raise UserError(f"{where} holds {text[:40]!r}; a class is a number of up to six digits, write that or no .cls")
     return int(match[1])
-
-
-def _allow_open_files(maps: int) -> None:
-    """Every map holds a descriptor until Python 3.13, and 1,024 is a common soft limit: the hard one is ours to use."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = maps + 512  # the rest of the process wants some, too
-    if soft == resource.RLIM_INFINITY or needed <= soft:
-        return
-    if hard != resource.RLIM_INFINITY and needed > hard:
-        raise UserError(f"{maps:,} shards, but only {hard:,} files may be open: raise `ulimit -Hn`, or use larger ones")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

@@ -41,15 +41,17 @@ def name_in(block: bytes) -> str:
     return name.decode("utf-8", "backslashreplace")
 
 
-def members(descriptor: int) -> Iterator[tuple[str, int, int]]:
+def members(descriptor: int, begin: int = 0, end: int | None = None) -> Iterator[tuple[str, int, int]]:
     """(name, offset of the data, size of the data) of every regular file in an open tar, in order.
 
-    Raises `TarError` where a header is none or a member reaches past the end of the file.
+    `begin`, `end`: which bytes of the file are the tar, where it lies inside another; offsets count from byte 0.
+
+    Raises `TarError` where a header is none or a member reaches past the end.
     """
-    end, position = os.fstat(descriptor).st_size, 0
+    position, end = begin, os.fstat(descriptor).st_size if end is None else end
     extended: dict[str, str] = {}  # what "L" and "x" members say about the member after them
     while position < end:
-        block = os.pread(descriptor, BLOCK, position)
+        block = os.pread(descriptor, min(BLOCK, end - position), position)
         if block.count(0) == len(block):
             return
         if not _is_header(block):
@@ -58,8 +60,10 @@ def members(descriptor: int) -> Iterator[tuple[str, int, int]]:
         size = int(extended.get("size", 0)) or _octal(block[124:136])
         if kind in b"123456":  # links, devices and folders have no data, whatever their header says
             size = 0
+        if size < 0:  # would send the walk backwards, for ever
+            raise TarError(f"{name_in(block)}: a size of {size:,} bytes")
         if start + size > end:
-            raise TarError(f"cut short: {name_in(block)} should end at byte {start + size:,}, the file at {end:,}")
+            raise TarError(f"cut short: {name_in(block)} should end at byte {start + size:,}, the tar at {end:,}")
         position = start + size + padding(size)
         if kind == b"L":
             extended["path"] = os.pread(descriptor, size, start).rstrip(b"\0").decode("utf-8", "backslashreplace")

@@ -7,26 +7,31 @@ import os
 import pickle
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 import tarfile
-import time
 from pathlib import Path
 
-import headrace
 import numpy as np
 import pytest
+from PIL import Image
+
 from headrace.errors import UserError, run_command
 from headrace.pipelines import shard as shard_module
 from headrace.pipelines.decode import DecodeError, decode, image_size
-from headrace.pipelines.shard import main, shard
+from headrace.pipelines.encode import Encoding
+from headrace.pipelines.shard import main
+from headrace.pipelines.shard import shard as shard_source
+from headrace.pipelines.sharding.plan import ShardOptions
+from headrace.pipelines.sharding.writer import member_name
 from headrace.pipelines.sources import open_source
-from headrace.pipelines.sources.writer import member_name
-from PIL import Image
 
-PHOTOS = Path(headrace.__file__).resolve().parent.parent / "shared/data/imagenet-sample-0.tar"
 KINDS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP", "gif": "GIF", "bmp": "BMP", "tiff": "TIFF"}
+
+
+def shard(source, out, shard_mb=256, workers=1, skip_bad=False, part=(0, 1), **options):
+    options = ShardOptions(shard_mb, **options)
+    return shard_source(source, out, options, workers=workers, skip_bad=skip_bad, part=part, progress=False)
 
 
 def encode(seed, kind="JPEG", height=24, width=36, **options):
@@ -67,7 +72,7 @@ def folder(files, tmp_path_factory):
 @pytest.fixture(scope="module")
 def shards(folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("out") / "shards"
-    shard(folder, out, shard_mb=1, workers=2, progress=False)
+    shard(folder, out, shard_mb=1, workers=2)
     return out
 
 
@@ -154,8 +159,8 @@ def test_webdataset_reads_the_same_samples(shards):
 
 
 def test_same_bytes_for_any_number_of_workers(folder, shards, tmp_path):
-    shard(folder, tmp_path / "one", shard_mb=1, workers=1, progress=False)
-    shard(folder, tmp_path / "five", shard_mb=1, workers=5, progress=False)
+    shard(folder, tmp_path / "one", shard_mb=1)
+    shard(folder, tmp_path / "five", shard_mb=1, workers=5)
     assert tree(tmp_path / "one") == tree(tmp_path / "five") == tree(shards)
 
 
@@ -163,7 +168,7 @@ def test_seed_and_no_shuffle(tmp_path):
     root = write_files(tmp_path / "in", {f"{n:02d}.png": encode(n, "PNG") for n in range(30)})
     orders = {}
     for seed in (None, 0, 1):
-        shard(root, tmp_path / f"out{seed}", shuffle_seed=seed, workers=1, progress=False)
+        shard(root, tmp_path / f"out{seed}", seed=seed)
         source = open_source(tmp_path / f"out{seed}")
         orders[seed] = [source.key(i)[-6:-4] for i in range(30)]
     assert orders[None] == sorted(orders[None]) == sorted(orders[0]) == sorted(orders[1])
@@ -172,7 +177,7 @@ def test_seed_and_no_shuffle(tmp_path):
 
 def test_unlabelled_folder_has_no_cls(tmp_path):
     root = write_files(tmp_path / "in", {"1.jpg": encode(1), "a/2.jpg": encode(2)})
-    manifest = shard(root, tmp_path / "out", workers=1, prefix="val", progress=False)
+    manifest = shard(root, tmp_path / "out", prefix="val")
     assert manifest["classes"] is None and manifest["label_source"] == "none"
     with tarfile.open(tmp_path / "out/val-000000.tar") as archive:
         assert {m.name[-4:] for m in archive} == {".jpg"}
@@ -186,7 +191,7 @@ def test_awkward_names(tmp_path):
     root = write_files(
         tmp_path / "in", {name: encode(n, kind) for n, (name, kind) in enumerate(zip(names, kinds, strict=True))}
     )
-    shard(root, tmp_path / "out", workers=1, shuffle_seed=None, progress=False)
+    shard(root, tmp_path / "out", seed=None)
     with tarfile.open(tmp_path / "out/train-000000.tar") as archive:
         written = archive.getnames()
     stems = ["50_", "a", "a", "n" * 80, "two_words", "v1_2_final", "_n_-c_d__1"]
@@ -194,7 +199,8 @@ def test_awkward_names(tmp_path):
     assert written == [f"{i:08d}_{s}.{e}" for i, (s, e) in enumerate(zip(stems, suffixes, strict=True))]
     source = open_source(tmp_path / "out")
     assert {source.read(i).tobytes() for i in range(7)} == {path.read_bytes() for path in root.iterdir()}
-    assert len(".".join(member_name(10**12, "x" * 300 + ".jpeg"))) <= 100
+    assert len(".".join(member_name(10**12, "x" * 300 + ".jpeg", encode(1)))) <= 100
+    assert member_name(3, "no suffix", encode(1, "PNG")) == ("00000003_no_suffix", "png")
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
@@ -210,22 +216,17 @@ def test_index_holds_upright_sizes(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     root = write_files(tmp_path / "in", {"a.jpg": encode(1), "b.jpg": encode(2, exif=exif)})
-    shard(root, tmp_path / "out", workers=1, shuffle_seed=None, progress=False)
+    shard(root, tmp_path / "out", seed=None)
     source = open_source(tmp_path / "out")
     assert [source.size(i) for i in range(2)] == [(24, 36), (36, 24)]
 
 
-def test_real_photos(tmp_path):
-    if not PHOTOS.exists():
-        pytest.skip("the ImageNet sample is not beside the repository")
-    with tarfile.open(PHOTOS) as archive:
-        members = [m for m in archive if m.isreg()]
-        expected = {(digest(archive.extractfile(m).read()), m.name.partition("/")[0]) for m in members}
-        archive.extractall(tmp_path / "in", filter="data")
-    shard(tmp_path / "in", tmp_path / "out", shard_mb=16, workers=2, progress=False)
+def test_photos_with_several_workers(photo_folder, tmp_path):
+    expected = {(digest(path.read_bytes()), path.parent.name) for path in photo_folder.rglob("*.jpg")}
+    shard(photo_folder, tmp_path / "out", None, workers=2, shard_samples=5)
     source = open_source(tmp_path / "out")
-    assert {(digest(source.read(i)), source.classes[source.label(i)]) for i in range(len(source))} == expected
-    assert all(source.size(i) == image_size(source.read(i)) for i in range(0, len(source), 50))
+    assert {(digest(source.read(i)), source.classes[source.label(i)]) for i in range(24)} == expected
+    assert all(source.size(i) == decode(source.read(i)).shape[:2] for i in range(24)) and len(source) == 24
 
 
 # bad images
@@ -254,7 +255,7 @@ def bad_folder(root):
 def test_bad_images_are_listed_and_nothing_is_kept(tmp_path):
     good, bad = bad_folder(tmp_path / "in")
     with pytest.raises(UserError) as caught:
-        shard(tmp_path / "in", tmp_path / "out", workers=1, progress=False)
+        shard(tmp_path / "in", tmp_path / "out")
     lines = str(caught.value).splitlines()
     assert "13 of 21 files" in lines[0] and "--skip-bad" in lines[-1] and lines[-2] == "  and 3 more"
     assert lines[1] == "  bad/00.jpg: not an image in any known format" and lines[10].startswith("  bad/cut.jpg: trunc")
@@ -263,7 +264,7 @@ def test_bad_images_are_listed_and_nothing_is_kept(tmp_path):
 
 def test_skip_bad_leaves_them_out_and_says_so(tmp_path):
     good, bad = bad_folder(tmp_path / "in")
-    manifest = shard(tmp_path / "in", tmp_path / "out", workers=1, skip_bad=True, progress=False)
+    manifest = shard(tmp_path / "in", tmp_path / "out", skip_bad=True)
     source = open_source(tmp_path / "out")
     assert {source.read(i).tobytes() for i in range(len(source))} == set(good.values()) and len(source) == 8
     assert source.classes == ["bad", "good"] and all(source.label(i) == 1 for i in range(8))
@@ -275,7 +276,7 @@ def test_skip_bad_leaves_them_out_and_says_so(tmp_path):
 def test_nothing_but_bad_images(tmp_path):
     root = write_files(tmp_path / "in", {"a.jpg": b"x"})
     with pytest.raises(UserError, match="nothing would be left"):
-        shard(root, tmp_path / "out", workers=1, skip_bad=True, progress=False)
+        shard(root, tmp_path / "out", skip_bad=True)
     assert not (tmp_path / "out").exists()
 
 
@@ -295,31 +296,31 @@ def test_refused_places(folder, shards, tmp_path):
     ]
     for out, words in cases:
         with pytest.raises(UserError, match=words):
-            shard(folder, out, workers=1, progress=False)
+            shard(folder, out)
     assert (tmp_path / "used/train-000000.tar").read_text() == "somebody's"
     (folder / "inside").rmdir()
-    for arguments, words in [({"prefix": "a/b"}, "prefix"), ({"shard_mb": 0}, "shard_mb"), ({"workers": 0}, "workers")]:
+    cases = [({"prefix": "a/b"}, "prefix"), ({"shard_mb": 0}, "shard-mb"), ({"workers": 0}, "workers")]
+    cases += [({"shard_samples": 5}, "one of the two"), ({"encoding": Encoding(0)}, "max-side")]
+    for arguments, words in [*cases, ({"encoding": Encoding(9, 99)}, "quality"), ({"part": (2, 2)}, "--part")]:
         with pytest.raises(UserError, match=words):
             shard(folder, tmp_path / "new", **arguments)
-    with pytest.raises(UserError, match="already in tars"):
-        shard(shards, tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
 def test_too_little_space_is_known_beforehand(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(shard_module.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
-    with pytest.raises(UserError, match="0.0 GB are free"):
-        shard(folder, tmp_path / "out", workers=1, progress=False)
+    with pytest.raises(UserError, match="needs 3 MB, 1 MB are free"):
+        shard(folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_full_disk(folder, tmp_path):
+def test_full_disk_before_a_shard_is_finished(folder, tmp_path):
     """A limit on the size of files stands in for the disk: the worker's write fails in the middle of a shard."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, hard))
     try:
         with pytest.raises(UserError, match="File too large"):
-            shard(folder, tmp_path / "out", shard_mb=1, workers=2, progress=False)
+            shard(folder, tmp_path / "out", shard_mb=1, workers=2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not (tmp_path / "out").exists()
@@ -332,8 +333,10 @@ def test_command(folder, shards, tmp_path, capsys):
     arguments = [str(folder), str(tmp_path / "out"), "--shard-mb", "1", "--workers", "1", "--seed", "0"]
     assert run_command(lambda: main(arguments)) == 0
     assert "96 images (3 classes)" in capsys.readouterr().out and tree(tmp_path / "out") == tree(shards)
-    assert run_command(lambda: main(arguments)) == 2
-    assert "finished data set" in capsys.readouterr().err
+    assert run_command(lambda: main(arguments)) == 0
+    assert "96 images (3 classes)" in capsys.readouterr().out and tree(tmp_path / "out") == tree(shards)
+    assert run_command(lambda: main([*arguments, "--max-side", "9"])) == 2
+    assert "finished data set" in capsys.readouterr().err and tree(tmp_path / "out") == tree(shards)
     arguments = [str(folder), str(tmp_path / "plain"), "--no-shuffle", "--prefix", "val"]
     assert run_command(lambda: main(arguments)) == 0
     assert open_source(tmp_path / "plain").key(0) == "val-000000.tar/00000000_photo_0.jpg"
@@ -342,103 +345,6 @@ def test_command(folder, shards, tmp_path, capsys):
 def test_workers_start_without_torch():
     code = "import sys, headrace.pipelines.shard; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-
-
-# interrupted runs
-
-COMMAND = "import sys; from headrace.pipelines.shard import main; from headrace.errors import run_command; "
-COMMAND += "sys.exit(run_command(lambda: main(sys.argv[1:])))"
-
-
-@pytest.fixture(scope="module")
-def many(tmp_path_factory):
-    """One image under 6,000 names: a run that lasts a second."""
-    root = tmp_path_factory.mktemp("many")
-    (root / "0000.jpg").write_bytes(encode(1))
-    for n in range(1, 6000):
-        (root / f"{n:04d}.jpg").hardlink_to(root / "0000.jpg")
-    return root
-
-
-def start_and_wait_for_a_shard(many, out):
-    """A run with its own process group, stopped by the caller once a shard is being written."""
-    command = [sys.executable, "-c", COMMAND, str(many), str(out), "--shard-mb", "1", "--workers", "2"]
-    run = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
-    while run.poll() is None and not list(out.glob(".sharding/*.tar")):
-        time.sleep(0.002)
-    assert run.poll() is None, run.stderr.read()
-    return run
-
-
-def wait_until_group_is_gone(group):
-    for _ in range(1000):
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
-            return True
-        time.sleep(0.01)
-    return False
-
-
-def test_kill_leaves_nothing_that_opens_and_a_rerun_is_whole(many, tmp_path):
-    run = start_and_wait_for_a_shard(many, tmp_path / "out")
-    run.kill()
-    run.communicate()
-    assert wait_until_group_is_gone(run.pid), "the workers outlived a killed run"
-    assert (tmp_path / "out/.sharding").exists()
-    with pytest.raises(UserError, match="did not finish"):
-        open_source(tmp_path / "out")
-    shard(many, tmp_path / "out", shard_mb=1, workers=2, progress=False)
-    shard(many, tmp_path / "undisturbed", shard_mb=1, workers=2, progress=False)
-    assert tree(tmp_path / "out") == tree(tmp_path / "undisturbed")
-    assert len(open_source(tmp_path / "out")) == 6000
-
-
-def test_interrupt_leaves_nothing(many, tmp_path):
-    run = start_and_wait_for_a_shard(many, tmp_path / "out")
-    os.killpg(run.pid, signal.SIGINT)
-    _, errors = run.communicate()
-    assert run.returncode == 130 and "Traceback" not in errors
-    assert wait_until_group_is_gone(run.pid) and not (tmp_path / "out").exists()
-
-
-def test_killed_worker_ends_the_run(many, tmp_path):
-    run = start_and_wait_for_a_shard(many, tmp_path / "out")
-    children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
-    workers = [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    os.kill(int(workers[0]), signal.SIGKILL)
-    _, errors = run.communicate()
-    assert run.returncode == 2 and "a worker process was killed" in errors
-    assert not (tmp_path / "out").exists()
-
-
-def test_killed_while_moving_the_files_up(folder, shards, tmp_path):
-    out = damaged(shards, tmp_path)
-    (out / "dataset.json").unlink()
-    (out / "train-000001.tar").write_bytes(b"half")
-    (out / ".sharding").mkdir()
-    (out / ".sharding/9.tar").write_bytes(b"half")
-    with pytest.raises(UserError, match="did not finish"):
-        open_source(out)
-    (out / "mine.txt").write_text("keep")
-    with pytest.raises(UserError, match="not empty \\(mine.txt\\)"):
-        shard(folder, out, shard_mb=1, workers=1, progress=False)
-    (out / "mine.txt").unlink()
-    shard(folder, out, shard_mb=1, workers=1, progress=False)
-    assert tree(out) == tree(shards) and not (out / ".sharding").exists()
-
-
-def test_two_runs_do_not_write_into_one_folder(folder, tmp_path):
-    import fcntl
-
-    (tmp_path / "out/.sharding").mkdir(parents=True)
-    lock = os.open(tmp_path / "out/.sharding", os.O_RDONLY)
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    with pytest.raises(UserError, match="another run"):
-        shard(folder, tmp_path / "out", workers=1, progress=False)
-    os.close(lock)
-    shard(folder, tmp_path / "out", workers=1, progress=False)
-    assert len(open_source(tmp_path / "out")) == 96
 
 
 # damaged data sets

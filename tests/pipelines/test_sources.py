@@ -7,11 +7,12 @@ import tarfile
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from headrace.errors import UserError
 from headrace.pipelines.sources import FolderSource, ShardSource, open_source, tar
 from headrace.pipelines.sources.shards import INDEX
 from headrace.pipelines.spec import ByteSource
-from PIL import Image
 
 
 def encode(seed, kind="JPEG", **options):

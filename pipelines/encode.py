@@ -1,0 +1,54 @@
+"""What sharding does to one image: check it and keep its bytes, or write it anew as a smaller JPEG."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from .decode import decode, image_size
+from .jpeg import MAGIC, jpeg_header
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """When an image keeps its bytes; all others become upright RGB JPEGs of `quality` (1..95), EXIF dropped.
+
+    `max_side`: JPEGs whose longer side is at most that many pixels keep them; None: every image of any format does.
+    `plain_jpeg`: for decoders that know nothing else, only upright gray or colour JPEGs do.
+    `verify`: what keeps its bytes is decoded to the last pixel all the same.
+    """
+
+    max_side: int | None = None
+    quality: int = 90
+    plain_jpeg: bool = False
+    verify: bool = False
+
+    def apply(self, data):
+        """(bytes to store, height, width of the upright image): `data` itself, or the bytes of a new JPEG.
+
+        Raises `DecodeError`. The same bytes in give the same bytes out for one version of Pillow and libjpeg.
+        """
+        height, width = image_size(data)
+        if self._keeps(data, max(height, width)):
+            if self.verify:
+                decode(data)
+            return data, height, width
+        image = Image.fromarray(decode(data))
+        side = max(image.size)
+        if self.max_side is not None and side > self.max_side:
+            size = tuple(max(1, round(s * self.max_side / side)) for s in image.size)
+            image = image.resize(size, Image.Resampling.BICUBIC)
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=self.quality)
+        return np.frombuffer(buffer.getbuffer(), np.uint8), image.height, image.width
+
+    def _keeps(self, data, side: int) -> bool:
+        if self.max_side is not None and (side > self.max_side or bytes(data[:3]) != MAGIC):
+            return False
+        if not self.plain_jpeg:
+            return True
+        header = jpeg_header(data)
+        return header is not None and header.orientation == 1 and header.components != 4

@@ -1,0 +1,10 @@
+"""How `shard.py` writes a data set.
+
+plan.py        source -> which images go into which shard, and a fingerprint of what was asked
+writer.py      images -> one tar with its DALI index: every byte is read, hashed and written once
+workers.py     processes that write shards, and end with their parent
+workspace.py   ``<out>/.sharding``: finished shards wait there for the last one; what a resume finds
+beton.py       the same images as one FFCV file
+
+Nothing here imports torch: a worker starts in a fifth of a second.
+"""

@@ -1,0 +1,84 @@
+"""Processes that write shards: none outlives the run, and one that dies ends it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
+
+from ...errors import UserError
+from .writer import ShardJob, ShardWriter
+
+
+def write_shards(
+    writer: ShardWriter, jobs: Iterable[ShardJob], workers: int, report: Callable[[int], None]
+) -> list[tuple[int, str]]:
+    """`ShardWriter.write` for all jobs in `workers` processes; a single one is this process. Returns all bad images.
+
+    Raises the first `OSError` or `UserError` of a worker, and `UserError` when one dies.
+    """
+    if workers == 1:
+        return [one for job in jobs for one in writer.write(job, report)]
+    context = multiprocessing.get_context("spawn")  # fork would copy whatever threads and locks the caller has
+    jobs, bad, processes, busy = iter(jobs), [], {}, set()
+    try:
+        for job in jobs:
+            here, there = context.Pipe()
+            processes[here] = context.Process(target=_serve, args=(there, writer), daemon=True)
+            with _ctrl_c_blocked():
+                processes[here].start()
+            there.close()
+            here.send(job)
+            busy.add(here)
+            if len(processes) == workers:
+                break
+        while busy:
+            for connection in wait(list(busy)):
+                message = connection.recv()
+                if isinstance(message, int):
+                    report(message)
+                elif isinstance(message, Exception):
+                    raise message
+                else:
+                    bad += message
+                    if (job := next(jobs, None)) is None:
+                        busy.remove(connection)
+                    else:
+                        connection.send(job)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        raise UserError("a worker process was killed (short of memory?); try again with fewer workers") from None
+    finally:
+        for process in processes.values():
+            process.terminate()
+            process.join()
+    return bad
+
+
+@contextmanager
+def _ctrl_c_blocked() -> Iterator[None]:
+    """Processes started inside inherit the block: Ctrl-C reaches all of a terminal, and the parent alone acts on it."""
+    resource_tracker.ensure_running()  # multiprocessing starts it with the first process, and would lift the block
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _serve(connection: Connection, writer: ShardWriter) -> None:
+    """A worker: takes jobs, sends counts and a result for each, and ends when the other side is gone."""
+    try:
+        while True:
+            job = connection.recv()
+            try:
+                result = writer.write(job, connection.send)
+            except (OSError, UserError) as fault:
+                if isinstance(fault, (BrokenPipeError, ConnectionResetError)):
+                    return
+                result = fault
+            connection.send(result)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        pass

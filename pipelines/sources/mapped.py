@@ -1,0 +1,91 @@
+"""Images that lie at known offsets inside large files: an index in NumPy, the files in memory maps."""
+
+from __future__ import annotations
+
+import mmap
+import resource
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ...errors import UserError
+
+INDEX = np.dtype(
+    [
+        ("shard", "<u4"),  # which of the files
+        ("offset", "<u8"),  # of the image's bytes in it
+        ("size", "<u4"),  # in bytes
+        ("label", "<i4"),  # -1: none
+        ("height", "<u4"),  # of the upright image in pixels; 0: unknown
+        ("width", "<u4"),
+    ]
+)
+
+
+class MappedSource:
+    """The images that `index` (a row of `INDEX` each) finds in `files`, which are `sizes` bytes long.
+
+    `read` gives a read-only view of a map and copies nothing; it raises `OSError` for a file whose size has changed.
+    A subclass says what a sample is called (`key`). Pickles without its maps.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        files: Sequence[Path],
+        sizes: Sequence[int],
+        index: np.ndarray,
+        classes: list[str] | None,
+        label_source: str,
+    ) -> None:
+        self.name, self.index, self.classes, self.label_source = name, index, classes, label_source
+        self._files, self._sizes = files, sizes
+        self._maps: dict[int, np.ndarray] = {}
+        _allow_open_files(len(files))
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def _map(self, shard: int) -> np.ndarray:
+        pages = self._maps.get(shard)
+        if pages is None:  # two threads may both map it once; either map is as good
+            with open(self._files[shard], "rb") as file:
+                pages = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+            if len(pages) != self._sizes[shard]:
+                raise OSError(f"{self._files[shard]}: its size has changed since the data set was opened")
+            self._maps[shard] = pages
+        return pages
+
+    def read(self, index: int) -> np.ndarray:
+        """The image's bytes, 1-D uint8: a view of the map, valid as long as somebody holds it."""
+        shard, offset, size, *_ = self.index[index].item()
+        return self._map(shard)[offset : offset + size]
+
+    def label(self, index: int) -> int:
+        return int(self.index["label"][index])
+
+    def key(self, index: int) -> str:
+        raise NotImplementedError
+
+    def size(self, index: int) -> tuple[int, int] | None:
+        *_, height, width = self.index[index].item()
+        return (height, width) if height else None
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_maps": {}}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        _allow_open_files(len(self._files))
+
+
+def _allow_open_files(maps: int) -> None:
+    """Every map holds a descriptor until Python 3.13, and 1,024 is a common soft limit: the hard one is ours to use."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = maps + 512  # the rest of the process wants some, too
+    if soft == resource.RLIM_INFINITY or needed <= soft:
+        return
+    if hard != resource.RLIM_INFINITY and needed > hard:
+        raise UserError(f"{maps:,} shards, but only {hard:,} files may be open: raise `ulimit -Hn`, or use larger ones")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

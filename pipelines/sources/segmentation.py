@@ -1,0 +1,95 @@
+"""Semantic segmentation: images, and a mask of class indices for each. 255: pixels that do not count.
+
+voc12aug: VOC 2012 with the masks of SBD: 20 categories, and background as class 0
+ROOT/VOC2012/JPEGImages/<id>.jpg
+ROOT/VOC2012/ImageSets/Segmentation/{train,val,trainval,aug}.txt    an id per line
+ROOT/VOC2012/SegmentationClass/<id>.png                             masks of train, val
+ROOT/VOC2012/SegmentationClassAug/<id>.png                          masks of aug
+
+cityscapes: 2,975 and 500 street scenes, 19 classes
+ROOT/leftImg8bit/{train,val,test}/<city>/<name>_leftImg8bit.png
+ROOT/gtFine/{train,val}/<city>/<name>_gtFine_labelTrainIds.png      or, as published, <name>_gtFine_labelIds.png
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ...errors import UserError
+from . import voc
+from .files import FileSource
+from .folder import image_files
+from .lists import check_first
+from .lookup import choice, existing
+
+IGNORED = 255
+# Cityscapes numbers 34 kinds of things, of which these 19 count; their position here is the class
+_CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+CITYSCAPES_CATEGORIES = (
+    "road sidewalk building wall fence pole traffic_light traffic_sign vegetation terrain "
+    "sky person rider car truck bus train motorcycle bicycle"
+).split()
+
+
+def read_mask(file: Path) -> np.ndarray:
+    """(H, W) uint8 class indices: gray values, or the entries of a palette, not its colours. Raises `UserError`."""
+    try:
+        with Image.open(file) as image:
+            if image.mode not in ("L", "P"):
+                raise ValueError(f"pixels of kind {image.mode}, not one index each")
+            return np.array(image)
+    except FileNotFoundError:
+        raise UserError(f"{file}: does not exist; unpack the masks there") from None
+    except Exception as fault:  # Pillow raises almost anything on damaged files
+        raise UserError(f"{file}: no readable mask ({fault}); unpack it again") from None
+
+
+class Voc12AugSource(FileSource):
+    """`split` train: the images of the lists train and aug, in this order; val, trainval: those of VOC itself."""
+
+    categories = ["background", *voc.CATEGORIES]
+
+    def __init__(self, path: str | os.PathLike, *, split: str = "train") -> None:
+        root = voc.devkit(Path(path)) / "VOC2012"
+        choice(path, "split", split, ("train", "val", "trainval"))
+        lists = root / "ImageSets/Segmentation"
+        self.ids = voc.read_ids(lists / f"{split}.txt")
+        self._official = len(self.ids)
+        if split == "train":
+            self.ids += voc.read_ids(lists / "aug.txt")
+        super().__init__(root, [b"JPEGImages/%s.jpg" % os.fsencode(name) for name in self.ids])
+        check_first(self, lists)
+
+    def target(self, index: int) -> np.ndarray:
+        """(H, W) uint8: 0 background, 1 + position in VOC's categories, 255 ignored. Raises `UserError`."""
+        folder = "SegmentationClass" if index < self._official else "SegmentationClassAug"
+        return read_mask(self.root / folder / f"{self.ids[index]}.png")
+
+
+class CityscapesSource(FileSource):
+    """One split: train, val or test, of which the masks are not published. Sorted by city and name."""
+
+    categories = CITYSCAPES_CATEGORIES
+
+    def __init__(self, path: str | os.PathLike, *, split: str = "train") -> None:
+        root = Path(path)
+        choice(path, "split", split, ("train", "val", "test"))
+        self._masks = root / "gtFine" / split
+        images = existing(root / "leftImg8bit" / split)
+        paths = sorted(name for name in image_files(images) if name.endswith(b"_leftImg8bit.png"))
+        if not paths:
+            raise UserError(f"{images}: no <city>/..._leftImg8bit.png in it; unpack leftImg8bit_trainvaltest.zip there")
+        super().__init__(images, paths)
+
+    def target(self, index: int) -> np.ndarray:
+        """(H, W) uint8: positions in `categories`, 255 for everything else. Raises `UserError`."""
+        stem = self.key(index).removesuffix("leftImg8bit.png") + "gtFine_"
+        if (file := self._masks / f"{stem}labelTrainIds.png").exists():
+            return read_mask(file)
+        table = np.full(256, IGNORED, np.uint8)
+        table[list(_CITYSCAPES_IDS)] = range(len(_CITYSCAPES_IDS))
+        return table[read_mask(self._masks / f"{stem}labelIds.png")]

@@ -1,0 +1,113 @@
+"""PASCAL VOC 2007 and 2012: image classification with several labels, and detection.
+
+ROOT/VOC<year>/JPEGImages/<id>.jpg
+ROOT/VOC<year>/ImageSets/Main/<split>.txt              an id per line
+ROOT/VOC<year>/ImageSets/Main/<class>_<split>.txt      ``id code``: 1 present, -1 absent, 0 difficult
+ROOT/VOC<year>/Annotations/<id>.xml                    objects with their boxes
+
+2007: trainval 5,011 images, test 4,952. ROOT is the folder VOCdevkit, or the one that holds it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from functools import cached_property
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+
+from ...errors import UserError
+from .annotations import Boxes
+from .files import FileSource
+from .lists import check_first, read_lines
+from .lookup import choice, existing
+
+CATEGORIES = (
+    "aeroplane bicycle bird boat bottle bus car cat chair cow "
+    "diningtable dog horse motorbike person pottedplant sheep sofa train tvmonitor"
+).split()
+YEARS = {"2007": ("2007",), "2012": ("2012",), "07+12": ("2007", "2012")}
+_CODES = {"1": 1, "-1": 0, "0": -1}  # 0, difficult, is what the targets leave out; -1, absent, is their 0
+_EDGES = ("xmin", "ymin", "xmax", "ymax")
+
+
+class VocSource(FileSource):
+    """The images of one split, by year and id; `year` 2007, 2012 or 07+12, `split` train, val, trainval or test.
+
+    An image has several labels or none, so `label` is -1: `target` has all of them, `boxes` the objects. Both read
+    annotations on first use; pre-training needs none.
+
+    Raises `UserError` where the list or the images are missing.
+    """
+
+    categories = CATEGORIES
+
+    def __init__(self, path: str | os.PathLike, *, year: str = "2007", split: str = "trainval") -> None:
+        root = devkit(Path(path))
+        choice(path, "year", year, YEARS)
+        choice(path, "split", split, ("train", "val", "trainval", "test"))
+        self._split, self.ids = split, []  # "<year>/<id>"
+        for one in YEARS[year]:
+            ids = read_ids(root / f"VOC{one}/ImageSets/Main/{split}.txt")
+            self.ids += [f"{one}/{name}" for name in sorted(ids)]
+        paths = [b"VOC%s/JPEGImages/%s.jpg" % tuple(map(os.fsencode, name.split("/"))) for name in self.ids]
+        super().__init__(root, paths)
+        check_first(self, root)
+
+    def target(self, index: int) -> np.ndarray:
+        """(20,) int8: 1 where an object of the category is to be seen, 0 where not, -1 where it does not count.
+
+        -1 is for categories with difficult objects only, and for images that the category's file leaves out.
+        """
+        return self._targets[index]
+
+    @cached_property
+    def _targets(self) -> np.ndarray:
+        row = {name: number for number, name in enumerate(self.ids)}
+        targets = np.full((len(self.ids), len(CATEGORIES)), -1, np.int8)
+        for year in dict.fromkeys(name.split("/")[0] for name in self.ids):
+            for column, category in enumerate(CATEGORIES):
+                file = self.root / f"VOC{year}/ImageSets/Main/{category}_{self._split}.txt"
+                for line in read_lines(existing(file)):
+                    name, _, code = line.partition(" ")
+                    at = row.get(f"{year}/{name}")
+                    if at is None or code.strip() not in _CODES:
+                        raise UserError(f"{file}: {line!r} is no image of {self._split} with 1, -1 or 0; unpack again")
+                    targets[at, column] = _CODES[code.strip()]
+        return targets
+
+    def boxes(self, index: int) -> Boxes:
+        """The objects in the image's XML file. VOC counts pixels from 1, and boxes include the last; here edges from 0.
+
+        Raises `UserError` for a file that is missing or damaged.
+        """
+        year, name = self.ids[index].split("/")
+        file = self.root / f"VOC{year}/Annotations/{name}.xml"
+        try:
+            objects = ElementTree.parse(file).getroot().findall("object")
+            edges = [float(one.findtext(f"bndbox/{edge}")) for one in objects for edge in _EDGES]
+            labels = [CATEGORIES.index(one.findtext("name").strip()) for one in objects]
+        except (OSError, ElementTree.ParseError, TypeError, AttributeError, ValueError) as fault:
+            raise UserError(f"{file}: no annotation of VOC ({fault}); unpack its archive again") from None
+        boxes = np.array(edges, np.float32).reshape(-1, 4)
+        boxes[:, :2] -= 1
+        difficult = np.array([one.findtext("difficult", "0").strip() == "1" for one in objects], bool)
+        return Boxes(boxes, np.array(labels, np.int64), difficult)
+
+
+def devkit(path: Path) -> Path:
+    """The folder with VOC2007 and VOC2012 in it: `path` itself or VOCdevkit inside."""
+    return path / "VOCdevkit" if (path / "VOCdevkit").is_dir() else path
+
+
+def read_ids(file: Path) -> list[str]:
+    """The image ids in a list of a split. Raises `UserError` for a missing list, and for an id that is a path."""
+    ids = read_lines(existing(file))
+    for name in ids:
+        if re.fullmatch(r"[\w-]+", name) is None:
+            raise UserError(f"{file}: {name!r} is no image id; unpack the archive again")
+    if not ids:
+        raise UserError(f"{file}: no image in it; unpack the archive again")
+    return ids

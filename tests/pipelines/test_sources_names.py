@@ -1,0 +1,73 @@
+"""Which source a name opens, and what is said where it opens none."""
+
+import pickle
+import subprocess
+import sys
+
+import pytest
+
+from headrace.pipelines.sources import KINDS, FolderSource, ShardSource, open_source
+
+
+@pytest.fixture
+def images(tmp_path, write_files, encode):
+    return write_files(tmp_path / "images", {"a/1.jpg": encode(1), "b/2.jpg": encode(2)})
+
+
+def test_kind_and_plain_path_are_the_same_source(images, contents):
+    plain, named = open_source(images), open_source(f"folder:{images}")
+    assert contents(plain) == contents(named) and isinstance(named, FolderSource)
+    assert plain.name == str(images) and named.name == f"folder:{images}"
+    assert pickle.loads(pickle.dumps(named)).name == named.name
+
+
+def test_options_reach_the_source(images, write_files, encode):
+    write_files(images, {"list.txt": "1.jpg\n", "names.txt": "x\ny\n"})
+    source = open_source(f"list:{images}/list.txt?root={images}/a")
+    assert source.read(0).tobytes() == encode(1)
+
+
+@pytest.mark.parametrize("name", ["folder:photos", "C:photos", "a?b", "list:x?root=y"])
+def test_a_path_that_exists_wins(tmp_path, monkeypatch, write_files, encode, name):
+    monkeypatch.chdir(tmp_path)
+    write_files(tmp_path, {f"{name}/1.jpg": encode(1), "photos/2.jpg": encode(2), "photos/3.jpg": encode(3)})
+    assert len(open_source(name)) == 1 and len(open_source("folder:./photos")) == 2
+    assert len(open_source(f"folder:{name}")) == 1
+
+
+def test_a_folder_with_images_and_tars_is_read_as_told(images, write_files, tar_bytes, encode, refused):
+    write_files(images, {"s.tar": tar_bytes({"x.png": encode(3, "PNG")})})
+    refused(images, "tars", "images")
+    assert isinstance(open_source(f"shards:{images}"), ShardSource) and len(open_source(f"folder:{images}")) == 2
+
+
+def test_nearest_names_are_offered(images, refused):
+    refused(f"imagnet:{images}", "imagnet", "did you mean imagenet?")
+    refused(f"webdataset_over_ftp:{images}", "webdataset_over_ftp", "choose from folder, shards, list")
+    refused(f"list:{images}?rot=x", "'rot'", "did you mean root?")
+    refused(f"folder:{images}?root=x", "'root'", "takes none")
+    refused(f"imagenet:{images}?split=trian", "'trian'", "did you mean train?")
+    refused(f"folder:{images}x", f"did you mean {images}?")
+    refused(f"{images}?split=val", "kind in front")
+    refused("C:\\photos", "does not exist")
+    for option in ("root", "root=", f"root={images}&root={images}"):
+        refused(f"list:{images}?{option}", "'root' needs one value")
+
+
+def test_every_kind_can_be_imported():
+    import importlib
+
+    for entry in KINDS.values():
+        assert callable(getattr(importlib.import_module(f"headrace.pipelines.sources.{entry.module}"), entry.opener))
+
+
+def test_two_marks_are_a_question(tmp_path, write_files, refused):
+    write_files(tmp_path, {"meta/train.txt": "", "data_batch_1": ""})
+    refused(tmp_path, "imagenet or cifar10", "kind in front")
+
+
+def test_no_kind_imports_torch():
+    modules = ", ".join(f"headrace.pipelines.sources.{entry.module}" for entry in KINDS.values())
+    code = f"import sys; sys.modules['torch'] = None; import {modules}"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
