@@ -26,11 +26,13 @@ from ..train.embed import Features, embed, evaluation_view
 from ..train.knn import knn_accuracy
 from ..train.metrics import read_metrics
 from .demo_images import write_demo_images
-from .plots import plot_loss, plot_reconstruction, plot_views
+from .plots import plot_loss, plot_reconstruction, plot_samples
+from .samples import first_samples
 from .thumbnails import write_thumbnails
 
 RECIPE = "mae_vit-tiny_demo"
 QUERY_EVERY = 6  # of a labelled folder without a split, every sixth image is classified by the others
+IMAGES_PER_CLASS = 5  # on average; with fewer, neighbours of the same class are a matter of luck
 PHOTOS = 500  # at most, in the retrieval test of unlabelled folders
 
 
@@ -69,21 +71,20 @@ def demo(out: Path, data: Path | None, overrides: list[str]) -> dict[str, float]
         "pre-trained encoder": trained.encoder,
     }
     device = pick_device(recipe.train.device)
-    if bank.classes is not None:
+    if bank.classes is not None and len(bank) >= IMAGES_PER_CLASS * len(bank.classes):
         title = f"k-NN accuracy, {len(bank):,} neighbours, {len(queries):,} queries, chance {1 / len(bank.classes):.1%}"
         score = lambda encoder: _classification(encoder, bank, queries, evaluation_view(view), device)
     else:
         photos = min(PHOTOS, len(train_set))
-        title = (
-            f"a second crop of the same photo is the nearest of {photos:,} (no labels here), chance {1 / photos:.1%}"
-        )
+        title = f"a second crop of the same photo is the nearest of {photos:,} (no labels to go by), chance {1 / photos:.1%}"
         score = lambda encoder: _retrieval(encoder, train_set, view, device)
     figures = {name: score(encoder) for name, encoder in encoders.items()}
 
     rows = read_metrics(out)
     plot_loss(rows, out / "loss.png", f"MAE on {len(train_set):,} images")
     plot_reconstruction(trained.cpu(), queries, out / "reconstruction.png")
-    plot_views(train_set, trained.inputs(), out / "views.png")
+    shown = first_samples(train_set, trained.inputs(), 6, seed=recipe.train.seed)
+    plot_samples(shown, out / "views.png", "What the algorithm sees")
     (out / "results.json").write_text(json.dumps({"measure": title, "figures": figures}, indent=2) + "\n")
     _table(title, figures, out)
     return figures

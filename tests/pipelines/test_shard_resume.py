@@ -66,10 +66,10 @@ def many(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(many, tmp_path_factory):
-    """What a run writes that nothing happens to, and the seconds it takes."""
-    out, start = tmp_path_factory.mktemp("whole") / "out", time.monotonic()
+    """What a run writes that nothing happens to."""
+    out = tmp_path_factory.mktemp("whole") / "out"
     assert run(many, out).wait() == 0
-    return tree(out), time.monotonic() - start
+    return tree(out)
 
 
 def run(source, out, *more):
@@ -98,23 +98,22 @@ def wait_until_group_is_gone(group):
 
 
 def test_killed_at_random_moments_and_continued(many, whole, tmp_path):
-    expected, seconds = whole
-    clock, kills, kept = random.Random(0), 0, 0
+    clock, finished = random.Random(0), 0
     out = tmp_path / "out"
     for _ in range(6):
         process = run(many, out)
-        time.sleep(clock.uniform(0.15, 1.0) * seconds)
-        kills += process.poll() is None
+        wait_for_finished_shards(process, out, finished + clock.randrange(4))  # not by the clock: machines differ
+        time.sleep(clock.uniform(0, 0.02))
         process.kill()
         process.communicate()
         assert wait_until_group_is_gone(process.pid), "the workers outlived a killed run"
-        kept = max(kept, len(list(out.glob(".sharding/0*.json"))))
-        if out.exists() and not (out / "dataset.json").exists() and (out / ".sharding").exists():
+        finished = len(list(out.glob(".sharding/0*.json")))
+        if out.exists():
             with pytest.raises(UserError, match="did not finish"):
                 open_source(out)
-    assert kills and (kept or (out / "dataset.json").exists())
+    assert finished
     assert run(many, out).wait() == 0
-    assert tree(out) == expected
+    assert tree(out) == whole
 
 
 def test_finished_shards_are_not_written_again(many, whole, tmp_path):
@@ -126,7 +125,7 @@ def test_finished_shards_are_not_written_again(many, whole, tmp_path):
     assert wait_until_group_is_gone(process.pid)
     done = {record.stem for record in out.glob(".sharding/0*.json")}
     inodes = {stem: (out / f".sharding/{stem}.tar").stat() for stem in done}
-    assert run(many, out).wait() == 0 and tree(out) == whole[0]
+    assert run(many, out).wait() == 0 and tree(out) == whole
     for stem, before in inodes.items():
         after = (out / f"train-{stem}.tar").stat()
         assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
@@ -141,7 +140,7 @@ def test_interrupt_keeps_finished_shards(many, whole, tmp_path):
     assert process.returncode == 130 and "Traceback" not in errors
     assert wait_until_group_is_gone(process.pid) and list(out.glob(".sharding/0*.json"))
     process = run(many, out)
-    assert process.wait() == 0 and "shards are finished already" in process.stderr.read() and tree(out) == whole[0]
+    assert process.wait() == 0 and "shards are finished already" in process.stderr.read() and tree(out) == whole
 
 
 def test_killed_worker_ends_the_run(many, whole, tmp_path):
@@ -153,7 +152,7 @@ def test_killed_worker_ends_the_run(many, whole, tmp_path):
     os.kill(int(workers[0]), signal.SIGKILL)
     _, errors = process.communicate()
     assert process.returncode == 2 and "a worker process was killed" in errors
-    assert run(many, out).wait() == 0 and tree(out) == whole[0]
+    assert run(many, out).wait() == 0 and tree(out) == whole
 
 
 def test_killed_while_moving_the_files_up(images, tmp_path, monkeypatch):
@@ -329,7 +328,7 @@ def test_parts_at_the_same_time(many, whole, tmp_path, monkeypatch):
         monkeypatch.setenv("RANK", number)
         processes.append(run(many, out))
     processes.append(run(many, out, "--part", "2/3"))
-    assert [process.wait() for process in processes] == [0, 0, 0] and tree(out) == whole[0]
+    assert [process.wait() for process in processes] == [0, 0, 0] and tree(out) == whole
 
 
 def test_two_runs_do_not_write_one_shard(images, tmp_path):

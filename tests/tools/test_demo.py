@@ -79,6 +79,6 @@ def test_a_labelled_folder_gets_a_knn_table(pictures, tmp_path, capsys):
 
 def test_an_unlabelled_folder_gets_the_retrieval_table(pictures, tmp_path, capsys):
     figures = demo(tmp_path / "demo", pictures / "2024", QUICK)
-    assert "nearest of 15 (no labels here), chance 6.7%" in capsys.readouterr().out
+    assert "nearest of 15 (no labels to go by), chance 6.7%" in capsys.readouterr().out
     # smooth random colours: raw pixels of two crops of one image are alike, those of different images are not
     assert figures["raw pixels"] > 0.3

@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import headrace
+from headrace import kernels
 from headrace.errors import UserError
 from headrace.train import checkpoint, pretrain
 from headrace.train.metrics import read_metrics
@@ -223,6 +224,22 @@ def test_bad_images_are_reported_at_the_end(photo_folder, tmp_path, capsys):
         (data / f"{index}.jpg").write_bytes(path.read_bytes()[: 300 if index == 4 else None])
     assert run("mae", data, tmp_path / "run", "train.max_steps=3") == 0
     assert "1 images could not be decoded" in capsys.readouterr().out
+
+
+def test_a_recipe_swaps_a_kernel(photo_folder, tmp_path, monkeypatch):
+    """A user's function by its dotted path, forward only: it is what computes the loss."""
+    (tmp_path / "my_kernels.py").write_text(
+        "from headrace.kernels.patch_loss.reference import patch_loss as reference\n"
+        "def doubled(*arguments, **options):\n"
+        "    return 2 * reference(*arguments, **options)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        run("mae", photo_folder, tmp_path / "own", "train.max_steps=1", "kernels.patch_loss=my_kernels.doubled")
+    finally:
+        kernels.configure({})
+    run("mae", photo_folder, tmp_path / "built-in", "train.max_steps=1")
+    assert losses(tmp_path / "own")[0] == pytest.approx(2 * losses(tmp_path / "built-in")[0], rel=1e-5)
 
 
 @pytest.mark.parametrize("name", RUNS)
