@@ -14,6 +14,8 @@ COMMANDS = {
     "check": ("pipelines.check", "whether a data set is sound: tars, indexes, checksums, images"),
     "pretrain": ("train.pretrain", "a recipe -> a pre-trained encoder"),
     "knn": ("train.knn", "k-NN accuracy of an encoder"),
+    "browse": ("tools.browse", "what training will see: images, crops, views, masks"),
+    "doctor": ("tools.doctor", "where the time goes between disk and model, and what would help"),
     "kernels": ("kernels.commands", "which implementation each operator uses, and checks of your own"),
     "demo": ("tools.demo", "the whole journey on a small set in about two minutes"),
 }

@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this", and how commands end with it."""
+"""The exception that means "the user can mend this", and how commands end with it."""
 
 from __future__ import annotations
 
@@ -15,15 +15,19 @@ class UserError(Exception):
     """
 
 
+class ProcessError(UserError):
+    """A `UserError` that one of several processes may come upon alone, and then says so itself."""
+
+
 def run_command(main: Callable[[], int]) -> int:
     """Runs a command's `main` and turns a `UserError` into plain lines and exit code 2; Ctrl-C into 130.
 
-    Of several processes that torchrun started on a node, the first speaks for all.
+    Of several processes that torchrun started on a node, the first speaks for all, unless it is a `ProcessError`.
     """
     try:
         return main()
     except UserError as fault:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+        if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(fault, ProcessError):
             for line in str(fault).splitlines():
                 print(f"headrace: {line}", file=sys.stderr)
         return 2

@@ -25,6 +25,7 @@ setup(
         "triton>=3.4; platform_system == 'Linux'",
         f"nvidia-dali-cuda{DALI_CUDA}>=1.50; platform_system == 'Linux'",
         "webdataset",
+        "simplejpeg",
         "numpy",
         "pillow",
         "pyyaml",

@@ -12,7 +12,11 @@ decode.py         encoded bytes -> upright RGB pixels; jpeg.py: size and orienta
 encode.py         what sharding does to an image: keep its bytes, or write a smaller JPEG
 reference.py      the oracle: one sample at a time
 base_loader.py    what every loader does alike
+cut.py            fast decoding, and crops written where the batch holds them
+cpu_loader.py     decode and crop in our own threads
 dali_loader.py    decode and crop in DALI
+stream_loader.py  shards behind an address, through the webdataset library
+ffcv_loader.py    .beton files with the pixels that FFCV makes of them
 memory_loader.py  images held in memory
 loaders.py        which loader serves a source
 

@@ -1,4 +1,4 @@
-"""What every loader does alike: position, plan, substitution of bad images, finishing, statistics.
+"""What every loader does alike: position, plan, substitution of bad images, faults, finishing, statistics.
 
 A loader adds one thing: how the crops of a planned batch are cut (`_cut`).
 """
@@ -6,6 +6,7 @@ A loader adds one thing: how the crops of a planned batch are cut (`_cut`).
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,9 +17,12 @@ from .decode import DecodeError, image_size
 from .draw import draw_views
 from .masks import draw_mask
 from .order import Order
+from .quarantine import Quarantine
 from .spec import Batch, ByteSource, InputSpec, LoaderStats, ViewParams
 
-_SUBSTITUTES = 1000  # consecutive bad images after which the source, not an image, is at fault
+
+class LoaderError(Exception):
+    """Something that no loader foresees went wrong; the message says in which stage and at which sample."""
 
 
 @dataclass
@@ -35,9 +39,13 @@ class Plan:
 class BaseLoader:
     """Endless iterator of this rank's batches, in the order's global sequence.
 
-    An image that cannot be read or decoded is replaced by the next good one of the source, so that step counts and
-    batch sizes never change; `stats()` counts and names every replacement.
+    An image that cannot be read or decoded is replaced by another one, of its own shard where there are shards, so that
+    step counts and batch sizes never change; `quarantine` knows every such image and says when there are too many.
+
+    `next` raises `UserError` for that, and `LoaderError` for anything unforeseen in any thread of the loader.
     """
+
+    exact = True  # whether ids are those of `order`, and views those of `reference.py`
 
     def __init__(
         self,
@@ -49,13 +57,14 @@ class BaseLoader:
         device: torch.device | str = "cpu",
         rank: int = 0,
         world: int = 1,
+        quarantine: Quarantine | None = None,
     ) -> None:
         self.source, self.inputs, self.order = source, inputs, order
         self.seed, self.device, self.rank, self.world = seed, torch.device(device), rank, world
         self.steps_per_epoch = order.steps_per_epoch
         self.batch_size = len(order.ids(0, rank, world))
         self._step = 0
-        self._bad: dict[int, str] = {}
+        self._bad = Quarantine(source) if quarantine is None else quarantine
         self._stats = LoaderStats()
 
     # ---- what a subclass provides
@@ -95,7 +104,7 @@ class BaseLoader:
         mask = draw_mask(self.inputs.mask, self.seed, plan.epoch, ids) if self.inputs.mask else None
         labels = None
         if self.source.classes is not None:
-            labels = torch.tensor([self.source.label(i) for i in plan.ids.tolist()], device=self.device)
+            labels = torch.tensor(self._labels(plan), device=self.device)
         self._step += 1
         self._stats.images += len(ids)
         self._stats.wait_seconds += time.perf_counter() - began
@@ -109,7 +118,7 @@ class BaseLoader:
 
     def stats(self) -> LoaderStats:
         self._stats.bad_images = len(self._bad)
-        self._stats.replaced = [f"{self.source.key(i)}: {reason}" for i, reason in list(self._bad.items())[:100]]
+        self._stats.replaced = self._bad.lines(100)
         return self._stats
 
     # ---- for subclasses
@@ -117,26 +126,53 @@ class BaseLoader:
     def _plan(self, step: int) -> Plan:
         """Reads the samples of a step and draws its views."""
         epoch = self.order.epoch(step)
-        wanted = self.order.ids(step, self.rank, self.world).tolist()
-        ids, encoded, sizes = zip(*(self._fetch(index) for index in wanted))
+        ids, encoded, sizes = zip(*self._gather(step))
         ids = torch.tensor(ids)
-        params = draw_views(self.inputs, self.seed, epoch, ids, torch.tensor(sizes))
+        try:
+            params = draw_views(self.inputs, self.seed, epoch, ids, torch.tensor(sizes))
+        except Exception as fault:
+            raise LoaderError(f"draw: step {step}: {type(fault).__name__}: {fault}") from fault
         return Plan(step=step, epoch=epoch, ids=ids, encoded=list(encoded), params=params)
 
-    def _fetch(self, index: int) -> tuple[int, object, tuple[int, int]]:
-        """(index, bytes, (height, width)) of a sample, or of the next good one behind it."""
-        for _ in range(_SUBSTITUTES):
-            if index not in self._bad:
-                try:
-                    encoded = self.source.read(index)
-                    return index, encoded, self.source.size(index) or image_size(encoded)
-                except (OSError, DecodeError) as fault:
-                    self._reject(index, fault)
-            index = (index + 1) % len(self.source)
+    def _gather(self, step: int) -> list[tuple[int, object, tuple[int, int]]]:
+        """(index, bytes, (height, width)) of every sample of this rank's batch."""
+        return [self._fetch(index) for index in self.order.ids(step, self.rank, self.world).tolist()]
+
+    def _labels(self, plan: Plan) -> list[int]:
+        return [self.source.label(i) for i in plan.ids.tolist()]
+
+    def _fetch(self, wanted: int) -> tuple[int, object, tuple[int, int]]:
+        """(index, bytes, (height, width)) of a sample, or of the one that stands in for it."""
+        for index in self._bad.candidates(wanted):
+            if index not in self._bad and (found := self._load(index)) is not None:
+                return index, *found
         raise UserError(
-            f"{self.source.name}: {len(self._bad)} images cannot be decoded, the last one is "
-            f"{self.source.key(index)} ({self._bad.get(index, '')}); check the data set"
+            f"{self.source.name}: not one of {len(self.source):,} images can be decoded; check the data set"
         )
 
+    def _load(self, index: int) -> tuple[object, tuple[int, int]] | None:
+        """(bytes, (height, width)) of one sample; None for a bad one, which is set aside."""
+        encoded = self._attempt("read", index, self.source.read, index)
+        if encoded is None:
+            return None
+        # of the bytes, not of the index: what has been damaged since must not reach a decoder under its old size
+        size = self._attempt("header", index, image_size, encoded)
+        return None if size is None else (encoded, size)
+
+    def _attempt(self, stage: str, index: int, work: Callable, argument):
+        """`work(argument)`; None where that shows the sample to be bad, which is then set aside.
+
+        Raises `LoaderError`, which names the stage and the sample, for every other exception.
+        """
+        try:
+            return work(argument)
+        except (OSError, DecodeError) as fault:
+            self._reject(index, fault)
+        except Exception as fault:
+            where = self._bad.where(index)
+            shard = "" if where["shard"] is None else f" of {where['shard']}"
+            raise LoaderError(f"{stage}: {where['key']}{shard}: {type(fault).__name__}: {fault}") from fault
+        return None
+
     def _reject(self, index: int, fault: Exception) -> None:
-        self._bad[index] = str(fault)
+        self._bad.add(index, str(fault))

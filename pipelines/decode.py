@@ -8,6 +8,7 @@ never a half-grey picture.
 from __future__ import annotations
 
 import io
+import warnings
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
@@ -15,6 +16,7 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from .jpeg import ORIENTATION, jpeg_header
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # to `_check_size` that is an error
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 
 
@@ -24,11 +26,25 @@ class DecodeError(ValueError):
 
 def _open(data) -> Image.Image:
     try:
-        return Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data))
     except UnidentifiedImageError:
         raise DecodeError("not an image in any known format" if len(data) else "empty file") from None
+    except Image.DecompressionBombError as fault:
+        raise DecodeError(f"more pixels than PIL.Image.MAX_IMAGE_PIXELS allows ({fault})") from None
     except Exception as fault:  # Pillow's plug-ins raise almost anything on hostile headers
         raise DecodeError(f"unreadable header ({fault})") from None
+    _check_size(*image.size, len(data) if image.format == "JPEG" else None)
+    return image
+
+
+def _check_size(width: int, height: int, jpeg_bytes: int | None) -> None:
+    """Raises `DecodeError` for a header that asks for more memory than the image can be worth."""
+    most = Image.MAX_IMAGE_PIXELS
+    if most is not None and width * height > most:
+        raise DecodeError(f"more pixels than PIL.Image.MAX_IMAGE_PIXELS allows ({width}x{height})")
+    # every 8x8 block takes a Huffman code of at least one bit
+    if jpeg_bytes is not None and width * height > 512 * jpeg_bytes:
+        raise DecodeError(f"too few bytes for a JPEG of {width}x{height} pixels ({jpeg_bytes:,})")
 
 
 def _jpeg_scan(encoded: bytes) -> int:
@@ -63,6 +79,7 @@ def image_size(data) -> tuple[int, int]:
     Raises `DecodeError`.
     """
     if (header := jpeg_header(data)) is not None:
+        _check_size(header.width, header.height, len(data))
         return header.height, header.width
     encoded = bytes(data)
     image = _open(encoded)

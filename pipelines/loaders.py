@@ -4,37 +4,80 @@ from __future__ import annotations
 
 import importlib.util
 
+import torch
+
 from ..errors import UserError
 from .memory_loader import ArraySource, MemoryLoader
+from .sources.beton import BetonSource
+from .sources.stream import StreamSource
 from .spec import ByteSource, InputSpec, Loader
 
 DALI_HINT = "pip install nvidia-dali-cuda130 (or nvidia-dali-cuda120 for a CUDA 12 driver)"
 
 
-def choose_loader(source: ByteSource, kind: str) -> tuple[str, str]:
-    """(loader, why) for data.loader = auto | dali | memory. An explicit choice is honoured or refused."""
-    has_dali = importlib.util.find_spec("nvidia.dali") is not None if importlib.util.find_spec("nvidia") else False
-    if kind == "dali" and not has_dali:
-        raise UserError(f"data.loader: dali is not installed: {DALI_HINT}")
-    if kind == "dali" and isinstance(source, ArraySource):
-        raise UserError("data.loader: dali reads encoded images; arrays are served by data.loader=memory")
+def choose_loader(source: ByteSource, kind: str, device: torch.device | str = "cpu") -> tuple[str, str]:
+    """(loader, why) for data.loader = auto | cpu | dali | webdataset | ffcv | memory, on the device of the batches.
+
+    An explicit choice is honoured or refused with a `UserError`.
+    """
     if kind != "auto":
+        if problem := _problem(source, kind):
+            raise UserError(f"data.loader: {problem}")
         return kind, "asked for"
     if isinstance(source, ArraySource):
         return "memory", "the images are arrays"
-    if has_dali:
-        return "dali", "encoded images, DALI is installed"
-    raise UserError(
-        f"data.loader: auto wants DALI: {DALI_HINT}; or set data.loader=memory to keep all pixels in memory"
-    )
+    if isinstance(source, StreamSource):
+        return "webdataset", "the images are streamed"
+    if torch.device(device).type == "cuda" and _installed("nvidia", "nvidia.dali"):
+        return "dali", "a GPU, DALI is installed"
+    if torch.device(device).type == "cuda":
+        return "cpu", f"DALI, which decodes on the GPU, is not installed: {DALI_HINT}"
+    if _installed("simplejpeg") or not _installed("nvidia", "nvidia.dali"):
+        return "cpu", "no GPU"
+    return "dali", "no GPU, and the faster cpu lacks simplejpeg: pip install simplejpeg"
+
+
+def _problem(source: ByteSource, kind: str) -> str | None:
+    """Why the loader `kind` cannot read this source."""
+    if kind == "dali" and not _installed("nvidia", "nvidia.dali"):
+        return f"dali is not installed: {DALI_HINT}"
+    if kind == "ffcv" and not isinstance(source, BetonSource):
+        return f"ffcv reads .beton files, and {source.name} is none; use data.loader=auto"
+    if kind == "webdataset":
+        if not _installed("webdataset"):
+            return "webdataset is not installed: pip install webdataset"
+        if not isinstance(source, StreamSource):
+            return "webdataset reads addresses; for local shards, data.train=file:/path/train-{000000..000099}.tar"
+    elif isinstance(source, StreamSource):
+        return f"{kind} reads images in any order; a stream is served by data.loader=webdataset"
+    elif isinstance(source, ArraySource) and kind != "memory":
+        return f"{kind} reads encoded images; arrays are served by data.loader=memory"
+    return None
+
+
+def _installed(*modules: str) -> bool:
+    """Whether all of a package and its submodules can be found, parents first; nothing is imported but parents."""
+    return all(importlib.util.find_spec(module) is not None for module in modules)
 
 
 def make_loader(
     source: ByteSource, inputs: InputSpec, order, *, kind: str, threads: int | None = None, **rest
 ) -> Loader:
-    """The loader `kind` (dali or memory) over a source; `rest` is seed, device, rank and world of `BaseLoader`."""
+    """The loader `kind` that `choose_loader` gave; `rest` is what else `BaseLoader` takes: seed, device, rank, ..."""
     if kind == "memory":
         return MemoryLoader(source, inputs, order, **rest)
+    if kind == "cpu":
+        from .cpu_loader import CpuLoader
+
+        return CpuLoader(source, inputs, order, threads=threads, **rest)
+    if kind == "webdataset":
+        from .stream_loader import StreamLoader
+
+        return StreamLoader(source, inputs, order, threads=threads, **rest)
+    if kind == "ffcv":
+        from .ffcv_loader import FfcvLoader
+
+        return FfcvLoader(source, inputs, order, threads=threads, **rest)
     from .dali_loader import DaliLoader
 
     return DaliLoader(source, inputs, order, threads=threads, **rest)

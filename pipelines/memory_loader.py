@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from ..errors import UserError
 from .base_loader import BaseLoader, Plan
-from .decode import decode
+from .cut import crop_and_resize, decode_fast
 from .spec import ByteSource
 
 
@@ -48,39 +47,25 @@ class MemoryLoader(BaseLoader):
         super().__init__(source, inputs, order, **rest)
         self._pixels: dict[int, np.ndarray] = {}
 
-    def _fetch(self, index: int):
+    def _load(self, index: int):
         pixels = self._pixels.get(index)
         if pixels is None:
             if isinstance(self.source, ArraySource):
-                pixels = self.source.read(index)
-            else:
-                index, encoded, _ = super()._fetch(index)
-                try:
-                    pixels = decode(encoded)
-                except ValueError as fault:
-                    self._reject(index, fault)
-                    return self._fetch(index)
+                pixels = self._attempt("read", index, self.source.read, index)
+            elif (found := super()._load(index)) is not None:
+                pixels = self._attempt("decode", index, decode_fast, found[0])
+            if pixels is None:
+                return None
             self._pixels[index] = pixels
-        return index, pixels, tuple(pixels.shape[:2])
+        return pixels, tuple(pixels.shape[:2])
 
     def _cut(self) -> tuple[Plan, dict[str, torch.Tensor]]:
         plan = self._plan(self._step)
-        images = [torch.as_tensor(pixels).permute(2, 0, 1) for pixels in plan.encoded]
         crops = {}
         for view in self.inputs.views:
-            boxes = plan.params[view.name].crop.tolist()
-            pixels = [
-                crop_and_resize(image, box, view.size, view.interpolation)
-                for copy in boxes
-                for image, box in zip(images, copy)
-            ]
-            crops[view.name] = torch.stack(pixels).permute(0, 2, 3, 1).to(self.device)
+            pixels = torch.empty((view.count, self.batch_size, view.size, view.size, 3), dtype=torch.uint8)
+            for boxes, rows in zip(plan.params[view.name].crop.tolist(), pixels.numpy()):
+                for image, box, out in zip(plan.encoded, boxes, rows):
+                    crop_and_resize(image, box, view.interpolation, out)
+            crops[view.name] = pixels.flatten(0, 1).to(self.device)
         return plan, crops
-
-
-def crop_and_resize(image: torch.Tensor, box: Sequence[int], size: int, interpolation: str) -> torch.Tensor:
-    """(3, H, W) uint8 and a box (left, top, width, height) -> (3, size, size) uint8, antialiased."""
-    left, top, width, height = box
-    crop = image[None, :, top : top + height, left : left + width]
-    crop = crop.contiguous(memory_format=torch.channels_last)  # a strided crop takes torch's slow path: 10 times slower
-    return F.interpolate(crop, (size, size), mode=interpolation, antialias=True, align_corners=False)[0]

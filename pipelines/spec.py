@@ -152,7 +152,11 @@ class Batch:
 
 @runtime_checkable
 class ByteSource(Protocol):
-    """Where encoded images come from: a folder, a set of tars. All the same to a loader."""
+    """Where encoded images come from: a folder, a set of tars. All the same to a loader.
+
+    A source of several large files also has ``neighbours(index) -> (first, last)``, the samples [first, last) of one
+    file, and ``place(index) -> (shard, offset)``, the name of that file and the position in it in bytes.
+    """
 
     name: str  # what messages call it, usually its path
     classes: list[str] | None  # None: no labels
@@ -177,7 +181,7 @@ class LoaderStats:
     """Counts since the loader was made."""
 
     images: int = 0
-    bad_images: int = 0  # undecodable, each replaced by another one
+    bad_images: int = 0  # known to be undecodable, each replaced by another one
     wait_seconds: float = 0.0  # how long the consumer stood in `next`
     replaced: list[str] = field(default_factory=list)  # "key: reason", the first hundred
 

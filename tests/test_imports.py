@@ -19,8 +19,9 @@ ALLOWED = {  # package -> what it may import of headrace, besides itself and hea
 HEAVY = {  # third-party package -> the files that are about it
     "nvidia": {"pipelines/dali_loader.py"},
     "triton": {"triton_impl.py", "kernels/aot.py"},
-    "webdataset": set(),
-    "ffcv": {"pipelines/sharding/beton.py"},
+    "webdataset": {"pipelines/stream_loader.py"},
+    "simplejpeg": {"pipelines/cut.py"},
+    "ffcv": {"pipelines/sharding/beton.py", "pipelines/ffcv_loader.py"},
 }
 
 

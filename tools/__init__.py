@@ -1,6 +1,11 @@
 """What people look through.
 
-plots.py         loss curve, reconstructions, contact sheet of views
-demo.py          the whole journey on a small set
-demo_images.py   the set: textured shapes on cluttered backgrounds
+samples.py         what an algorithm sees of the first samples of an epoch, and what was drawn for it
+browse.py          a contact sheet and a page of them; browse_page.py: the page
+doctor.py          where the time goes; doctor_measure.py measures, doctor_advice.py concludes,
+                   doctor_packages.py knows what is installed
+plots.py           loss curve, reconstructions, the sheet of samples
+demo.py            the whole journey on a small set
+demo_images.py     the set: textured shapes on cluttered backgrounds
+thumbnails.py      a user's own images made small for the demo
 """

@@ -76,7 +76,8 @@ def demo(out: Path, data: Path | None, overrides: list[str]) -> dict[str, float]
         score = lambda encoder: _classification(encoder, bank, queries, evaluation_view(view), device)
     else:
         photos = min(PHOTOS, len(train_set))
-        title = f"a second crop of the same photo is the nearest of {photos:,} (no labels to go by), chance {1 / photos:.1%}"
+        title = f"a second crop of the same photo is the nearest of {photos:,} (no labels to go by), "
+        title += f"chance {1 / photos:.1%}"
         score = lambda encoder: _retrieval(encoder, train_set, view, device)
     figures = {name: score(encoder) for name, encoder in encoders.items()}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,11 +11,14 @@ import torch
 
 matplotlib.use("Agg")  # no display is needed, and none is opened
 import matplotlib.pyplot as plt
+from matplotlib.patches import Rectangle
 
 from ..models.algorithms.mae import MAE
-from ..pipelines.memory_loader import MemoryLoader
-from ..pipelines.order import Order
-from ..pipelines.spec import Batch, ByteSource, InputSpec, ViewSpec
+from ..pipelines.spec import ByteSource, InputSpec, ViewSpec
+from .samples import Sample, crop_color, first_batch, hide, to_pixels
+
+_TILE = 2.6  # inches of a tile in a sheet of samples, and the letters that fit above and below it
+_TITLE, _LETTERS = 37, 42
 
 
 def plot_loss(rows: Sequence[dict], path: Path, title: str) -> None:
@@ -27,26 +31,44 @@ def plot_loss(rows: Sequence[dict], path: Path, title: str) -> None:
     plt.close(figure)
 
 
-def plot_views(source: ByteSource, inputs: InputSpec, path: Path, *, samples: int = 6, seed: int = 0) -> None:
-    """One column a sample: the whole image, then every view as the algorithm gets it; hidden patches grey."""
-    whole = ViewSpec(
-        name="whole image", size=max(v.size for v in inputs.views), crop="center", center_fraction=1.0, flip=0
+def plot_samples(samples: Sequence[Sample], path: Path, title: str) -> None:
+    """One row a sample: the whole image with its crops outlined, then every view and what was drawn for it."""
+    columns = 1 + max(len(sample.tiles) for sample in samples)
+    captions = [[_wrap(sample.facts), *(_wrap(*tile.lines) for tile in sample.tiles)] for sample in samples]
+    text = [0.13 * max(caption.count("\n") + 1 for caption in row) for row in captions]  # inches
+    size = (_TILE * columns, sum(text) + (_TILE + 0.25) * len(samples) + 0.5)
+    figure, grid = plt.subplots(
+        len(samples),
+        columns,
+        figsize=size,
+        squeeze=False,
+        layout="constrained",
+        height_ratios=[_TILE + t for t in text],
     )
-    batch = _batch(source, InputSpec((whole, *inputs.views), inputs.mask), samples, seed)
-    rows = []
-    for view in (whole, *inputs.views):
-        for copy in range(view.count):
-            pixels = _pixels(batch.views[view.name][copy], view)
-            name = view.name if view.count == 1 else f"{view.name} {copy + 1}"
-            rows.append((name, pixels))
-            if batch.mask is not None and view is not whole:
-                rows.append((f"{name},\nhidden patches grey", _hide(pixels, batch)))
-    _sheet(rows, path, "What the algorithm sees")
+    for sample, row, below in zip(samples, grid, captions):
+        pictures = [sample.whole, *(tile.pixels for tile in sample.tiles)]
+        key = sample.key if len(sample.key) <= _TITLE else f"…{sample.key[1 - _TITLE :]}"
+        titles = [key, *(tile.title for tile in sample.tiles)]
+        colors = [None, *(crop_color(tile.crop) for tile in sample.tiles)]
+        for axes, picture, name, color, caption in zip(row, pictures, titles, colors, below):
+            axes.imshow(picture, interpolation="nearest", extent=None if color else (0, sample.width, sample.height, 0))
+            axes.set(xticks=[], yticks=[], anchor="NW")
+            axes.set_title(name, fontsize=8, loc="left", pad=3)
+            axes.set_xlabel(caption, fontsize=7, loc="left", labelpad=3)
+            axes.spines[:].set(visible=color is not None, color=color, linewidth=2)
+        for number, (left, top, width, height) in enumerate(sample.boxes):
+            for color, line in (("black", 3.4), (crop_color(number), 2)):  # the dark edge shows it on bright photos
+                row[0].add_patch(Rectangle((left, top), width, height, fill=False, edgecolor=color, linewidth=line))
+        for axes in row[len(pictures) :]:
+            axes.remove()
+    figure.suptitle(textwrap.fill(title, _LETTERS * columns), fontsize=8)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
 def plot_reconstruction(algorithm: MAE, source: ByteSource, path: Path, *, samples: int = 6, seed: int = 0) -> None:
     """One column a sample: input, what the encoder sees, visible patches completed by predictions."""
-    view = algorithm.config.view
+    view, mask = algorithm.config.view, algorithm.config.mask
     centred = ViewSpec(
         name=view.name,
         size=view.size,
@@ -56,14 +78,14 @@ def plot_reconstruction(algorithm: MAE, source: ByteSource, path: Path, *, sampl
         mean=view.mean,
         std=view.std,
     )
-    batch = _batch(source, InputSpec((centred,), algorithm.config.mask), samples, seed)
+    batch = first_batch(source, InputSpec((centred,), mask), samples, seed=seed)
     images = batch.views[view.name][0]
     restored = algorithm.eval().reconstruct(images, batch.mask)
-    pixels = _pixels(images, centred)
+    pixels = to_pixels(images, centred)
     rows = [
         ("input", pixels),
-        ("masked input", _hide(pixels, batch)),
-        ("reconstruction", _pixels(restored, centred)),
+        ("masked input", hide(pixels, batch.mask.hidden, mask)),
+        ("reconstruction", to_pixels(restored, centred)),
     ]
     note = "Hidden patches are predicted, visible ones pasted from the input."
     if algorithm.config.normalize_pixels:
@@ -71,24 +93,8 @@ def plot_reconstruction(algorithm: MAE, source: ByteSource, path: Path, *, sampl
     _sheet(rows, path, note)
 
 
-def _batch(source: ByteSource, inputs: InputSpec, samples: int, seed: int) -> Batch:
-    order = Order(len(source), min(samples, len(source)), seed=seed)
-    return next(MemoryLoader(source, inputs, order, seed=seed))
-
-
-def _pixels(x: torch.Tensor, view: ViewSpec) -> torch.Tensor:
-    """(B, 3, S, S) normalised -> (B, S, S, 3) in [0, 1]"""
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (view.mean, view.std))
-    return (x.cpu() * std + mean).clamp(0, 1).permute(0, 2, 3, 1)
-
-
-def _hide(pixels: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Hidden patches of (B, S, S, 3) made mid-grey."""
-    hidden = batch.mask.hidden.cpu()
-    grid = int(hidden.shape[1] ** 0.5)
-    cell = pixels.shape[1] // grid
-    cover = hidden.view(-1, grid, grid).repeat_interleave(cell, 1).repeat_interleave(cell, 2)
-    return torch.where(cover[..., None], 0.5, pixels)
+def _wrap(*lines: str) -> str:
+    return "\n".join(part for line in lines for part in textwrap.wrap(line, _LETTERS, break_on_hyphens=False))
 
 
 def _sheet(rows: list[tuple[str, torch.Tensor]], path: Path, title: str) -> None:

@@ -191,6 +191,9 @@ class _Checker:
                 return None
             if len(members) == 1:
                 return self.value(node, members[0], key, default)
+            if all(get_origin(member) is Literal for member in members[1:]):  # a scalar, or a word in its place
+                words = [word for member in members[1:] for word in get_args(member)]
+                return node.value if node.value in words else self.value(node, members[0], key, default)
             return self.member(node, members, key, default)
         if is_dataclass(kind):
             return self.section(node, kind, key, default)

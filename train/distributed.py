@@ -32,13 +32,6 @@ class Launch:
         if self.world > 1:
             dist.barrier()
 
-    def gather(self, value):
-        """The `value` of every rank, in rank order."""
-        values = [value] * self.world
-        if self.world > 1:
-            dist.all_gather_object(values, value)
-        return values
-
 
 def pick_device(choice: str) -> torch.device:
     """cuda or cpu for auto | cpu | cuda; on a node with several processes, this one's GPU."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from ..errors import UserError
 from ..pipelines.loaders import choose_loader, make_loader
 from ..pipelines.order import Order
 from ..pipelines.spec import ByteSource, InputSpec, ViewSpec
@@ -48,7 +49,11 @@ def embed(
     """Features of all images of a source under a view with `count` 1; the encoder is called in evaluation mode."""
     order = Order(len(source), min(batch_size, len(source)), shuffle=False, last="pad")
     inputs = InputSpec(views=(replace(view, count=1),))
-    kind, _ = choose_loader(source, loader)
+    kind, _ = choose_loader(source, loader, device)
+    if kind == "webdataset":
+        raise UserError(
+            f"{source.name}: a stream, whose images come in no fixed order; copy the shards to evaluate on them"
+        )
     batches = make_loader(source, inputs, order, kind=kind, threads=threads, device=device)
     encoder = encoder.to(device).eval()
     vectors, labels = [], []

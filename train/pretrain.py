@@ -22,7 +22,8 @@ from headrace.models.algorithm import Algorithm
 from headrace.models.algorithms import find_algorithm
 from headrace.models.distributed import synchronize_batch_norm
 from headrace.pipelines.loaders import choose_loader, make_loader
-from headrace.pipelines.order import Order
+from headrace.pipelines.order import Order, shard_sizes
+from headrace.pipelines.quarantine import QUARANTINE_FILE, Quarantine
 from headrace.pipelines.sources import open_source
 from headrace.train import checkpoint, config
 from headrace.train.distributed import Launch, launch, pick_device
@@ -90,14 +91,16 @@ def main(argv: list[str] | None = None) -> int:
 def pretrain(recipe: Recipe, process: Launch) -> Path:
     """Runs (or resumes) a recipe in this process; returns the run directory.
 
-    Leaves there: config.yaml, step-XXXXXXXX.pt, metrics.jsonl and, at the end, encoder.safetensors.
+    Leaves there: config.yaml, step-XXXXXXXX.pt, metrics.jsonl, quarantine.jsonl if there are bad images and, at the
+    end, encoder.safetensors.
     """
     settings = recipe.train
     out = Path(settings.out or f"runs/{recipe.name}")
     if recipe.data.train is None:
         raise UserError("data.train: missing; give a folder of shards or of images, e.g. data.train=path/to/shards")
     source = open_source(recipe.data.train)
-    order = Order(len(source), settings.batch_size, seed=settings.seed, last=recipe.data.last_batch)
+    blocks = shard_sizes(source) if recipe.data.block == "shard" else recipe.data.block
+    order = Order(len(source), settings.batch_size, seed=settings.seed, last=recipe.data.last_batch, blocks=blocks)
     total_steps = settings.max_steps or settings.epochs * order.steps_per_epoch
     resumed = _find_resume(recipe, out)
 
@@ -106,7 +109,11 @@ def pretrain(recipe: Recipe, process: Launch) -> Path:
     algorithm = find_algorithm(recipe.algorithm.name)(recipe.algorithm)
     algorithm = synchronize_batch_norm(algorithm, process.device).to(process.device, memory_format=torch.channels_last)
     optimizer = build_optimizer(algorithm, recipe.optim)
-    kind, why = choose_loader(source, recipe.data.loader)
+    kind, why = choose_loader(source, recipe.data.loader, process.device)
+    if process.is_main and not resumed:  # what another run has found may have been repaired since
+        (out / QUARANTINE_FILE).unlink(missing_ok=True)
+    process.barrier()
+    quarantine = Quarantine(source, recipe.data.max_bad, out / QUARANTINE_FILE)
     loader = make_loader(
         source,
         algorithm.inputs(),
@@ -117,6 +124,7 @@ def pretrain(recipe: Recipe, process: Launch) -> Path:
         device=process.device,
         rank=process.rank,
         world=process.world,
+        quarantine=quarantine,
     )
     try:
         first_step = 0
@@ -161,9 +169,10 @@ def pretrain(recipe: Recipe, process: Launch) -> Path:
             )
         finally:
             log.close()
-        replaced = [line for lines in process.gather(loader.stats().replaced) for line in lines]
+        process.barrier()  # until then others may still find bad images
         if process.is_main:
-            _finish(out, algorithm, recipe, replaced)
+            quarantine.refresh()
+            _finish(out, algorithm, recipe, quarantine)
     finally:
         loader.close()
     return out
@@ -214,13 +223,13 @@ def _announce(recipe, process, source, loader, algorithm, order, total_steps, re
     print("\n".join(f"{key:<{width}}  {value}" for key, value in rows.items()), flush=True)
 
 
-def _finish(out: Path, algorithm: Algorithm, recipe: Recipe, replaced: list[str]) -> None:
+def _finish(out: Path, algorithm: Algorithm, recipe: Recipe, quarantine: Quarantine) -> None:
     """Writes the encoder alone and reports what was replaced."""
     tensors = {key: value.detach().cpu().contiguous() for key, value in algorithm.encoder.state_dict().items()}
     save_file(tensors, out / "encoder.safetensors", metadata={"config": yaml.safe_dump(recipe.plain()["algorithm"])})
-    if replaced:
-        print(f"{len(replaced)} images could not be decoded and were replaced by others:")
-        print("\n".join(f"  {line}" for line in replaced))
+    if quarantine:
+        print(f"{len(quarantine):,} images could not be decoded and were replaced by others ({out / QUARANTINE_FILE}):")
+        print("\n".join(f"  {line}" for line in quarantine.lines(10)))
     print(f"done: {out}/encoder.safetensors")
 
 

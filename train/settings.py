@@ -9,9 +9,19 @@ from typing import Literal
 @dataclass(frozen=True)
 class DataSettings:
     train: str | None = None  # a folder of shards or a plain folder of images
-    loader: Literal["auto", "dali", "memory"] = "auto"
+    loader: Literal["auto", "cpu", "dali", "webdataset", "ffcv", "memory"] = "auto"
     threads: int | None = None  # CPU threads a process decodes with; default: its share of the cores
     last_batch: Literal["drop", "pad"] = "drop"  # what becomes of the samples that do not fill an epoch's last batch
+    block: int | Literal["shard"] | None = (
+        None  # shuffle blocks of so many samples, or shards, and then within a window
+    )
+    max_bad: float = 0.01  # the share of undecodable images above which the run stops; one is always let pass
+
+    def __post_init__(self) -> None:
+        if isinstance(self.block, int) and self.block < 1:
+            raise ValueError(f"block: must be at least 1, not {self.block}")
+        if not 0 <= self.max_bad <= 1:
+            raise ValueError(f"max_bad: a share lies in [0, 1], not {self.max_bad}")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 folder.py, lists.py       image files at any depth, and image files that a list names
 shards.py, beton.py       WebDataset tars, with our index or without; FFCV's files
 imagenet.py               ILSVRC 2012 in folders; imagenet_tar.py: in its own archives; devkit.py, matlab.py: its labels
+stream.py                 tars behind an address, for the loader that streams
 places205.py, inaturalist.py, cifar.py, cue_conflict.py                        labelled sets
 voc.py, coco.py, segmentation.py                                               sets with boxes and masks
 files.py, mapped.py       the two tables behind all these: files under a root, byte ranges of large files
@@ -23,6 +24,7 @@ from ...errors import UserError
 from .folder import FolderSource, image_files
 from .lookup import choice, existing
 from .shards import ShardSource, read_manifest, tars_in
+from .stream import SCHEMES, open_stream
 
 if TYPE_CHECKING:
     from ..spec import ByteSource
@@ -57,11 +59,14 @@ _KIND = re.compile(r"([A-Za-z]\w+):(.*)", re.DOTALL)  # a single letter is a dri
 def open_source(name: str | os.PathLike) -> ByteSource:
     """The source of that name: a path, whose contents tell what it is, or ``kind:path?key=value&key=value``.
 
+    Addresses, ``http://host/train-{000000..000099}.tar`` and ``pipe:command``, are streams: see stream.py.
     A path that exists is one, whatever colons it holds. Options are the keywords of the class behind the kind.
 
     Raises `UserError` where there is none, and where a folder could be read in two ways.
     """
     name = os.fspath(name)
+    if name.startswith(SCHEMES):
+        return open_stream(name)
     if not Path(name).expanduser().exists() and (match := _KIND.fullmatch(name)):
         return _open_kind(name, *match.groups())
     try:

@@ -49,10 +49,12 @@ class BetonSource(MappedSource):
 
     def read(self, index: int) -> np.ndarray:
         """The bytes of the JPEG, a view of the map; raw pixels as PNG."""
-        data = super().read(index)
-        if not self._raw[index]:
-            return data
-        return encode_png(data.reshape(*self.size(index), 3))
+        pixels = self.pixels(index)
+        return super().read(index) if pixels is None else encode_png(pixels)
+
+    def pixels(self, index: int) -> np.ndarray | None:
+        """(H, W, 3) uint8 of raw pixels, a view of the map; None for a JPEG."""
+        return super().read(index).reshape(*self.size(index), 3) if self._raw[index] else None
 
     def key(self, index: int) -> str:
         return f"{self._files[0].name}/{index:08d}.{'png' if self._raw[index] else 'jpg'}"

@@ -52,6 +52,11 @@ class FileSource:
         with open(self.path(index), "rb", buffering=0) as file:
             return np.frombuffer(file.read(), np.uint8)
 
+    def extent(self, index: int) -> tuple[Path, int, int]:
+        """(file, 0, its size in bytes), as `MappedSource.extent`. Raises `OSError` for a file that has gone."""
+        path = Path(self.path(index))
+        return path, 0, path.stat().st_size
+
     def label(self, index: int) -> int:
         return -1 if self._labels is None else int(self._labels[index])
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import mmap
+import os
 import resource
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,7 +28,8 @@ INDEX = np.dtype(
 class MappedSource:
     """The images that `index` (a row of `INDEX` each) finds in `files`, which are `sizes` bytes long.
 
-    `read` gives a read-only view of a map and copies nothing; it raises `OSError` for a file whose size has changed.
+    `read` gives a read-only view of a map and copies nothing; it raises `OSError` for a file that has gone or changed
+    its size.
     A subclass says what a sample is called (`key`). Pickles without its maps.
     """
 
@@ -51,11 +54,16 @@ class MappedSource:
         pages = self._maps.get(shard)
         if pages is None:  # two threads may both map it once; either map is as good
             with open(self._files[shard], "rb") as file:
+                self._check_size(shard, os.fstat(file.fileno()).st_size)
                 pages = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-            if len(pages) != self._sizes[shard]:
-                raise OSError(f"{self._files[shard]}: its size has changed since the data set was opened")
             self._maps[shard] = pages
+        else:  # 0.5 us: to touch a page behind the end of a file that has been cut since would kill the process
+            self._check_size(shard, pages.base.obj.size())
         return pages
+
+    def _check_size(self, shard: int, found: int) -> None:
+        if found != self._sizes[shard]:
+            raise OSError(f"{self._files[shard]}: its size has changed since the data set was opened")
 
     def read(self, index: int) -> np.ndarray:
         """The image's bytes, 1-D uint8: a view of the map, valid as long as somebody holds it."""
@@ -64,6 +72,22 @@ class MappedSource:
 
     def label(self, index: int) -> int:
         return int(self.index["label"][index])
+
+    def neighbours(self, index: int) -> tuple[int, int]:
+        """(first, last): the samples [first, last) lie in the same file. The index is sorted by file."""
+        shards = self.index["shard"]
+        shard, everything = int(shards[index]), range(len(shards))  # searchsorted would copy the whole column
+        return bisect_left(everything, shard, key=shards.item), bisect_right(everything, shard, key=shards.item)
+
+    def place(self, index: int) -> tuple[str, int]:
+        """(name of the file, position of the image in it in bytes)."""
+        shard, offset, *_ = self.index[index].item()
+        return self._files[shard].name, offset
+
+    def extent(self, index: int) -> tuple[Path, int, int]:
+        """(file, position of the image in it and its size in bytes), for who reads past the map."""
+        shard, offset, size, *_ = self.index[index].item()
+        return self._files[shard], offset, size
 
     def key(self, index: int) -> str:
         raise NotImplementedError

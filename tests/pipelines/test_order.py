@@ -1,5 +1,8 @@
 """Random numbers and reading order: pure functions with the properties they promise."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -8,8 +11,10 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from headrace.errors import UserError
-from headrace.pipelines.order import Order, permute
+from headrace.pipelines.memory_loader import ArraySource
+from headrace.pipelines.order import WINDOW, Order, permute, shard_sizes
 from headrace.pipelines.rng import mix, random_words, stream_key, uniform
+from headrace.pipelines.sources import open_source
 
 
 def test_mix_is_splitmix64():
@@ -112,3 +117,96 @@ def test_epochs_are_shuffled_differently():
 def test_a_world_that_does_not_divide_the_batch_is_refused():
     with pytest.raises(UserError, match="train.batch_size: 10 images do not divide among 4 processes"):
         Order(100, 10).ids(0, 0, 4)
+
+
+@given(
+    sizes=st.lists(st.integers(1, 12), min_size=1, max_size=60),
+    equal=st.integers(1, 40) | st.none(),
+    batch=st.sampled_from([1, 2, 6, 12]),
+    epoch=st.integers(0, 4),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=100, deadline=None)
+def test_blocks_read_every_sample_once(sizes, equal, batch, epoch, seed):
+    """Whether blocks are equal or given one by one; and windows keep to their blocks."""
+    samples = sum(sizes)
+    order = Order(samples, batch, seed=seed, last="pad", blocks=equal or tuple(sizes))
+    first = epoch * order.steps_per_epoch
+    read = torch.cat([order.ids(first + step) for step in range(order.steps_per_epoch)])[:samples]
+    assert sorted(read.tolist()) == list(range(samples))
+    ends = np.minimum(np.arange(equal, samples + equal, equal), samples) if equal else np.cumsum(sizes)
+    block = np.searchsorted(ends, read.numpy(), side="right")
+    lengths = np.diff(ends, prepend=0)
+    left = block.tolist()
+    while left:  # each window holds whole blocks, the last one maybe fewer of them
+        window = list(dict.fromkeys(left))
+        size, inside = 0, set()
+        for position, number in enumerate(left):
+            inside.add(number)
+            if len(inside) == min(WINDOW, len(window)) and position + 1 == sum(lengths[list(inside)]):
+                size = position + 1
+                break
+        assert size, "a window mixes with the next one"
+        left = left[size:]
+
+
+@given(step=st.integers(0, 400), world=st.sampled_from([1, 2, 3, 4, 6, 12]), asked=st.permutations(range(4)))
+@settings(max_examples=60, deadline=None)
+def test_blocks_do_not_depend_on_ranks_or_on_what_was_asked_before(step, world, asked):
+    order = Order(1000, 12, seed=1, blocks=30)
+    steps = {n: order.ids(step + 100 * n) for n in asked}
+    for n, whole in steps.items():
+        fresh = Order(1000, 12, seed=1, blocks=30)
+        assert torch.equal(whole, torch.cat([fresh.ids(step + 100 * n, rank, world) for rank in range(world)]))
+
+
+def test_blocks_are_local_and_still_shuffled():
+    """A batch lies in few blocks, is no run of neighbours, and every epoch begins elsewhere."""
+    order = Order(100_000, 100, blocks=100)
+    firsts = []
+    for epoch in range(5):
+        ids = order.ids(epoch * order.steps_per_epoch)
+        assert len((ids // 100).unique()) <= WINDOW < len((Order(100_000, 100).ids(0) // 100).unique())
+        assert (ids.diff().abs() > 1).float().mean() > 0.9
+        firsts.append(int(ids[0]))
+    assert len(set(firsts)) == 5
+
+
+def test_a_window_is_shuffled_uniformly():
+    """Where the first sample of a small set goes, over many epochs."""
+    places = [int((Order(12, 12, blocks=2).ids(epoch) == 0).nonzero()) for epoch in range(1500)]
+    assert stats.chisquare(np.bincount(places, minlength=12)).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("blocks", [0, -1, (5, 4), (5, 5, 0), (12, -2)])
+def test_blocks_that_do_not_fit_are_refused(blocks):
+    with pytest.raises(UserError, match="order: blocks of"):
+        Order(10, 2, blocks=blocks)
+
+
+@pytest.mark.parametrize("blocks", [None, 10_000])
+def test_a_billion_samples_and_a_thousand_ranks_allocate_nothing_per_sample(blocks):
+    """In a process of its own: what the order adds to the peak, in MB. A byte a sample would be a thousand."""
+    script = (
+        "import resource, torch\n"
+        "from headrace.pipelines.order import Order\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024\n"
+        "Order(100, 10, blocks=5).ids(3)\n"
+        "before = peak()\n"
+        f"order = Order(10**9, 65536, seed=3, blocks={blocks})\n"
+        "parts = [order.ids(order.steps_per_epoch + 7, rank, 1024) for rank in range(1024)]\n"
+        "ids = torch.cat(parts)\n"
+        "assert len(ids.unique()) == 65536 and 0 <= ids.min() and ids.max() < 10**9\n"
+        "print(peak() - before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 60
+
+
+def test_shards_are_blocks(tmp_path, encode, tar_bytes):
+    for shard, count in enumerate((3, 1, 5)):
+        (tmp_path / f"{shard}.tar").write_bytes(tar_bytes({f"{shard}{n}.jpg": encode(n) for n in range(count)}))
+    assert shard_sizes(open_source(tmp_path)) == (3, 1, 5)
+    with pytest.raises(UserError, match="data.block: .* has no shards; give the number of samples"):
+        shard_sizes(ArraySource(np.zeros((4, 1, 1, 3), np.uint8), name="arrays"))

@@ -1,0 +1,194 @@
+"""What is shown is what training gets: pixels against the oracle, captions and outlines against what was drawn."""
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from headrace.errors import UserError
+from headrace.models.algorithms import find_algorithm
+from headrace.pipelines.draw import draw_views
+from headrace.pipelines.masks import draw_mask
+from headrace.pipelines.order import Order
+from headrace.pipelines.reference import reference_views
+from headrace.pipelines.sources import open_source
+from headrace.pipelines.spec import InputSpec, ViewSpec
+from headrace.tools.browse import browse, main
+from headrace.tools.samples import GREY, describe, first_samples
+from headrace.train.pretrain import load_recipe
+
+RECIPES = {
+    "mae_vit-tiny": ["algorithm.view.size=64", "algorithm.backbone.patch_size=16", "train.seed=5"],
+    "simclr_resnet18": ["algorithm.view.size=48", "train.seed=5"],
+}
+VOID = {"meta", "img", "rect", "image"}
+PARTS = ("brightness ×", "contrast ×", "saturation ×", "hue ")
+
+
+def inputs_of(recipe):
+    config = load_recipe(recipe, RECIPES[recipe]).algorithm
+    return find_algorithm(config.name)(config).inputs()
+
+
+class Page(HTMLParser):
+    """Elements of a page in order, as (tag, attributes, text inside); every one must be closed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.found = [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.found.append([tag, dict(attributes), ""])
+        if tag not in VOID:
+            self.open.append(self.found[-1])
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop()[0] == tag
+
+    def handle_data(self, data):
+        for element in self.open:
+            element[2] += data
+
+    def all(self, tag):
+        return [(attributes, text) for name, attributes, text in self.found if name == tag]
+
+
+def picture(uri):
+    kind, data = re.fullmatch(r"data:image/(png|jpeg);base64,(.+)", uri).groups()
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data, validate=True)))).astype(int)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_page_shows_the_oracles_pixels_boxes_and_parameters(recipe, photo_folder, tmp_path):
+    source, inputs, epoch = open_source(photo_folder), inputs_of(recipe), 3
+    sheet, file = browse(str(photo_folder), recipe, RECIPES[recipe], tmp_path, samples=4, epoch=epoch)
+    page = Page(file.read_text())
+    order = Order(len(source), 8, seed=5)  # any batch size starts an epoch with the same samples
+    ids = order.ids(epoch * order.steps_per_epoch)[:4]
+    assert [text for _, text in page.all("h2")] == [source.key(i) for i in ids.tolist()]
+    sizes = torch.tensor([Image.open(photo_folder / source.key(i)).size[::-1] for i in ids.tolist()])
+    (view,) = inputs.views
+    params = draw_views(inputs, 5, epoch, ids, sizes)[view.name]
+    mean, std = (np.array(values)[:, None, None] for values in (view.mean, view.std))
+    oracle = 255 * (reference_views(source, inputs, 5, epoch, ids)[view.name].numpy() * std + mean)
+    oracle = oracle.transpose(0, 1, 3, 4, 2)
+    mask = draw_mask(inputs.mask, 5, epoch, ids) if inputs.mask else None
+
+    shown = [picture(attributes["src"]) for attributes, _ in page.all("img")]
+    masked, plain = shown[1::2], shown[:: 2 if mask else 1]
+    captions = [text for _, text in page.all("figure") if not text.startswith("whole")][:: 2 if mask else 1]
+    outlines = [a for a, _ in page.all("rect") if a["class"] == "crop"]
+    assert len(plain) == len(captions) == len(outlines) == 4 * view.count
+    for place, (pixels, caption, outline) in enumerate(zip(plain, captions, outlines)):
+        sample, copy = divmod(place, view.count)
+        # the resize may differ by one level, which contrast and saturation of up to 1.8 enlarge
+        assert np.quantile(np.abs(pixels - oracle[copy, sample]), 0.99) <= 2
+        assert np.abs(pixels - oracle[copy, sample]).mean() < 0.6
+        box = params.crop[copy, sample].tolist()
+        assert [int(outline[key]) for key in ("x", "y", "width", "height")] == box
+        for line in describe(params, copy, sample, tuple(sizes[sample].tolist())):
+            assert line in caption
+        if mask:
+            hidden = mask.hidden[sample].view(4, 4).repeat_interleave(16, 0).repeat_interleave(16, 1).numpy()
+            assert (masked[sample][hidden] == GREY).all() and np.array_equal(masked[sample][~hidden], pixels[~hidden])
+    for (_, text), index, (height, width) in zip(page.all("article"), ids.tolist(), sizes.tolist()):
+        assert f"sample {index}, {width} × {height} px, label {source.classes[source.label(index)]}" in text
+    with Image.open(sheet) as image:
+        assert image.width > 700 and np.asarray(image.convert("L")).std() > 20
+
+
+def test_the_page_asks_for_nothing(photo_folder, tmp_path):
+    page = browse(str(photo_folder), "simclr_resnet18", RECIPES["simclr_resnet18"], tmp_path, samples=2)[1].read_text()
+    assert "//" not in re.sub(r"data:image/\w+;base64,[\w+/=]+", "", page)
+    uris = [
+        value for _, attributes, _ in Page(page).found for name, value in attributes.items() if name in ("src", "href")
+    ]
+    assert len(uris) == 2 * 3 and all(uri.startswith("data:image/") for uri in uris)
+    assert "<script" not in page and "url(" not in page and "@import" not in page
+
+
+def test_names_in_a_data_set_are_text_not_markup(photo_folder, tmp_path):
+    name = "<b>&amp;"
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / f"{name}.jpg").write_bytes((photo_folder / "class_0" / "photo_00.jpg").read_bytes())
+    page = browse(str(tmp_path / "in"), "mae_vit-tiny", RECIPES["mae_vit-tiny"], tmp_path / "out")[1]
+    assert [text for _, text in Page(page.read_text()).all("h2")] == [f"{name}.jpg"]
+
+
+def read_caption(lines):
+    """What a caption says, as numbers."""
+    left, top, width, height = (
+        int(x)
+        for x in re.fullmatch(r"crop (\d+) × (\d+) at \((\d+), (\d+)\), \d+% of the area", lines[0]).group(3, 4, 1, 2)
+    )
+    told = {"crop": [left, top, width, height], "jitter": []}
+    for line in lines[1:]:
+        if "→" in line or line.startswith(tuple(part.replace(" ", "\u00a0") for part in PARTS)):
+            for word in line.replace("\u00a0", " ").split(" → "):
+                operation = next(i for i, part in enumerate(PARTS) if word.startswith(part))
+                value = float(word.removeprefix(PARTS[operation]).removesuffix("°"))
+                told["jitter"].append((operation, value))
+        elif line.startswith("blur"):
+            told["sigma"] = float(re.fullmatch(r"blur, sigma ([\d.]+) px", line)[1])
+        else:
+            told[line] = True
+    return told
+
+
+def test_captions_equal_the_drawn_parameters():
+    strong = {key: 0.4 for key in ("brightness", "contrast", "saturation", "hue", "gray", "blur", "solarize")}
+    view = ViewSpec(jitter=0.6, **strong)
+    sizes = torch.tensor([[300, 400]]).repeat(50, 1)
+    params = draw_views(InputSpec((view,)), 1, 0, torch.arange(50), sizes)[view.name]
+    seen = set()
+    for sample in range(50):
+        told = read_caption(describe(params, 0, sample, (300, 400)))
+        seen |= set(told)
+        assert told["crop"] == params.crop[0, sample].tolist()
+        for word, drawn in (("flipped", params.flip), ("grayscale", params.gray), ("solarised", params.solarize)):
+            assert told.get(word, False) == bool(drawn[0, sample])
+        assert told.get("sigma", 0.0) == pytest.approx(params.sigma[0, sample].item(), abs=0.006)
+        order = params.order[0, sample].tolist()
+        assert [operation for operation, _ in told["jitter"]] == [o for o in order if o >= 0]
+        for operation, value in told["jitter"]:
+            drawn = params.jitter[0, sample, operation].item()
+            assert value == pytest.approx(
+                360 * drawn if operation == 3 else drawn, abs=0.51 if operation == 3 else 0.006
+            )
+    assert seen == {"crop", "jitter", "flipped", "grayscale", "solarised", "sigma"}  # each was tried
+
+
+def test_a_bad_image_is_replaced_as_in_training(photo_folder, tmp_path):
+    for index, path in enumerate(sorted(photo_folder.rglob("*.jpg"))[:6]):
+        data = path.read_bytes()
+        (tmp_path / f"{index}.jpg").write_bytes(data[:200] if index == 2 else data)
+    inputs = inputs_of("mae_vit-tiny")
+    keys = [sample.key for sample in first_samples(open_source(tmp_path), inputs, 6, seed=0)]
+    assert len(keys) == 6 and "2.jpg" not in keys and set(keys) == {f"{i}.jpg" for i in (0, 1, 3, 4, 5)}
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["{photos}", "mae_vit-tinny"], "did you mean mae_vit-tiny?"),
+        (["{photos}z", "mae_vit-tiny"], "photos"),
+        (["{photos}", "mae_vit-tiny", "algorithm.view.sizee=3"], "did you mean size?"),
+        (["{photos}", "mae_vit-tiny", "--samples", "0"], "--samples: from 1 to 100"),
+        (["{photos}", "mae_vit-tiny", "--epoch", "-1"], "--epoch"),
+        (["{photos}", "mae_vit-tiny", "--out", "{file}"], "--out: "),
+    ],
+)
+def test_mistakes_end_in_one_line(arguments, words, photo_folder, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(UserError) as caught:
+        main([argument.format(photos=photo_folder, file=file) for argument in arguments])
+    assert words in str(caught.value) and "\n" not in str(caught.value)
