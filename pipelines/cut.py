@@ -40,8 +40,8 @@ def crop_and_resize(pixels: np.ndarray, box: Sequence[int], interpolation: str, 
 
     `interpolate`'s kernel, through the overload that takes `out`: 107 us for a crop of 280 x 250 to 224 px, of which
     allocating and copying the result would add 60. A strided crop takes a path ten times slower, so it is copied
-    first, by numpy because torch would start its own threads for that. Within one grey level of Pillow, which takes
-    370 us; see docs/architecture.md.
+    first, by numpy because torch would start its own threads for that. Within 2 grey levels of Pillow (bilinear) and 16
+    (bicubic, 0.03 on average); with two busy threads 1.7 times as fast.
     """
     left, top, width, height = box
     crop = torch.from_numpy(np.array(pixels[top : top + height, left : left + width]))

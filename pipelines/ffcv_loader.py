@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
 from ..errors import UserError
 from .cpu_loader import CpuLoader
@@ -26,10 +27,13 @@ class FfcvLoader(CpuLoader):
     exact = False
 
     def __init__(self, source, inputs, order, **rest) -> None:
+        threads = torch.get_num_threads()
         try:
             from ffcv.libffcv import ctypes_imdecode, ctypes_resize
         except ImportError as fault:
             raise UserError(f"data.loader: ffcv cannot be used ({fault}); pip install 'headrace[ffcv]'") from None
+        finally:
+            torch.set_num_threads(threads)  # importing FFCV sets it to 1, for the training step as well
         super().__init__(source, inputs, order, **rest)
         self._imdecode, self._resize = ctypes_imdecode, ctypes_resize  # release the GIL, as all calls through ctypes
 

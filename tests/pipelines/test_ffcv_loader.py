@@ -2,6 +2,7 @@
 
 import importlib.util
 import struct
+import subprocess
 import sys
 import threading
 
@@ -92,3 +93,17 @@ if importlib.util.find_spec("ffcv") is not None:
         loader._crop(pixels, (3, 5, 20, 20), "bicubic", out)
         loader.close()
         assert (out == pixels[5:25, 3:23]).all()
+
+    def test_importing_ffcv_leaves_torch_its_threads(beton):
+        code = (
+            "import sys, torch; torch.set_num_threads(2)\n"
+            "from headrace.pipelines.ffcv_loader import FfcvLoader\n"
+            "from headrace.pipelines.order import Order\n"
+            "from headrace.pipelines.sources import open_source\n"
+            "from headrace.pipelines.spec import InputSpec, ViewSpec\n"
+            "source = open_source(sys.argv[1])\n"
+            "FfcvLoader(source, InputSpec((ViewSpec(size=32),)), Order(len(source), 4), threads=1).close()\n"
+            "print(torch.get_num_threads())\n"
+        )
+        result = subprocess.run([sys.executable, "-c", code, beton.name], capture_output=True, text=True, timeout=120)
+        assert result.stdout.strip() == "2", result.stderr

@@ -146,6 +146,7 @@ TINY = ["algorithm.view.size=64", "train.batch_size=8", "train.device=cpu", "dat
 
 @pytest.fixture(scope="module")
 def measured(photo_folder):
+    torch.set_num_threads(2)
     recipe = load_recipe("simclr_resnet18", TINY)
     return measure(open_source(photo_folder), recipe, 4, with_model=True)
 

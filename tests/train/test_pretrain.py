@@ -228,14 +228,14 @@ def test_bad_images_are_reported_at_the_end(photo_folder, tmp_path, capsys):
 
 def test_a_recipe_swaps_a_kernel(photo_folder, tmp_path, monkeypatch):
     """A user's function by its dotted path, forward only: it is what computes the loss."""
-    (tmp_path / "my_kernels.py").write_text(
+    (tmp_path / "recipe_kernels.py").write_text(
         "from headrace.kernels.patch_loss.reference import patch_loss as reference\n"
         "def doubled(*arguments, **options):\n"
         "    return 2 * reference(*arguments, **options)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     try:
-        run("mae", photo_folder, tmp_path / "own", "train.max_steps=1", "kernels.patch_loss=my_kernels.doubled")
+        run("mae", photo_folder, tmp_path / "own", "train.max_steps=1", "kernels.patch_loss=recipe_kernels.doubled")
     finally:
         kernels.configure({})
     run("mae", photo_folder, tmp_path / "built-in", "train.max_steps=1")
