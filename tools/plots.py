@@ -14,7 +14,8 @@ import matplotlib.pyplot as plt
 from matplotlib.patches import Rectangle
 
 from ..models.algorithms.mae import MAE
-from ..pipelines.spec import ByteSource, InputSpec, ViewSpec
+from ..pipelines.spec import ByteSource, InputSpec
+from ..train.embed import evaluation_view
 from .samples import Sample, crop_color, first_batch, hide, to_pixels
 
 _TILE = 2.6  # inches of a tile in a sheet of samples, and the letters that fit above and below it
@@ -68,24 +69,15 @@ def plot_samples(samples: Sequence[Sample], path: Path, title: str) -> None:
 
 def plot_reconstruction(algorithm: MAE, source: ByteSource, path: Path, *, samples: int = 6, seed: int = 0) -> None:
     """One column a sample: input, what the encoder sees, visible patches completed by predictions."""
-    view, mask = algorithm.config.view, algorithm.config.mask
-    centred = ViewSpec(
-        name=view.name,
-        size=view.size,
-        crop="center",
-        interpolation=view.interpolation,
-        flip=0,
-        mean=view.mean,
-        std=view.std,
-    )
-    batch = first_batch(source, InputSpec((centred,), mask), samples, seed=seed)
+    mask, view = algorithm.config.mask, evaluation_view(algorithm.config.view)
+    batch = first_batch(source, InputSpec((view,), mask), samples, seed=seed)
     images = batch.views[view.name][0]
     restored = algorithm.eval().reconstruct(images, batch.mask)
-    pixels = to_pixels(images, centred)
+    pixels = to_pixels(images, view)
     rows = [
         ("input", pixels),
         ("masked input", hide(pixels, batch.mask.hidden, mask)),
-        ("reconstruction", to_pixels(restored, centred)),
+        ("reconstruction", to_pixels(restored, view)),
     ]
     note = "Hidden patches are predicted, visible ones pasted from the input."
     if algorithm.config.normalize_pixels:
