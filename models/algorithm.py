@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
-from ..pipelines.spec import Batch, InputSpec
+from ..pipelines.spec import Batch, InputSpec, ViewSpec
+
+# (module, view) -> (N, ...) on the CPU: what the module gives, in inference mode, for `view` of every training sample
+Embed = Callable[[nn.Module, ViewSpec], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -51,8 +55,19 @@ class Algorithm(nn.Module):
         """The views and the mask this algorithm needs."""
         raise NotImplementedError
 
+    def prepare(self, samples: int) -> None:
+        """Called once, before a checkpoint is loaded, with the number of training samples: memory banks."""
+
+    def start_epoch(self, progress: Progress, embed: Embed) -> None:
+        """Called before the first step of each epoch, on every rank: clustering of the whole data set."""
+
     def forward(self, batch: Batch, progress: Progress) -> StepOutput:
+        """The loss of one (micro-)batch. Under accumulation it runs several times per optimizer step: what must happen
+        once a step (teacher, queue, centroids) is kept here and done in `after_step`."""
         raise NotImplementedError
+
+    def after_backward(self, progress: Progress) -> None:
+        """Called between backward and the optimizer step: gradients that are to be dropped or scaled."""
 
     def after_step(self, progress: Progress) -> None:
         """Called after each optimizer step: momentum teachers, queues, centroids."""

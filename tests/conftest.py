@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 # a process for every test file would be slow, so threads are bounded once: results then do not depend on the machine
-torch.set_num_threads(2)
+torch.set_num_threads(min(2, len(os.sched_getaffinity(0))))
 
 
 @pytest.fixture(scope="session")
