@@ -25,7 +25,9 @@ def draw_views(
 
 
 def _draw_view(view: ViewSpec, seed: int, epoch: int, ids: torch.Tensor, sizes: torch.Tensor) -> ViewParams:
-    streams = [uniform(seed, f"view/{view.name}/{copy}", epoch, ids, _DRAWS) for copy in range(view.count)]
+    streams = [
+        uniform(seed, f"view/{view.draws or view.name}/{copy}", epoch, ids, _DRAWS) for copy in range(view.count)
+    ]
     draws = torch.stack(streams)  # (count, B, _DRAWS)
     crop, flip, jittered, factors, order, gray, blur, solarize = draws.split([_CROP, 1, 1, 4, 4, 1, 2, 1], dim=-1)
     height, width = (sizes[:, side].double().expand(draws.shape[:2]) for side in (0, 1))
@@ -37,7 +39,10 @@ def _draw_view(view: ViewSpec, seed: int, epoch: int, ids: torch.Tensor, sizes: 
     order = order.argsort(dim=-1)
     return ViewParams(
         crop=box,
+        resized=torch.full_like(box[..., 2:], view.size),
+        offset=torch.zeros_like(box[..., 2:]),
         flip=flip[..., 0] < view.flip,
+        angle=torch.zeros(draws.shape[:2]),
         jitter=_jitter(factors, view).float(),
         order=torch.where(jittered < view.jitter, order, -1).to(torch.int8),
         gray=gray[..., 0] < view.gray,

@@ -6,6 +6,7 @@ it. Between the two, random draws are data: `ViewParams` says exactly what was d
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Literal, Protocol, runtime_checkable
@@ -17,11 +18,35 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
+class RandAugment:
+    """`operations` of the fifteen of "timm_increasing", drawn with replacement, each done with probability `chance`.
+
+    Levels are normal around `level` with standard deviation `spread`, cut to [0, 10] (arXiv 1909.13719, in timm's variant).
+    """
+
+    operations: int = 2
+    level: float = 9.0
+    spread: float = 0.5
+    chance: float = 0.5
+    fill: tuple[int, int, int] = (124, 116, 104)  # RGB of what a rotation, shear or translation uncovers
+
+
+@dataclass(frozen=True)
+class RandomErasing:
+    """With probability `chance` a rectangle of the finished view becomes normal noise (arXiv 1708.04896)."""
+
+    chance: float = 0.25
+    area: tuple[float, float] = (0.02, 1 / 3)  # share of the view
+    ratio: tuple[float, float] = (0.3, 10 / 3)  # height / width
+
+
+@dataclass(frozen=True)
 class ViewSpec:
     """How one kind of view is made from a decoded RGB image; `count` of them per sample.
 
-    Order of operations: crop, resize, flip, colour jitter (its four parts in a random order per sample), grayscale,
-    blur, solarise, normalise. Strengths and probabilities of 0 switch an operation off.
+    Order of operations: crop, resize, flip, rotation, RandAugment, colour jitter (its four parts in a random order per
+    sample), grayscale (before the jitter with `gray_first`), blur, solarise, normalise, erasing, parts. Strengths and
+    probabilities of 0 switch an operation off.
 
     Raises `ValueError` for values that no image could satisfy.
     """
@@ -29,33 +54,49 @@ class ViewSpec:
     name: str = "image"  # key in Batch.views
     count: int = 1
     size: int = 224  # side of the square output in pixels
-    crop: Literal["random", "center"] = (
-        "random"  # center: the middle square, its side `center_fraction` of the short one
-    )
+    draws: str | None = None  # take the random draws of the view of that name: the same crop at another size
+    # random: a random resized crop. center: the middle square, its side `center_fraction` of the short one.
+    # window: the image resized to `resize`, then a `size` window at a random place of it.
+    crop: Literal["random", "center", "window"] = "random"
     center_fraction: float = 0.875
     scale: tuple[float, float] = (0.2, 1.0)  # area of a random crop as a fraction of the image
     ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height of a random crop
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"  # antialiased, as in Pillow
+    resize: int | None = (
+        None  # of a window: pixels of the image's shorter side, or of both with `squash`; None: as it is
+    )
+    squash: bool = False
+    padding: int = 0  # pixels added on every side before a window is taken
+    padding_mode: Literal["reflect", "edge", "symmetric", "constant"] = "reflect"  # constant: black
+    interpolation: Literal["bilinear", "bicubic", "lanczos"] = "bilinear"
+    antialias: bool = True  # as in Pillow; False: as in OpenCV, which reads 2 (4) taps a side however much it shrinks
     flip: float = 0.5  # probability of a horizontal flip
+    rotate: float = 0.0  # angle ~ U(-r, r) in degrees, nearest neighbour, black corners
+    randaugment: RandAugment | None = None
     jitter: float = 0.0  # probability of the colour jitter as a whole
     brightness: float = 0.0  # factor ~ U(max(0, 1 - s), 1 + s); likewise contrast and saturation
     contrast: float = 0.0
     saturation: float = 0.0
     hue: float = 0.0  # shift ~ U(-s, s) in turns of the colour circle, s <= 0.5
     gray: float = 0.0
+    gray_weights: Literal["luma", "mean"] = "luma"  # ITU-R 601, or a third each
+    gray_first: bool = False
     blur: float = 0.0
     blur_sigma: tuple[float, float] = (0.1, 2.0)  # standard deviation in pixels of the output
     solarize: float = 0.0  # probability of inverting values >= 128
     mean: tuple[float, float, float] = IMAGENET_MEAN  # of values in [0, 1]
     std: tuple[float, float, float] = IMAGENET_STD
+    erasing: RandomErasing | None = None
+    # rotations: 4 copies of each view, turned clockwise by 0, 90, 180, 270 degrees.
+    # patches: 9 squares out of a 3x3 grid, the centre first, then column by column; see `draw.patch_boxes`.
+    parts: Literal["rotations", "patches"] | None = None
 
     def __post_init__(self) -> None:
         for key in ("flip", "jitter", "gray", "blur", "solarize"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"{key}: a probability lies in [0, 1], not {getattr(self, key)}")
-        for key in ("brightness", "contrast", "saturation"):
+        for key in ("brightness", "contrast", "saturation", "rotate", "padding"):
             if getattr(self, key) < 0:
-                raise ValueError(f"{key}: a strength is not negative, {getattr(self, key)} is")
+                raise ValueError(f"{key}: is not negative, {getattr(self, key)} is")
         if not 0 <= self.hue <= 0.5:
             raise ValueError(f"hue: a shift lies in [0, 0.5] turns, not {self.hue}")
         for key in ("scale", "ratio", "blur_sigma"):
@@ -69,6 +110,11 @@ class ViewSpec:
         if min(self.std) <= 0:
             raise ValueError(f"std: must be positive, not {self.std}")
 
+    @property
+    def copies(self) -> int:
+        """How many tensors of a sample `Batch.views` has under this name: `count`, times the parts of each."""
+        return self.count * {None: 1, "rotations": 4, "patches": 9}[self.parts]
+
 
 @dataclass
 class ViewParams:
@@ -78,42 +124,157 @@ class ViewParams:
     """
 
     crop: torch.Tensor  # (count, B, 4) int32: left, top, width, height in pixels of the upright image
+    resized: torch.Tensor  # (count, B, 2) int32: width, height of the crop after resizing; (size, size) but for windows
+    offset: (
+        torch.Tensor
+    )  # (count, B, 2) int32: left, top of the view in that, negative in the padding; 0 but for windows
     flip: torch.Tensor  # (count, B) bool
+    angle: torch.Tensor  # (count, B) float32: degrees clockwise
     jitter: torch.Tensor  # (count, B, 4) float32: factors of brightness, contrast, saturation, and the hue shift
     order: torch.Tensor  # (count, B, 4) int8: which of the four comes 1st..4th; all -1 where there is no jitter
     gray: torch.Tensor  # (count, B) bool
     sigma: torch.Tensor  # (count, B) float32: standard deviation of the blur, 0 for none
     solarize: torch.Tensor  # (count, B) bool
+    policy: torch.Tensor | None = (
+        None  # (count, B, operations, 2) float32: RandAugment's operation (-1: none), magnitude
+    )
+    erased: torch.Tensor | None = None  # (count, B, 4) int32: left, top, width, height; width 0 for none
+    patches: torch.Tensor | None = None  # (count, B, 9, 2) int32: left, top of each of the 9 squares in the view
 
     def select(self, samples: torch.Tensor | list[int]) -> ViewParams:
         """The parameters of some samples of the batch, in the given order."""
-        return ViewParams(**{f.name: getattr(self, f.name)[:, samples] for f in fields(self)})
+        drawn = {f.name: getattr(self, f.name) for f in fields(self)}
+        return ViewParams(**{name: None if value is None else value[:, samples] for name, value in drawn.items()})
 
 
 @dataclass(frozen=True)
 class MaskSpec:
-    """Which patches of a `grid` (rows, columns) are hidden from the encoder.
+    """Which patches of a `grid` (rows, columns) are hidden from the encoder. A subclass says by which rule."""
 
-    `random`: every sample keeps ``int(patches * (1 - ratio))`` patches, chosen uniformly (MAE, arXiv 2111.06377).
-    """
-
-    kind: Literal["random"] = "random"
     grid: tuple[int, int] = (14, 14)
-    ratio: float = 0.75
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.ratio < 1:
-            raise ValueError(f"ratio: the hidden share lies in [0, 1), not {self.ratio}")
-        if self.kept < 1:
-            raise ValueError(f"ratio: {self.ratio} of a {self.grid[0]}x{self.grid[1]} grid leaves no visible patch")
 
     @property
     def patches(self) -> int:
         return self.grid[0] * self.grid[1]
 
     @property
-    def kept(self) -> int:
-        return int(self.patches * (1 - self.ratio))
+    def hidden(self) -> int | None:
+        """How many patches every sample hides; None where that differs from sample to sample or batch to batch."""
+        raise NotImplementedError
+
+
+def _share(key: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise ValueError(f"{key}: the hidden share lies in [0, 1), not {value}")
+
+
+@dataclass(frozen=True)
+class RandomMask(MaskSpec):
+    """Every sample keeps ``int(patches * (1 - ratio))`` patches, chosen uniformly (MAE, arXiv 2111.06377)."""
+
+    ratio: float = 0.75
+
+    def __post_init__(self) -> None:
+        _share("ratio", self.ratio)
+        if self.hidden == self.patches:
+            raise ValueError(f"ratio: {self.ratio} of a {self.grid[0]}x{self.grid[1]} grid leaves no visible patch")
+
+    @property
+    def hidden(self) -> int:
+        return self.patches - int(self.patches * (1 - self.ratio))
+
+
+@dataclass(frozen=True)
+class CellMask(MaskSpec):
+    """``ceil(cells * ratio)`` square cells of `cell` x `cell` patches, chosen uniformly (SimMIM, arXiv 2111.09886)."""
+
+    grid: tuple[int, int] = (48, 48)
+    cell: int = 8
+    ratio: float = 0.6
+
+    def __post_init__(self) -> None:
+        _share("ratio", self.ratio)
+        if self.grid[0] % self.cell or self.grid[1] % self.cell:
+            raise ValueError(f"cell: {self.cell} does not divide a {self.grid[0]}x{self.grid[1]} grid")
+
+    @property
+    def hidden(self) -> int:
+        cells = self.patches // self.cell**2
+        return math.ceil(cells * self.ratio) * self.cell**2
+
+
+@dataclass(frozen=True)
+class BlockMask(MaskSpec):
+    """Rectangles until exactly `count` patches are hidden (BEiT, arXiv 2106.08254, algorithm 1)."""
+
+    count: int = 75
+    min_block: int = 16
+    max_block: int | None = None  # patches of one rectangle; None: `count`
+    min_aspect: float = 0.3  # the shape of a rectangle is log-uniform in [min_aspect, 1 / min_aspect]
+
+    def __post_init__(self) -> None:
+        if not 0 < self.count < self.patches:
+            raise ValueError(f"count: needs 0 < count < {self.patches} patches, not {self.count}")
+
+    @property
+    def hidden(self) -> int:
+        return self.count
+
+
+@dataclass(frozen=True)
+class SharedMask(MaskSpec):
+    """One mask of ``int(patches * (ratio + u))``, u ~ U(0, spread), for the whole batch (MixMIM, arXiv 2205.13137).
+
+    `per_sample` draws one for each sample instead. The grid is that of the last stage; earlier ones repeat its cells.
+    """
+
+    grid: tuple[int, int] = (7, 7)
+    ratio: float = 0.5
+    spread: float = 0.0
+    per_sample: bool = False
+
+    def __post_init__(self) -> None:
+        _share("ratio, spread", self.ratio + self.spread)
+
+    @property
+    def hidden(self) -> int | None:
+        return None if self.spread else int(self.patches * self.ratio)
+
+
+@dataclass(frozen=True)
+class WeightedMask(RandomMask):
+    """`RandomMask`'s counts; which patches, the algorithm says with `masks.weighted_mask` (MILAN, arXiv 2208.06049)."""
+
+
+@dataclass(frozen=True)
+class TargetBlocksMask(MaskSpec):
+    """`targets` rectangles to be predicted, and a context without them (I-JEPA, arXiv 2301.08243).
+
+    The shares are of the grid. One shape for all rectangles of a batch would change from batch to batch; here the
+    shape is fixed by `target_scale` and `target_ratio` (height / width), and the context is cut to `kept` patches.
+    """
+
+    targets: int = 4
+    target_scale: float = 0.175
+    target_ratio: float = 1.0
+    context_scale: float = 0.925
+    kept: int = 64  # patches of the context, chosen uniformly of those that are left
+
+    @property
+    def hidden(self) -> int:
+        return self.patches - self.kept
+
+
+@dataclass(frozen=True)
+class VariedMask(MaskSpec):
+    """Block-wise; a sample is masked with probability `chance`, by a share ~ U(`ratio`) (iBOT, arXiv 2111.07832)."""
+
+    chance: float = 0.5
+    ratio: tuple[float, float] = (0.1, 0.5)
+
+    @property
+    def hidden(self) -> None:
+        return None
 
 
 @dataclass(frozen=True)
@@ -127,22 +288,27 @@ class InputSpec:
         names = [view.name for view in self.views]
         if len(set(names)) != len(names) or not names:
             raise ValueError(f"views: need one or more distinct names, got {names}")
+        for view in self.views:
+            if view.draws is not None and view.draws not in names:
+                raise ValueError(f"views: {view.name} takes the draws of {view.draws!r}, which is none of {names}")
 
 
 @dataclass
 class Mask:
-    """Hidden patches of a batch, on the device. Every sample hides the same number of them."""
+    """Hidden patches of a batch, on the device. `keep` and `restore` exist where every sample hides as many."""
 
-    hidden: torch.Tensor  # (B, L) bool
-    keep: torch.Tensor  # (B, K) int64: indices of the visible patches, in the order the encoder sees them
-    restore: torch.Tensor  # (B, L) int64: cat(visible, hidden)[restore] is raster order
+    hidden: torch.Tensor  # (B, L) bool; of a SharedMask (1, L) unless it is `per_sample`
+    keep: torch.Tensor | None = None  # (B, K) int64: indices of the visible patches, in the order the encoder sees them
+    restore: torch.Tensor | None = None  # (B, L) int64: cat(visible, hidden)[restore] is raster order
+    noise: torch.Tensor | None = None  # (B, L) float32 in [0, 1): what a WeightedMask's choice is drawn from
+    targets: torch.Tensor | None = None  # (B, targets, T) int64: patches of each of a TargetBlocksMask's rectangles
 
 
 @dataclass
 class Batch:
     """One rank's share of one global batch, on the device."""
 
-    views: dict[str, torch.Tensor]  # name -> (count, B, 3, size, size), channels-last, normalised
+    views: dict[str, torch.Tensor]  # name -> (copies, B, 3, size, size), channels-last, normalised
     ids: torch.Tensor  # (B,) int64 on the CPU: which samples of the source
     labels: torch.Tensor | None  # (B,) int64 on the device; None where the source has no labels
     mask: Mask | None

@@ -11,7 +11,7 @@ ROOT = Path(headrace.__file__).parent
 ALLOWED = {  # package -> what it may import of headrace, besides itself and headrace.errors
     "kernels": set(),
     "pipelines": {"kernels"},
-    "models": {"kernels", "pipelines.spec"},
+    "models": {"kernels", "pipelines.spec", "pipelines.recipes", "pipelines.masks"},
     "train": {"pipelines", "models", "kernels"},
     "tools": {"train", "pipelines", "models", "kernels"},
     "benchmarks": {"tools", "train", "pipelines", "models", "kernels"},
@@ -21,6 +21,7 @@ HEAVY = {  # third-party package -> the files that are about it
     "triton": {"triton_impl.py", "kernels/aot.py"},
     "webdataset": {"pipelines/stream_loader.py"},
     "simplejpeg": {"pipelines/cut.py"},
+    "numba": {"pipelines/cpu_augment.py"},
     "ffcv": {"pipelines/sharding/beton.py", "pipelines/ffcv_loader.py"},
 }
 

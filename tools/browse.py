@@ -81,7 +81,9 @@ def browse(
     }
     if inputs.mask is not None:
         rows, columns = inputs.mask.grid
-        facts["mask"] = f"{inputs.mask.kind}, {inputs.mask.patches - inputs.mask.kept} of {rows} × {columns} patches"
+        rule = type(inputs.mask).__name__.removesuffix("Mask").lower()
+        count = "a varying number" if inputs.mask.hidden is None else inputs.mask.hidden
+        facts["mask"] = f"{rule}, {count} of {rows} × {columns} patches"
     picture, page = out / "browse.png", out / "browse.html"
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ import torch
 
 from ...kernels.patch_loss import patch_loss
 from ...kernels.patch_loss.reference import patchify
-from ...pipelines.spec import Batch, InputSpec, Mask, MaskSpec, ViewSpec
+from ...pipelines.spec import Batch, InputSpec, Mask, RandomMask, ViewSpec
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones.vit import ViT
 from ..decoders import MAEDecoder
@@ -43,9 +43,9 @@ class MAE(Algorithm):
                 raise ValueError(f"mask_{fault}") from None
 
         @property
-        def mask(self) -> MaskSpec:
+        def mask(self) -> RandomMask:
             side = self.view.size // self.backbone.patch_size
-            return MaskSpec(kind="random", grid=(side, side), ratio=self.mask_ratio)
+            return RandomMask(grid=(side, side), ratio=self.mask_ratio)
 
     def __init__(self, config: Config = Config()) -> None:
         super().__init__()

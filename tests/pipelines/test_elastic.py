@@ -9,11 +9,11 @@ from headrace.pipelines.dali_loader import DaliLoader
 from headrace.pipelines.memory_loader import MemoryLoader
 from headrace.pipelines.order import Order
 from headrace.pipelines.sources import open_source
-from headrace.pipelines.spec import InputSpec, MaskSpec, ViewSpec
+from headrace.pipelines.spec import InputSpec, RandomMask, ViewSpec
 
 INPUTS = InputSpec(
     (ViewSpec("pair", count=2, size=24, jitter=0.8, brightness=0.4, hue=0.1, gray=0.2, blur=0.5), ViewSpec(size=16)),
-    MaskSpec(grid=(4, 4)),
+    RandomMask(grid=(4, 4)),
 )
 LOADERS = {"dali": DaliLoader, "cpu": CpuLoader, "memory": MemoryLoader}
 

@@ -15,11 +15,11 @@ from headrace.pipelines.memory_loader import ArraySource
 from headrace.pipelines.order import Order
 from headrace.pipelines.reference import reference_views
 from headrace.pipelines.sources import open_source
-from headrace.pipelines.spec import InputSpec, MaskSpec, ViewSpec
+from headrace.pipelines.spec import InputSpec, RandomMask, ViewSpec
 from headrace.pipelines.stream_loader import StreamLoader, _hash
 
 VIEW = ViewSpec(count=2, size=48, interpolation="bicubic")
-INPUTS = InputSpec((VIEW,), MaskSpec(grid=(6, 6), ratio=0.5))
+INPUTS = InputSpec((VIEW,), RandomMask(grid=(6, 6), ratio=0.5))
 
 
 @pytest.fixture(scope="module")

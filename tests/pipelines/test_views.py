@@ -16,7 +16,7 @@ from headrace.pipelines.memory_loader import ArraySource, MemoryLoader
 from headrace.pipelines.order import Order
 from headrace.pipelines.reference import reference_views
 from headrace.pipelines.sources import open_source
-from headrace.pipelines.spec import InputSpec, MaskSpec, ViewSpec
+from headrace.pipelines.spec import InputSpec, RandomMask, ViewSpec
 
 FULL = ViewSpec(
     name="full",
@@ -121,7 +121,7 @@ def test_loaders_match_the_oracle(loader, photo_folder):
 def test_contract(loader, photo_folder):
     """Order, labels, masks, memory format, endless epochs, resume: the same for every loader."""
     source = open_source(photo_folder)
-    inputs = InputSpec((PLAIN,), MaskSpec(grid=(6, 6), ratio=0.5))
+    inputs = InputSpec((PLAIN,), RandomMask(grid=(6, 6), ratio=0.5))
     order = Order(len(source), 10, seed=1)
     batches = LOADERS[loader](source, inputs, order, seed=1)
     try:
