@@ -1,6 +1,7 @@
 """Small images and the containers they come in."""
 
 import io
+import struct
 import tarfile
 
 import numpy as np
@@ -33,6 +34,20 @@ def _tar_bytes(files, mode="w"):
     return buffer.getvalue()
 
 
+def _beton_bytes(rows):
+    """(content, label, height, width) -> a .beton as FFCV lays it out; content: bytes of a JPEG, or raw pixels."""
+    header, field, row = struct.Struct("<HHIQQ"), struct.Struct("<B16s1024s"), struct.Struct("<BHHQxxxq")
+    offset = start = header.size + 2 * field.size + len(rows) * row.size
+    table, data, allocated = b"", b"", b""
+    for number, (content, label, height, width) in enumerate(rows):
+        raw = len(content) == height * width * 3
+        table += row.pack(raw, width, height, offset, label)
+        allocated += struct.pack("<QQQ", number, offset, len(content))
+        data, offset = data + content, offset + len(content)
+    fields = field.pack(2, b"image", b"") + field.pack(1, b"label", b"")
+    return header.pack(2, 2, 1 << 21, len(rows), start + len(data)) + fields + table + data + allocated
+
+
 def _contents(source):
     return [(source.key(i), source.read(i).tobytes(), source.label(i)) for i in range(len(source))]
 
@@ -50,6 +65,11 @@ def write_files():
 @pytest.fixture(scope="session")
 def tar_bytes():
     return _tar_bytes
+
+
+@pytest.fixture(scope="session")
+def beton_bytes():
+    return _beton_bytes
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """FFCV's pixels under our order and crops; without FFCV, one line that says what to install."""
 
 import importlib.util
-import struct
 import subprocess
 import sys
 import threading
@@ -23,25 +22,18 @@ INPUTS = InputSpec((VIEW,))
 
 
 @pytest.fixture(scope="module")
-def beton(photo_folder, tmp_path_factory):
+def beton(photo_folder, beton_bytes, tmp_path_factory):
     """Sixteen photos as FFCV lays them out: the first eight JPEG, of which the third is damaged, then raw pixels."""
-    header, field, row = struct.Struct("<HHIQQ"), struct.Struct("<B16s1024s"), struct.Struct("<BHHQxxxq")
-    offset = start = header.size + 2 * field.size + 16 * row.size
-    rows, data, table = b"", b"", b""
+    rows = []
     for number, path in enumerate(sorted(photo_folder.rglob("*.jpg"))[:16]):
         content = path.read_bytes()
         height, width, _ = decode(content).shape
         if number == 2:
             table_at = content.index(b"\xff\xc4") + 4  # a Huffman table of nonsense: only decoding finds out
             content = content[:table_at] + b"\x00" + b"\xff" * 30 + content[table_at + 31 :]
-        if number >= 8:
-            content = decode(content).tobytes()
-        rows += row.pack(number >= 8, width, height, offset, number % 3)
-        table += struct.pack("<QQQ", number, offset, len(content))
-        data, offset = data + content, offset + len(content)
-    fields = field.pack(2, b"image", b"") + field.pack(1, b"label", b"")
+        rows.append((decode(content).tobytes() if number >= 8 else content, number % 3, height, width))
     file = tmp_path_factory.mktemp("beton") / "x.beton"
-    file.write_bytes(header.pack(2, 2, 1 << 21, 16, start + len(data)) + fields + rows + data + table)
+    file.write_bytes(beton_bytes(rows))
     return open_source(file)
 
 
