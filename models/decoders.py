@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .backbones.vit import Block, init_transformer, sincos_positions
+from .backbones.transformer import Block, init_transformer, sincos_positions
 
 
 class MAEDecoder(nn.Module):

@@ -1,4 +1,4 @@
-"""Vision Transformer with fixed sin-cos positions, and a forward over visible tokens only."""
+"""Vision Transformer: MAE's, BEiT's, DeiT III's, MoCo v3's and DINO's are configurations of this one."""
 
 from __future__ import annotations
 
@@ -6,73 +6,63 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-_SIZES = {"vit_tiny": (192, 12, 3), "vit_small": (384, 12, 6), "vit_base": (768, 12, 12)}  # width, depth, heads
+from .transformer import (
+    Block,
+    QKVBias,
+    RelativeBias,
+    drop_rates,
+    init_transformer,
+    resize_positions,
+    sincos_positions,
+)
 
-
-def sincos_positions(width: int, rows: int, columns: int) -> torch.Tensor:
-    """(rows * columns, width) float32 in raster order: sines and cosines of the column, then of the row.
-
-    Frequencies 10000^(-k / (width / 4)); coordinates are grid indices (MAE, arXiv 2111.06377, the authors' layout).
-    """
-    if width % 4:
-        raise ValueError(f"width: sin-cos positions need a multiple of 4, not {width}")
-    omega = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-    angles = [axis.flatten()[:, None].double() * omega for axis in (column, row)]
-    return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1).float()
-
-
-class Block(nn.Module):
-    """Pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x)). (B, N, width) -> the same."""
-
-    def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-        self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.fc1 = nn.Linear(width, int(width * mlp_ratio))
-        self.fc2 = nn.Linear(int(width * mlp_ratio), width)
-
-    def attention(self, x: torch.Tensor) -> torch.Tensor:
-        B, N, D = x.shape
-        q, k, v = self.qkv(x).view(B, N, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, N, D))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x + self.attention(self.norm1(x))
-        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
-
-
-def init_transformer(module: nn.Module) -> None:
-    """Xavier-uniform linear layers with zero bias, as in MAE."""
-    for layer in module.modules():
-        if isinstance(layer, nn.Linear):
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
+_SIZES = {  # width, depth, heads, width of the hidden layer
+    "vit_tiny": (192, 12, 3, 768),
+    "vit_small": (384, 12, 6, 1536),
+    "vit_medium": (512, 12, 8, 2048),
+    "vit_base": (768, 12, 12, 3072),
+    "vit_large": (1024, 24, 16, 4096),
+    "vit_huge": (1280, 32, 16, 5120),
+    "vit_giant": (1408, 40, 16, 6144),
+}
 
 
 class ViT(nn.Module):
-    """Vision Transformer (arXiv 2010.11929). `forward`: images (B, 3, H, W) -> (B, features)."""
+    """Vision Transformer (arXiv 2010.11929). `forward`: images (B, 3, H, W) -> (B, features).
+
+    Images of another size than the training size work: position tables and relative biases are resized (bicubic).
+    """
 
     @dataclass(frozen=True)
     class Config:
-        name: Literal["vit_tiny", "vit_small", "vit_base"] = "vit_tiny"
+        name: Literal["vit_tiny", "vit_small", "vit_medium", "vit_base", "vit_large", "vit_huge", "vit_giant"] = (
+            "vit_tiny"
+        )
         patch_size: int = 16
         width: int | None = None  # each of these replaces the named size's own figure
         depth: int | None = None
         heads: int | None = None
-        pool: Literal["mean", "cls"] = "mean"  # of the patch tokens after the last norm, or the class token
+        hidden: int | None = None
+        pool: Literal["mean", "cls"] = "mean"  # of the patch tokens, or the class token
+        norm: Literal["tokens", "pooled"] = "tokens"  # where the last norm stands: before pooling, or after
+        positions: Literal["sincos", "learned", "none"] = "sincos"  # of the patches; the class token has none
+        relative_bias: Literal["shared", "block"] | None = None  # one table for all blocks, or one for each
+        qkv_bias: QKVBias = "all"
+        layer_scale: float | None = None  # initial value of the branches' factors (DeiT III, BEiT)
+        drop_path: float = 0.0  # of the last block; linear from 0 at the first
+        freeze_patch_embed: bool = False  # the random patch projection stays as it is (MoCo v3)
 
         @property
         def shape(self) -> tuple[int, int, int]:
             """(width, depth, heads)"""
             given = (self.width, self.depth, self.heads)
             return tuple(g or d for g, d in zip(given, _SIZES[self.name]))
+
+        @property
+        def hidden_width(self) -> int:
+            return self.hidden or (4 * self.width if self.width else _SIZES[self.name][3])
 
         def __post_init__(self) -> None:
             width, _, heads = self.shape
@@ -84,37 +74,109 @@ class ViT(nn.Module):
         width, depth, heads = config.shape
         if image_size % config.patch_size:
             raise ValueError(f"patch_size: {config.patch_size} does not divide the image size {image_size}")
-        self.patch_size, self.pool, self.features = config.patch_size, config.pool, width
+        self.patch_size, self.pool, self.norm_at, self.features = config.patch_size, config.pool, config.norm, width
         self.grid = (image_size // config.patch_size,) * 2
         self.patch_embed = nn.Conv2d(3, width, config.patch_size, config.patch_size)
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
-        # a buffer, so that a checkpoint carries it: implementations disagree on the order of rows and columns
-        self.register_buffer("positions", sincos_positions(width, *self.grid)[None])
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        self._make_positions(config.positions, width)
+        bias = {"heads": heads, "class_token": True}
+        self.relative_bias = RelativeBias(self.grid, **bias) if config.relative_bias == "shared" else None
+        self.block_biases = None
+        if config.relative_bias == "block":
+            self.block_biases = nn.ModuleList(RelativeBias(self.grid, **bias, std=0.02) for _ in range(depth))
+        options = {"qkv_bias": config.qkv_bias, "layer_scale": config.layer_scale}
+        self.blocks = nn.ModuleList(
+            Block(width, heads, config.hidden_width, drop_path=rate, **options)
+            for rate in drop_rates(config.drop_path, depth)
+        )
         self.norm = nn.LayerNorm(width, eps=1e-6)
         init_transformer(self)
         nn.init.xavier_uniform_(self.patch_embed.weight.view(width, -1))
         nn.init.normal_(self.cls_token, std=0.02)
+        if config.freeze_patch_embed:
+            self.patch_embed.requires_grad_(False)
 
-    def tokens(self, images: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
-        """(B, 1 + N, width) after the last norm, class token first; N is the visible patches `keep` (B, K), or all."""
+    def _make_positions(self, kind: str, width: int) -> None:
+        if kind == "sincos":
+            # a buffer, so that a checkpoint carries it: implementations disagree on the order of rows and columns
+            self.register_buffer("positions", sincos_positions(width, *self.grid)[None])
+        elif kind == "learned":
+            self.positions = nn.Parameter(torch.empty(1, self.grid[0] * self.grid[1], width))
+            nn.init.trunc_normal_(self.positions, std=0.02)
+        else:
+            self.positions = None
+
+    def embed(
+        self, images: torch.Tensor, hidden: torch.Tensor | None = None, mask_token: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, tuple[int, int]]:
+        """Patch tokens (B, L, width) with their positions, and the grid (rows, columns).
+
+        Where `hidden` (B, L) is true, `mask_token` (1, 1, width) stands in for the patch (BEiT, MaskFeat, SimMIM).
+        """
         x = self.patch_embed(images)
-        positions = self._positions(x.shape[-2:])
-        x = x.flatten(2).transpose(1, 2) + positions
+        grid = tuple(x.shape[-2:])
+        x = x.flatten(2).transpose(1, 2)
+        if hidden is not None:
+            x = torch.where(hidden[:, :, None], mask_token.to(x.dtype), x)
+        if self.positions is not None:
+            x = x + resize_positions(self.positions, self.grid, grid)
+        return x, grid
+
+    def outputs(
+        self,
+        images: torch.Tensor,
+        blocks: tuple[int, ...],
+        keep: torch.Tensor | None = None,
+        *,
+        hidden: torch.Tensor | None = None,
+        mask_token: torch.Tensor | None = None,
+    ) -> list[torch.Tensor]:
+        """(B, 1 + N, width) after each of `blocks` (0-based, ascending), class token first, not normalised.
+
+        N is the visible patches `keep` (B, K), or all of them. See `embed` for `hidden` and `mask_token`.
+        """
+        x, grid = self.embed(images, hidden, mask_token)
         if keep is not None:
+            if self.relative_bias is not None or self.block_biases is not None:
+                raise ValueError("keep: an encoder with relative biases sees all patches; hide them with a mask token")
             x = x.gather(1, keep[:, :, None].expand(-1, -1, x.shape[-1]))
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
-        for block in self.blocks:
-            x = block(x)
-        return self.norm(x)
+        shared = None if self.relative_bias is None else self.relative_bias(grid)
+        found = []
+        for i, block in enumerate(self.blocks[: blocks[-1] + 1]):
+            bias = shared if self.block_biases is None else self.block_biases[i](grid)
+            x = block(x, bias)
+            if i in blocks:
+                found.append(x)
+        return found
 
-    def _positions(self, grid: tuple[int, int]) -> torch.Tensor:
-        """The table for this grid; resized (bicubic) when the images are not of the training size."""
-        if tuple(grid) == self.grid:
-            return self.positions
-        table = self.positions.unflatten(1, self.grid).permute(0, 3, 1, 2)
-        return F.interpolate(table, tuple(grid), mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
+    def tokens(self, images: torch.Tensor, keep: torch.Tensor | None = None, **masked: torch.Tensor) -> torch.Tensor:
+        """(B, 1 + N, width) after the last norm (with `norm` "pooled": before it); see `outputs`."""
+        (x,) = self.outputs(images, (len(self.blocks) - 1,), keep, **masked)
+        return self.norm(x) if self.norm_at == "tokens" else x
+
+    def feature_maps(self, images: torch.Tensor, blocks: tuple[int, ...] | None = None) -> list[torch.Tensor]:
+        """(B, width, rows, columns) after each of `blocks`; by default after the last one and its norm."""
+        if blocks is None:
+            found = [self.tokens(images)]
+        else:
+            found = self.outputs(images, blocks)
+        grid = tuple(side // self.patch_size for side in images.shape[-2:])
+        return [x[:, 1:].transpose(1, 2).unflatten(2, grid) for x in found]
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         x = self.tokens(images)
-        return x[:, 0] if self.pool == "cls" else x[:, 1:].mean(1)
+        x = x[:, 0] if self.pool == "cls" else x[:, 1:].mean(1)
+        return self.norm(x) if self.norm_at == "pooled" else x
+
+    @property
+    def num_layers(self) -> int:
+        """The layer of the last norm and of heads; see `layer_of`."""
+        return len(self.blocks) + 1
+
+    def layer_of(self, parameter: str) -> int:
+        """How deep a parameter lies, for rates that decay by layer: 0 the embedding, 1.. the blocks."""
+        part, _, rest = parameter.partition(".")
+        if part in ("blocks", "block_biases"):
+            return int(rest.split(".")[0]) + 1
+        return 0 if part in ("patch_embed", "cls_token", "positions", "relative_bias") else self.num_layers

@@ -8,7 +8,8 @@ import torch
 from headrace.kernels.patch_loss.reference import patchify
 from headrace.models.algorithm import Progress
 from headrace.models.algorithms.mae import MAE
-from headrace.models.backbones.vit import ViT, sincos_positions
+from headrace.models.backbones.transformer import resize_positions, sincos_positions
+from headrace.models.backbones.vit import ViT
 from headrace.models.decoders import MAEDecoder
 from headrace.pipelines.masks import draw_mask
 from headrace.pipelines.spec import Batch, ViewSpec
@@ -126,8 +127,11 @@ def test_published_parameter_count():
 
 def test_encoder_takes_another_image_size(mae):
     assert mae.encoder(torch.randn(2, 3, 48, 40)).shape == (2, 24)
-    same = mae.vit._positions((4, 4))
-    assert torch.equal(same, mae.vit.positions)
+    assert resize_positions(mae.vit.positions, (4, 4), (4, 4)) is mae.vit.positions
+    ramp = torch.arange(8.0).view(1, 8, 1).expand(1, 8, 4).repeat(1, 8, 1)  # the column's number, on an 8 x 8 grid
+    finer = resize_positions(ramp, (8, 8), (16, 16)).view(16, 16, 4)
+    expected = (torch.arange(16) + 0.5) / 2 - 0.5  # cubic interpolation is exact on a ramp, away from the border
+    assert torch.allclose(finer[:, 4:12], expected[None, 4:12, None].expand(16, 8, 4), atol=1e-5)
 
 
 def test_impossible_sizes_are_refused():

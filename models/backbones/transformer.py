@@ -1,0 +1,167 @@
+"""The parts that plain transformers are made of: attention, blocks, relative bias, position tables, drop path."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+QKVBias = Literal["all", "qv", "none"]
+
+
+def sincos_positions(width: int, rows: int, columns: int) -> torch.Tensor:
+    """(rows * columns, width) float32 in raster order: sines and cosines of the column, then of the row.
+
+    Frequencies 10000^(-k / (width / 4)); coordinates are grid indices (MAE, arXiv 2111.06377, the authors' layout).
+    """
+    if width % 4:
+        raise ValueError(f"width: sin-cos positions need a multiple of 4, not {width}")
+    omega = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    angles = [axis.flatten()[:, None].double() * omega for axis in (column, row)]
+    return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1).float()
+
+
+def resize_positions(table: torch.Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> torch.Tensor:
+    """(1, rows * columns, D) of one grid -> of another: bicubic in float32, or the table itself for the same grid."""
+    if tuple(grid) == tuple(new_grid):
+        return table
+    image = table.float().unflatten(1, grid).permute(0, 3, 1, 2)
+    resized = F.interpolate(image, tuple(new_grid), mode="bicubic", align_corners=False)
+    return resized.flatten(2).transpose(1, 2).to(table.dtype)
+
+
+def drop_path(x: torch.Tensor, rate: float, training: bool) -> torch.Tensor:
+    """Zeroes whole samples with probability `rate` and enlarges the others to match (arXiv 1603.09382)."""
+    if not training or rate == 0.0:
+        return x
+    kept = x.new_empty(x.shape[0], *[1] * (x.dim() - 1)).bernoulli_(1 - rate)
+    return x * kept / (1 - rate)
+
+
+class RelativeBias(nn.Module):
+    """One learned bias for each offset between two patches, and for each head (BEiT, arXiv 2106.08254).
+
+    `forward(grid)` -> (heads, N, N). With a class token, which is token 0, three more rows stand for class to patch,
+    patch to class and class to itself; N is then 1 + rows * columns.
+    """
+
+    def __init__(self, grid: tuple[int, int], heads: int, *, class_token: bool, std: float = 0.0) -> None:
+        super().__init__()
+        self.grid, self.class_token = tuple(grid), class_token
+        offsets = (2 * grid[0] - 1) * (2 * grid[1] - 1)
+        self.table = nn.Parameter(torch.zeros(offsets + 3 * class_token, heads))
+        self.register_buffer("index", relative_index(self.grid, class_token), persistent=False)
+        if std:
+            nn.init.trunc_normal_(self.table, std=std)
+
+    def forward(self, grid: tuple[int, int] | None = None) -> torch.Tensor:
+        if grid is None or tuple(grid) == self.grid:
+            return self.table[self.index].permute(2, 0, 1)
+        index = relative_index(tuple(grid), self.class_token).to(self.table.device)
+        return self._resized(grid)[index].permute(2, 0, 1)
+
+    def _resized(self, grid: tuple[int, int]) -> torch.Tensor:
+        """The table for another grid: bicubic over the offsets; the rows of the class token stay."""
+        sides = [2 * side - 1 for side in self.grid]
+        new_sides = [2 * side - 1 for side in grid]
+        patches = self.table[: sides[0] * sides[1]].float().T.view(1, -1, *sides)
+        resized = F.interpolate(patches, new_sides, mode="bicubic", align_corners=False).flatten(2)[0].T
+        return torch.cat([resized.to(self.table.dtype), self.table[sides[0] * sides[1] :]])
+
+
+def relative_index(grid: tuple[int, int], class_token: bool) -> torch.Tensor:
+    """(N, N) int64 rows of a `RelativeBias`: (y_i - y_j + h-1) (2w-1) + (x_i - x_j + w-1) for query i and key j."""
+    rows, columns = grid
+    y, x = (axis.flatten() for axis in torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij"))
+    index = (y[:, None] - y + rows - 1) * (2 * columns - 1) + (x[:, None] - x + columns - 1)
+    if not class_token:
+        return index
+    first = (2 * rows - 1) * (2 * columns - 1)
+    whole = torch.full((rows * columns + 1,) * 2, first)
+    whole[1:, 1:], whole[1:, 0], whole[0, 0] = index, first + 1, first + 2
+    return whole
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x)). (B, N, width) -> the same.
+
+    `bias` (heads, N, N) is added to the logits of attention. `layer_scale` is the initial value of the learned factors
+    of both branches. `qkv_bias` "qv": none for the keys (BEiT).
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        hidden: int | None = None,
+        *,
+        qkv_bias: QKVBias = "all",
+        layer_scale: float | None = None,
+        drop_path: float = 0.0,
+        eps: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        hidden = hidden or 4 * width
+        self.heads, self.drop_path = heads, drop_path
+        self.norm1 = nn.LayerNorm(width, eps=eps)
+        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias == "all")
+        if qkv_bias == "qv":
+            self.q_bias = nn.Parameter(torch.zeros(width))
+            self.v_bias = nn.Parameter(torch.zeros(width))
+        self.proj = nn.Linear(width, width)
+        self.norm2 = nn.LayerNorm(width, eps=eps)
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+        self.scale1 = self.scale2 = None
+        if layer_scale is not None:
+            self.scale1 = nn.Parameter(torch.full((width,), layer_scale))
+            self.scale2 = nn.Parameter(torch.full((width,), layer_scale))
+
+    def attention(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        B, N, D = x.shape
+        qkv_bias = self.qkv.bias
+        if qkv_bias is None and hasattr(self, "q_bias"):
+            qkv_bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        qkv = F.linear(x, self.qkv.weight, qkv_bias).view(B, N, 3, self.heads, D // self.heads)
+        if bias is not None:
+            from ...kernels.biased_attention import biased_attention
+
+            return self.proj(biased_attention(qkv, bias).view(B, N, D))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # without a bias the library's own attention has nothing to gain from us
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, N, D))
+
+    def mlp(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+    def forward(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        x = x + self._branch(self.attention(self.norm1(x), bias), self.scale1)
+        return x + self._branch(self.mlp(self.norm2(x)), self.scale2)
+
+    def _branch(self, x: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+        return drop_path(x if scale is None else x * scale, self.drop_path, self.training)
+
+
+def drop_rates(last: float, blocks: int) -> list[float]:
+    """Linear from 0 at the first block to `last`."""
+    return [last * i / max(1, blocks - 1) for i in range(blocks)]
+
+
+def init_transformer(module: nn.Module) -> None:
+    """Xavier-uniform linear layers with zero bias, as in MAE."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def init_trunc_normal(module: nn.Module, std: float = 0.02) -> None:
+    """Linear layers and convolutions ~ N(0, std), cut at 2 in absolute value; zero bias. BEiT, Swin, DeiT."""
+    for layer in module.modules():
+        if isinstance(layer, (nn.Linear, nn.Conv2d)):
+            nn.init.trunc_normal_(layer.weight, std=std)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
