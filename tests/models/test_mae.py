@@ -130,8 +130,8 @@ def test_encoder_takes_another_image_size(mae):
     assert resize_positions(mae.vit.positions, (4, 4), (4, 4)) is mae.vit.positions
     ramp = torch.arange(8.0).view(1, 8, 1).expand(1, 8, 4).repeat(1, 8, 1)  # the column's number, on an 8 x 8 grid
     finer = resize_positions(ramp, (8, 8), (16, 16)).view(16, 16, 4)
-    expected = (torch.arange(16) + 0.5) / 2 - 0.5  # cubic interpolation is exact on a ramp, away from the border
-    assert torch.allclose(finer[:, 4:12], expected[None, 4:12, None].expand(16, 8, 4), atol=1e-5)
+    expected = (torch.arange(16) + 0.5) / 2 - 0.5  # near it: torch's cubic (a = -0.75) is not exact on a ramp
+    assert torch.allclose(finer[:, 4:12], expected[None, 4:12, None].expand(16, 8, 4), atol=0.05)
 
 
 def test_impossible_sizes_are_refused():
