@@ -33,6 +33,19 @@ def resize_positions(table: torch.Tensor, grid: tuple[int, int], new_grid: tuple
     return resized.flatten(2).transpose(1, 2).to(table.dtype)
 
 
+def add_positions(module: nn.Module, kind: str, width: int, grid: tuple[int, int]) -> None:
+    """Gives a module its table `positions` (1, rows * columns, width): "sincos", "learned", or None for "none"."""
+    table = None
+    if kind == "sincos":
+        # a buffer, so that a checkpoint carries it: implementations disagree on the order of rows and columns
+        table = sincos_positions(width, *grid)[None]
+    elif kind == "learned":
+        module.positions = nn.Parameter(torch.empty(1, grid[0] * grid[1], width))
+        nn.init.trunc_normal_(module.positions, std=0.02)
+        return
+    module.register_buffer("positions", table)
+
+
 def drop_path(x: torch.Tensor, rate: float, training: bool) -> torch.Tensor:
     """Zeroes whole samples with probability `rate` and enlarges the others to match (arXiv 1603.09382)."""
     if not training or rate == 0.0:
@@ -88,8 +101,8 @@ def relative_index(grid: tuple[int, int], class_token: bool) -> torch.Tensor:
 class Block(nn.Module):
     """Pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x)). (B, N, width) -> the same.
 
-    `bias` (heads, N, N) is added to the logits of attention. `layer_scale` is the initial value of the learned factors
-    of both branches. `qkv_bias` "qv": none for the keys (BEiT).
+    `bias` (heads, N, N), or (B, heads, N, N), is added to the logits of attention. `layer_scale` is the initial value of
+    the learned factors of both branches. `qkv_bias` "qv": none for the keys (BEiT).
     """
 
     def __init__(
@@ -126,12 +139,13 @@ class Block(nn.Module):
         if qkv_bias is None and hasattr(self, "q_bias"):
             qkv_bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         qkv = F.linear(x, self.qkv.weight, qkv_bias).view(B, N, 3, self.heads, D // self.heads)
-        if bias is not None:
+        if bias is not None and bias.dim() == 3:
             from ...kernels.biased_attention import biased_attention
 
             return self.proj(biased_attention(qkv, bias).view(B, N, D))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # without a bias the library's own attention has nothing to gain from us
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, N, D))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # what torch's own attention does well
+        attended = F.scaled_dot_product_attention(q, k, v, None if bias is None else bias.to(q.dtype))
+        return self.proj(attended.transpose(1, 2).reshape(B, N, D))
 
     def mlp(self, x: torch.Tensor) -> torch.Tensor:
         return self.fc2(F.gelu(self.fc1(x)))

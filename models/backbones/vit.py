@@ -12,10 +12,10 @@ from .transformer import (
     Block,
     QKVBias,
     RelativeBias,
+    add_positions,
     drop_rates,
     init_transformer,
     resize_positions,
-    sincos_positions,
 )
 
 _SIZES = {  # width, depth, heads, width of the hidden layer
@@ -78,7 +78,7 @@ class ViT(nn.Module):
         self.grid = (image_size // config.patch_size,) * 2
         self.patch_embed = nn.Conv2d(3, width, config.patch_size, config.patch_size)
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
-        self._make_positions(config.positions, width)
+        add_positions(self, config.positions, width, self.grid)
         bias = {"heads": heads, "class_token": True}
         self.relative_bias = RelativeBias(self.grid, **bias) if config.relative_bias == "shared" else None
         self.block_biases = None
@@ -95,16 +95,6 @@ class ViT(nn.Module):
         nn.init.normal_(self.cls_token, std=0.02)
         if config.freeze_patch_embed:
             self.patch_embed.requires_grad_(False)
-
-    def _make_positions(self, kind: str, width: int) -> None:
-        if kind == "sincos":
-            # a buffer, so that a checkpoint carries it: implementations disagree on the order of rows and columns
-            self.register_buffer("positions", sincos_positions(width, *self.grid)[None])
-        elif kind == "learned":
-            self.positions = nn.Parameter(torch.empty(1, self.grid[0] * self.grid[1], width))
-            nn.init.trunc_normal_(self.positions, std=0.02)
-        else:
-            self.positions = None
 
     def embed(
         self, images: torch.Tensor, hidden: torch.Tensor | None = None, mask_token: torch.Tensor | None = None
