@@ -101,8 +101,8 @@ def relative_index(grid: tuple[int, int], class_token: bool) -> torch.Tensor:
 class Block(nn.Module):
     """Pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x)). (B, N, width) -> the same.
 
-    `bias` (heads, N, N), or (B, heads, N, N), is added to the logits of attention. `layer_scale` is the initial value of
-    the learned factors of both branches. `qkv_bias` "qv": none for the keys (BEiT).
+    `bias` (heads, N, N), or (B, heads, N, N), is added to the logits of attention. `layer_scale` is the initial value
+    of the learned factors of both branches. `qkv_bias` "qv": none for the keys (BEiT).
     """
 
     def __init__(

@@ -1,0 +1,96 @@
+"""The encoder of MixMIM (MixMAE): Mixed and Masked Image Modeling (Liu et al., arXiv 2205.13137).
+
+A window transformer without shifts whose windows are large. In pre-training it sees the tokens of two images at once,
+and in every block the tokens of one are hidden from those of the other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from ...kernels.token_mix import token_mix
+from .transformer import init_transformer, resize_positions, sincos_positions
+from .windows import EPS, PatchEmbed, WindowStages, enlarge, pooled, window_sizes
+
+_SIZES = {  # width of the first stage, depths, heads
+    "mixmim_base": (128, (2, 2, 18, 2), (4, 8, 16, 32)),
+    "mixmim_large": (192, (2, 2, 18, 2), (6, 12, 24, 48)),
+    "mixmim_huge": (352, (2, 2, 18, 2), (11, 22, 44, 88)),
+}
+
+
+class MixMIMTransformer(nn.Module):
+    """`forward`: images (B, 3, H, W) -> (B, features), the mean of the last map's normalised tokens."""
+
+    @dataclass(frozen=True)
+    class Config:
+        name: Literal["mixmim_base", "mixmim_large", "mixmim_huge"] = "mixmim_base"
+        windows: tuple[int, int, int, int] = (14, 14, 14, 7)  # 16, 16, 24, 12 for images of 384 px
+        width: int | None = None  # these three replace the named size's own figures
+        depths: tuple[int, int, int, int] | None = None
+        heads: tuple[int, int, int, int] | None = None
+        drop_path: float = 0.0
+
+        @property
+        def shape(self) -> tuple[int, tuple, tuple]:
+            """(width, depths, heads)"""
+            given = (self.width, self.depths, self.heads)
+            return tuple(g or d for g, d in zip(given, _SIZES[self.name]))
+
+        def __post_init__(self) -> None:
+            width, _, heads = self.shape
+            if width % 4 or any((width << stage) % count for stage, count in enumerate(heads)):
+                raise ValueError(f"width: {width} must be a multiple of 4, and times 1, 2, 4, 8 of heads {heads}")
+
+    def __init__(self, config: Config, image_size: int = 224) -> None:
+        super().__init__()
+        width, depths, heads = config.shape
+        if image_size % 32:
+            raise ValueError(f"size: MixMIM needs images whose side is a multiple of 32, not {image_size}")
+        self.features, self.grid = 8 * width, (image_size // 4,) * 2
+        self.patch_embed = PatchEmbed(width)
+        self.register_buffer("positions", sincos_positions(width, *self.grid)[None])
+        windows = tuple(map(min, config.windows, window_sizes(image_size, image_size)))
+        self.body = WindowStages(width, depths, heads, windows, shifted=False, last_drop_path=config.drop_path)
+        self.norm = nn.LayerNorm(8 * width, eps=EPS)
+        init_transformer(self.body)
+
+    def maps(self, images: torch.Tensor, hidden: torch.Tensor | None = None) -> list[torch.Tensor]:
+        """The map after each stage, (B, H / 4, W / 4, width) to (B, H / 32, W / 32, 8 width), not normalised.
+
+        hidden: (1 or B, H/32, W/32) bool. Where it is true, sample b's token is that of sample B - 1 - b.
+        """
+        x = self.patch_embed(images)
+        grid = x.shape[1:3]
+        positions = resize_positions(self.positions, self.grid, grid).view(1, *grid, -1).to(x.dtype)
+        if hidden is None:
+            return self.body(x + positions)
+        x = token_mix(x.flatten(1, 2), enlarge(hidden, 8).flatten(1), positions.flatten(1, 2)).view_as(x)
+        return self.body(x, hidden.to(torch.int8))
+
+    def tokens(self, images: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """(B, H/32 * W/32, 8 width) after the last norm, of the mixed images; see `maps`."""
+        return self.norm(self.maps(images, hidden)[-1]).flatten(1, 2)
+
+    def feature_maps(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """The four maps, (B, C, H / stride, W / stride); the last one normalised."""
+        maps = self.maps(images)
+        return [x.permute(0, 3, 1, 2) for x in (*maps[:-1], self.norm(maps[-1]))]
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return pooled(self.maps(images), self.norm)
+
+    @property
+    def num_layers(self) -> int:
+        return self.body.num_blocks + 1
+
+    def layer_of(self, parameter: str) -> int:
+        """How deep a parameter lies, for rates that decay by layer: 0 the embedding, 1.. the blocks, then the norm."""
+        part, _, rest = parameter.partition(".")
+        if part == "body":
+            return self.body.layer_of(rest)
+        return 0 if part in ("patch_embed", "positions") else self.num_layers

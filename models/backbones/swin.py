@@ -1,0 +1,85 @@
+"""Swin Transformer: Hierarchical Vision Transformer using Shifted Windows (Liu et al., arXiv 2103.14030)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from .transformer import init_trunc_normal
+from .windows import EPS, PatchEmbed, WindowStages, pooled, window_sizes
+
+_SIZES = {  # width of the first stage, depths, heads
+    "swin_tiny": (96, (2, 2, 6, 2), (3, 6, 12, 24)),
+    "swin_small": (96, (2, 2, 18, 2), (3, 6, 12, 24)),
+    "swin_base": (128, (2, 2, 18, 2), (4, 8, 16, 32)),
+    "swin_large": (192, (2, 2, 18, 2), (6, 12, 24, 48)),
+}
+
+
+class Swin(nn.Module):
+    """`forward`: images (B, 3, H, W) -> (B, features), the mean of the last map's normalised tokens."""
+
+    @dataclass(frozen=True)
+    class Config:
+        name: Literal["swin_tiny", "swin_small", "swin_base", "swin_large"] = "swin_base"
+        window: int = 7  # shrinks to the map of a stage where that is smaller
+        windows: tuple[int, int, int, int] | None = None  # of each stage, instead; maps that are smaller are padded
+        width: int | None = None  # these three replace the named size's own figures
+        depths: tuple[int, int, int, int] | None = None
+        heads: tuple[int, int, int, int] | None = None
+        drop_path: float = 0.1
+
+        @property
+        def shape(self) -> tuple[int, tuple, tuple]:
+            """(width, depths, heads)"""
+            given = (self.width, self.depths, self.heads)
+            return tuple(g or d for g, d in zip(given, _SIZES[self.name]))
+
+        def __post_init__(self) -> None:
+            width, _, heads = self.shape
+            if any((width << stage) % count for stage, count in enumerate(heads)):
+                raise ValueError(f"width: {width} times 1, 2, 4, 8 must be multiples of heads {heads}")
+
+    def __init__(self, config: Config, image_size: int = 224) -> None:
+        super().__init__()
+        width, depths, heads = config.shape
+        if image_size % 32:
+            raise ValueError(f"size: Swin needs images whose side is a multiple of 32, not {image_size}")
+        self.features = 8 * width
+        self.patch_embed = PatchEmbed(width)
+        windows = window_sizes(config.windows or config.window, image_size)
+        self.body = WindowStages(width, depths, heads, windows, shifted=True, last_drop_path=config.drop_path)
+        self.norm = nn.LayerNorm(8 * width, eps=EPS)
+        init_trunc_normal(self.body)
+
+    def maps(
+        self, images: torch.Tensor, hidden: torch.Tensor | None = None, mask_token: torch.Tensor | None = None
+    ) -> list[torch.Tensor]:
+        """The map after each stage, (B, H / 4, W / 4, width) to (B, H / 32, W / 32, 8 width), not normalised.
+
+        Where `hidden` (B, L), L = H / 4 * W / 4, is true, `mask_token` (1, 1, width) stands in for the token (SimMIM).
+        """
+        x = self.patch_embed(images)
+        if hidden is not None:
+            x = torch.where(hidden.view(*x.shape[:3], 1), mask_token[:, None].to(x.dtype), x)
+        return self.body(x)
+
+    def feature_maps(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """The four maps, (B, C, H / stride, W / stride); the last one normalised."""
+        maps = self.maps(images)
+        return [x.permute(0, 3, 1, 2) for x in (*maps[:-1], self.norm(maps[-1]))]
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return pooled(self.maps(images), self.norm)
+
+    @property
+    def num_layers(self) -> int:
+        return self.body.num_blocks + 1
+
+    def layer_of(self, parameter: str) -> int:
+        """How deep a parameter lies, for rates that decay by layer: 0 the embedding, 1.. the blocks, then the norm."""
+        part, _, rest = parameter.partition(".")
+        return self.body.layer_of(rest) if part == "body" else 0 if part == "patch_embed" else self.num_layers
