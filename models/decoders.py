@@ -13,7 +13,7 @@ from .backbones.transformer import Block, init_transformer, sincos_positions
 class MAEDecoder(nn.Module):
     """Visible tokens + mask tokens -> one prediction per patch (MAE, arXiv 2111.06377, section 3).
 
-    (B, 1 + K, features) and restore (B, L) -> (B, L, outputs).
+    (B, 1 + K, features) and restore (B, L) -> (B, L, outputs); (B, K, features) without `class_token`.
     """
 
     @dataclass(frozen=True)
@@ -26,8 +26,11 @@ class MAEDecoder(nn.Module):
             if self.width % self.heads or self.width % 4:
                 raise ValueError(f"width: {self.width} must be a multiple of 4 and of heads ({self.heads})")
 
-    def __init__(self, config: Config, features: int, grid: tuple[int, int], outputs: int) -> None:
+    def __init__(
+        self, config: Config, features: int, grid: tuple[int, int], outputs: int, *, class_token: bool = True
+    ) -> None:
         super().__init__()
+        self.leading = int(class_token)  # tokens in front that stand for no patch
         self.embed = nn.Linear(features, config.width)
         self.mask_token = nn.Parameter(torch.empty(1, 1, config.width))
         self.register_buffer("positions", sincos_positions(config.width, *grid)[None])
@@ -39,10 +42,40 @@ class MAEDecoder(nn.Module):
 
     def forward(self, tokens: torch.Tensor, restore: torch.Tensor) -> torch.Tensor:
         x = self.embed(tokens)
-        cls, visible = x[:, :1], x[:, 1:]
+        leading, visible = x[:, : self.leading], x[:, self.leading :]
         hidden = self.mask_token.expand(x.shape[0], restore.shape[1] - visible.shape[1], -1)
         x = torch.cat([visible, hidden], dim=1).gather(1, restore[:, :, None].expand(-1, -1, x.shape[-1]))
-        x = torch.cat([cls, x + self.positions], dim=1)
+        x = torch.cat([leading, x + self.positions], dim=1)
         for block in self.blocks:
             x = block(x)
-        return self.predict(self.norm(x)[:, 1:])
+        return self.predict(self.norm(x)[:, self.leading :])
+
+
+class MixMIMDecoder(nn.Module):
+    """Both images of each mixed one -> one prediction per patch (MixMIM, arXiv 2205.13137, section 3.2).
+
+    (B, L, features) and hidden (1 or B, L) bool -> (B, L, outputs). Where `hidden`, tokens are the partner's: two
+    streams, each image's own tokens with mask tokens between, go through the decoder; of each patch the result is taken
+    from the stream in which it was hidden.
+    """
+
+    def __init__(self, config: MAEDecoder.Config, features: int, grid: tuple[int, int], outputs: int) -> None:
+        super().__init__()
+        self.embed = nn.Linear(features, config.width)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, config.width))
+        self.register_buffer("positions", sincos_positions(config.width, *grid)[None])
+        self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.width, eps=1e-6)
+        self.predict = nn.Linear(config.width, outputs)
+        init_transformer(self)
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+
+    def forward(self, tokens: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        x, partner = self.embed(tokens), hidden[:, :, None]
+        mask_token = self.mask_token.to(x.dtype)
+        streams = torch.cat([torch.where(partner, mask_token, x), torch.where(partner, x, mask_token)])
+        x = streams + self.positions
+        for block in self.blocks:
+            x = block(x)
+        own, of_partner = self.predict(self.norm(x)).chunk(2)
+        return torch.where(partner, own, of_partner.flip(0))

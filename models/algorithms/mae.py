@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 
 from ...kernels.patch_loss import patch_loss
-from ...kernels.patch_loss.reference import patchify
 from ...pipelines.spec import Batch, InputSpec, Mask, RandomMask, ViewSpec
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones.vit import ViT
 from ..decoders import MAEDecoder
+from ..reconstruct import fill_hidden
+from ..smoke import tiny_backbone, tiny_view
 
 
 class MAE(Algorithm):
@@ -42,6 +43,10 @@ class MAE(Algorithm):
             except ValueError as fault:  # "ratio: ..."
                 raise ValueError(f"mask_{fault}") from None
 
+        def smoke(self) -> MAE.Config:
+            decoder = MAEDecoder.Config(width=16, depth=1, heads=2)
+            return replace(self, view=tiny_view(self.view), backbone=tiny_backbone(self.backbone), decoder=decoder)
+
         @property
         def mask(self) -> RandomMask:
             side = self.view.size // self.backbone.patch_size
@@ -61,13 +66,13 @@ class MAE(Algorithm):
         return InputSpec(views=(self.config.view,), mask=self.config.mask)
 
     def predict(self, images: torch.Tensor, mask: Mask) -> tuple[torch.Tensor, torch.Tensor]:
-        """images (B, 3, S, S) -> predicted patches (B, L, 3 p²) and the visible tokens (B, 1 + K, D)."""
+        """images (B, 3, S, S) -> predicted patches (B, L, 3 p²) and the visible tokens' mean (B, D)."""
         tokens = self.vit.tokens(images, mask.keep)
-        return self.decoder(tokens, mask.restore), tokens
+        return self.decoder(tokens, mask.restore), tokens[:, 1:].mean(1)
 
     def forward(self, batch: Batch, progress: Progress) -> StepOutput:
         images = batch.views[self.config.view.name][0]
-        prediction, tokens = self.predict(images, batch.mask)
+        prediction, embedding = self.predict(images, batch.mask)
         loss = patch_loss(
             images,
             prediction,
@@ -75,20 +80,10 @@ class MAE(Algorithm):
             patch_size=self.config.backbone.patch_size,
             normalize=self.config.normalize_pixels,
         )
-        return StepOutput(loss=loss, embedding=tokens[:, 1:].mean(1).detach())
+        return StepOutput(loss=loss, embedding=embedding.detach())
 
     @torch.no_grad()
     def reconstruct(self, images: torch.Tensor, mask: Mask) -> torch.Tensor:
-        """(B, 3, S, S): hidden patches as predicted, visible ones as given, in the scale of `images`.
-
-        With `normalize_pixels` the network predicts each patch up to its mean and contrast; both are then taken from
-        the original patch, which it has not seen.
-        """
-        p, grid = self.config.backbone.patch_size, self.vit.grid
-        target = patchify(images, p)
-        prediction = self.predict(images, mask)[0].float()
-        if self.config.normalize_pixels:
-            variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
-            prediction = prediction * (variance + 1e-6).sqrt() + mean
-        patches = torch.where(mask.hidden[:, :, None], prediction, target)
-        return patches.view(-1, *grid, p, p, 3).permute(0, 5, 1, 3, 2, 4).reshape(images.shape)
+        """(B, 3, S, S): hidden patches as predicted, visible ones as given; see `models.reconstruct.fill_hidden`."""
+        p, normalized = self.config.backbone.patch_size, self.config.normalize_pixels
+        return fill_hidden(images, self.predict(images, mask)[0], mask.hidden, p, normalized=normalized)

@@ -166,7 +166,7 @@ class HiViT(nn.Module):
 
     @property
     def num_layers(self) -> int:
-        return len(self.inner_blocks) // 2 + len(self.merged_blocks) // 2 + len(self.blocks) + 1
+        return len(self.inner_blocks) // 2 + len(self.merged_blocks) // 2 + len(self.blocks) + 2
 
     def layer_of(self, parameter: str) -> int:
         """How deep a parameter lies, for rates that decay by layer: 0 the embedding, a merge with the block before."""
@@ -180,7 +180,7 @@ class HiViT(nn.Module):
             "merged_merge": early + merged,
             "blocks": early + merged + number + 1,
             "block_biases": early + merged + number + 1,
-            "norm": self.num_layers,
+            "norm": self.num_layers - 1,
         }
         return depth.get(part, 0)
 

@@ -86,11 +86,11 @@ class MixMIMTransformer(nn.Module):
 
     @property
     def num_layers(self) -> int:
-        return self.body.num_blocks + 1
+        return self.body.num_blocks + 2
 
     def layer_of(self, parameter: str) -> int:
         """How deep a parameter lies, for rates that decay by layer: 0 the embedding, 1.. the blocks, then the norm."""
         part, _, rest = parameter.partition(".")
         if part == "body":
             return self.body.layer_of(rest)
-        return 0 if part in ("patch_embed", "positions") else self.num_layers
+        return 0 if part in ("patch_embed", "positions") else self.num_layers - 1

@@ -77,9 +77,9 @@ class Swin(nn.Module):
 
     @property
     def num_layers(self) -> int:
-        return self.body.num_blocks + 1
+        return self.body.num_blocks + 2
 
     def layer_of(self, parameter: str) -> int:
         """How deep a parameter lies, for rates that decay by layer: 0 the embedding, 1.. the blocks, then the norm."""
         part, _, rest = parameter.partition(".")
-        return self.body.layer_of(rest) if part == "body" else 0 if part == "patch_embed" else self.num_layers
+        return self.body.layer_of(rest) if part == "body" else 0 if part == "patch_embed" else self.num_layers - 1

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ...kernels.biased_attention import biased_attention
+
 QKVBias = Literal["all", "qv", "none"]
 
 
@@ -140,9 +142,7 @@ class Block(nn.Module):
             qkv_bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         qkv = F.linear(x, self.qkv.weight, qkv_bias).view(B, N, 3, self.heads, D // self.heads)
         if bias is not None and bias.dim() == 3:
-            from ...kernels.biased_attention import biased_attention
-
-            return self.proj(biased_attention(qkv, bias).view(B, N, D))
+            return self.proj(biased_attention(qkv, bias.contiguous()).reshape(B, N, D))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # what torch's own attention does well
         attended = F.scaled_dot_product_attention(q, k, v, None if bias is None else bias.to(q.dtype))
         return self.proj(attended.transpose(1, 2).reshape(B, N, D))

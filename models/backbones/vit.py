@@ -161,12 +161,12 @@ class ViT(nn.Module):
 
     @property
     def num_layers(self) -> int:
-        """The layer of the last norm and of heads; see `layer_of`."""
-        return len(self.blocks) + 1
+        """The embedding, the blocks, and what comes after them; see `layer_of`."""
+        return len(self.blocks) + 2
 
     def layer_of(self, parameter: str) -> int:
         """How deep a parameter lies, for rates that decay by layer: 0 the embedding, 1.. the blocks."""
         part, _, rest = parameter.partition(".")
         if part in ("blocks", "block_biases"):
             return int(rest.split(".")[0]) + 1
-        return 0 if part in ("patch_embed", "cls_token", "positions", "relative_bias") else self.num_layers
+        return 0 if part in ("patch_embed", "cls_token", "positions", "relative_bias") else self.num_layers - 1

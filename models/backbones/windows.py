@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ...kernels.segment_attention import segment_attention, segments_of
 from ...kernels.window_attention import window_attention
 from .transformer import drop_path, drop_rates
 
@@ -59,19 +60,44 @@ class WindowBlock(nn.Module):
         self.fc2 = nn.Linear(4 * width, width)
         nn.init.trunc_normal_(self.bias_table, std=0.02)
 
-    def attention(self, x: torch.Tensor, groups: torch.Tensor | None) -> torch.Tensor:
-        B, H, W, C = x.shape
-        down, right = -H % self.window, -W % self.window
-        x = F.pad(x, (0, 0, 0, right, 0, down))
-        if groups is not None:
-            groups = F.pad(groups, (0, right, 0, down))
-        shift = 0 if max(x.shape[1:3]) == self.window else self.shift
+    def segments(self, x: torch.Tensor, groups: torch.Tensor | None) -> torch.Tensor | None:
+        """What `attention` needs of a map where windows are large; the same for all blocks of equal `shift`.
+
+        None where windows are small, or where each sample has groups of its own: window_attention serves both.
+        """
+        if self.window**2 <= 64 or (groups is not None and len(groups) > 1):
+            return None
+        padded = self._padded(x[:1])
+        if groups is None:
+            whole = torch.zeros(1, *padded.shape[1:3], dtype=torch.int8, device=x.device)
+            return segments_of(whole, window=self.window, shift=self._shift_on(padded), count=1)
+        return segments_of(self._padded(groups[..., None])[..., 0], window=self.window, shift=self._shift_on(padded))
+
+    def attention(
+        self, x: torch.Tensor, groups: torch.Tensor | None = None, segments: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        _, H, W, C = x.shape
+        x = self._padded(x)
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, C // self.heads))
-        attended = window_attention(qkv, self.bias_table, groups, window=self.window, shift=shift)
+        if segments is not None:
+            attended = segment_attention(qkv, self.bias_table, segments, window=self.window)
+        else:
+            groups = None if groups is None else self._padded(groups[..., None])[..., 0]
+            shift = self._shift_on(x)
+            attended = window_attention(qkv, self.bias_table, groups, window=self.window, shift=shift)
         return self.proj(attended.flatten(3)[:, :H, :W])
 
-    def forward(self, x: torch.Tensor, groups: torch.Tensor | None = None) -> torch.Tensor:
-        x = x + drop_path(self.attention(self.norm1(x), groups), self.drop_path, self.training)
+    def _padded(self, x: torch.Tensor) -> torch.Tensor:
+        down, right = -x.shape[1] % self.window, -x.shape[2] % self.window
+        return F.pad(x, (0, 0, 0, right, 0, down)) if down or right else x
+
+    def _shift_on(self, x: torch.Tensor) -> int:
+        return 0 if max(x.shape[1:3]) == self.window else self.shift
+
+    def forward(
+        self, x: torch.Tensor, groups: torch.Tensor | None = None, segments: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        x = x + drop_path(self.attention(self.norm1(x), groups, segments), self.drop_path, self.training)
         mlp = self.fc2(F.gelu(self.fc1(self.norm2(x))))
         return x + drop_path(mlp, self.drop_path, self.training)
 
@@ -109,8 +135,10 @@ class WindowStages(nn.Module):
             if stage:
                 x = self.merges[stage - 1](x)
             cells = None if groups is None else enlarge(groups, 1 << (len(self.stages) - 1 - stage))
+            segments = {block.shift: block for block in blocks}
+            segments = {shift: block.segments(x, cells) for shift, block in segments.items()}
             for block in blocks:
-                x = block(x, cells)
+                x = block(x, cells, segments[block.shift])
             maps.append(x)
         return maps
 

@@ -1,0 +1,377 @@
+"""Window attention in Triton: one program takes one head through many windows, and a window's rows stay in registers.
+
+A program finds its tokens where the linear layer left them, so rolling and cutting cost nothing. Because whole rows of
+the scores are at hand, the backward needs neither the output nor the row sums: it reads qkv and the gradient and writes
+a gradient, the least there is. The bias's gradient is summed over a program's windows in registers and stored once;
+partial sums are then added in a fixed order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...errors import UserError
+from ..aot import GATE, Build
+from ..tiles import tile
+
+LOG2E = tl.constexpr(1.4426950408889634)
+PROGRAMS = 8  # a multiprocessor; enough to hide loads, few enough that partial sums are small
+
+# At most 8 bytes of stack in 16 bit, 16 in 32 bit, on any GPU. With 4 warps the backward in 32 bit would need 11 KiB on
+# sm_90; with 8 that of D = 32 needs 216 bytes on gfx942.
+DEFAULT = {"num_warps": 4, "num_stages": 1}
+_WIDE = {"num_warps": 8, "num_stages": 1}
+_NVIDIA = {f"{kernel} 32bit d{size}": _WIDE for kernel in ("forward", "backward") for size in (32, 64)}
+_NVIDIA["backward 16bit d64"] = _WIDE
+TILES = {"sm_80": {**_NVIDIA, "backward 16bit d64": DEFAULT}, "sm_90": _NVIDIA, "sm_100": _NVIDIA}
+CANDIDATES = {
+    kernel: [{"num_warps": warps, "num_stages": stages} for warps in (2, 4, 8) for stages in (1, 2)]
+    for kernel in ("forward", "backward")
+}
+
+
+@triton.jit
+def _window_tokens(
+    index, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, WINDOW: tl.constexpr, SHIFT: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Of a window: its image, the places of its tokens in the map, the region of each."""
+    COLUMNS: tl.constexpr = WIDTH // WINDOW
+    WINDOWS: tl.constexpr = HEIGHT // WINDOW * COLUMNS
+    place = tl.arange(0, BLOCK)
+    y = index % WINDOWS // COLUMNS * WINDOW + place // WINDOW
+    x = index % COLUMNS * WINDOW + place % WINDOW
+    region_y = (y >= HEIGHT - WINDOW).to(tl.int32) + (y >= HEIGHT - SHIFT).to(tl.int32)
+    region_x = (x >= WIDTH - WINDOW).to(tl.int32) + (x >= WIDTH - SHIFT).to(tl.int32)
+    token = (y + SHIFT) % HEIGHT * WIDTH + (x + SHIFT) % WIDTH
+    # 64 bit: 2048 images of 56x56 tokens with 3*128 values each are more than an int32 can count; inside of an image 32
+    # bit do, in half the registers. A sum because the interpreter counts in Python's integers, which cannot be cast.
+    image = tl.zeros((), tl.int64) + index // WINDOWS
+    return image, token, 3 * region_y + region_x
+
+
+@triton.jit
+def _scores(
+    q,
+    k,
+    bias,
+    groups,
+    group_b,
+    image,
+    token,
+    region,
+    scale,
+    N: tl.constexpr,
+    SHIFT: tl.constexpr,
+    GROUPED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Scores in units of log2(e), which makes exp2 of exp; -inf for keys that do not exist."""
+    place = tl.arange(0, BLOCK)
+    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * (scale * LOG2E) + bias
+    if SHIFT > 0:
+        scores = tl.where(region[:, None] == region[None, :], scores, scores - 100.0 * LOG2E)
+    if GROUPED:
+        group = tl.load(groups + image * group_b + token, mask=place < N, other=0)
+        # A row of padding is in no group: with -inf everywhere it would become NaN, and NaN times 0 is not 0.
+        seen = (group[:, None] == group[None, :]) | (place >= N)[:, None]
+        scores = tl.where(seen, scores, float("-inf"))
+    return scores
+
+
+@triton.jit
+def _bias_kernel(table, table_r, table_h, bias_tiles, WINDOW: tl.constexpr, BLOCK: tl.constexpr):
+    """One program per head: the bias of each pair of places, in units of log2(e); -inf for keys that do not exist."""
+    N: tl.constexpr = WINDOW * WINDOW
+    head = tl.program_id(0)
+    place = tl.arange(0, BLOCK)
+    # The row of a pair is a difference of two numbers plus that of no offset.
+    corner = place // WINDOW * (2 * WINDOW - 1) + place % WINDOW
+    row = corner[:, None] - corner[None, :] + (WINDOW - 1) * 2 * WINDOW
+    real = (place < N)[:, None] & (place < N)[None, :]
+    bias = tl.load(table + row * table_r + head * table_h, mask=real, other=0.0).to(tl.float32) * LOG2E
+    bias = tl.where((place < N)[None, :], bias, float("-inf"))
+    tl.store(bias_tiles + (head * BLOCK + place[:, None]) * BLOCK + place[None, :], bias)
+
+
+@triton.jit
+def _load_bias(bias_tiles, head, BLOCK: tl.constexpr):
+    place = tl.arange(0, BLOCK)
+    return tl.load(bias_tiles + (head * BLOCK + place[:, None]) * BLOCK + place[None, :])
+
+
+@triton.jit(do_not_specialize=["windows"])
+def _forward_kernel(
+    qkv,
+    bias_tiles,
+    groups,
+    group_b,
+    out,
+    windows,
+    scale,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SHIFT: tl.constexpr,
+    GROUPED: tl.constexpr,
+    HEADS: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    # Heads are neighbours in the grid as they are in memory; all of it is on the first axis, the others end at 65535.
+    head = tl.program_id(0) % HEADS
+    bias = _load_bias(bias_tiles, head, BLOCK)
+    N: tl.constexpr = WINDOW * WINDOW
+    inside = (tl.arange(0, BLOCK) < N)[:, None]
+    channel = head * D + tl.arange(0, D)[None, :]
+    for index in range(tl.program_id(0) // HEADS, windows, tl.num_programs(0) // HEADS):
+        image, token, region = _window_tokens(index, HEIGHT, WIDTH, WINDOW, SHIFT, BLOCK)
+        source = qkv + image * (HEIGHT * WIDTH * 3 * HEADS * D)
+        offset = token[:, None] * (3 * HEADS * D) + channel
+        q = tl.load(source + offset, mask=inside, other=0.0)
+        k = tl.load(source + HEADS * D + offset, mask=inside, other=0.0)
+        v = tl.load(source + 2 * HEADS * D + offset, mask=inside, other=0.0)
+        scores = _scores(q, k, bias, groups, group_b, image, token, region, scale, N, SHIFT, GROUPED, BLOCK)
+        p = tl.exp2(scores - tl.max(scores, 1)[:, None])
+        result = tl.dot(p.to(v.dtype), v, input_precision="ieee") / tl.sum(p, 1)[:, None]
+        target = out + image * (HEIGHT * WIDTH * HEADS * D)
+        tl.store(target + token[:, None] * (HEADS * D) + channel, result.to(v.dtype), mask=inside)
+
+
+@triton.jit(do_not_specialize=["windows"])
+def _backward_kernel(
+    qkv,
+    bias_tiles,
+    groups,
+    group_b,
+    grad,
+    grad_qkv,
+    partial,
+    windows,
+    scale,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SHIFT: tl.constexpr,
+    GROUPED: tl.constexpr,
+    HEADS: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    head = tl.program_id(0) % HEADS
+    N: tl.constexpr = WINDOW * WINDOW
+    place = tl.arange(0, BLOCK)
+    inside = (place < N)[:, None]
+    channel = head * D + tl.arange(0, D)[None, :]
+    grad_bias = tl.zeros((BLOCK, BLOCK), tl.float32)
+    for index in range(tl.program_id(0) // HEADS, windows, tl.num_programs(0) // HEADS):
+        image, token, region = _window_tokens(index, HEIGHT, WIDTH, WINDOW, SHIFT, BLOCK)
+        source = qkv + image * (HEIGHT * WIDTH * 3 * HEADS * D)
+        offset = token[:, None] * (3 * HEADS * D) + channel
+        q = tl.load(source + offset, mask=inside, other=0.0)
+        k = tl.load(source + HEADS * D + offset, mask=inside, other=0.0)
+        v = tl.load(source + 2 * HEADS * D + offset, mask=inside, other=0.0)
+        above = grad + image * (HEIGHT * WIDTH * HEADS * D)
+        g = tl.load(above + token[:, None] * (HEADS * D) + channel, mask=inside, other=0.0)
+        # Read anew for each window: beside its own gradient the registers cannot hold it, nor what computes it.
+        bias = _load_bias(bias_tiles, head, BLOCK)
+        scores = _scores(q, k, bias, groups, group_b, image, token, region, scale, N, SHIFT, GROUPED, BLOCK)
+        p = tl.exp2(scores - tl.max(scores, 1)[:, None])
+        p = p / tl.sum(p, 1)[:, None]
+        grad_v = tl.dot(tl.trans(p.to(v.dtype)), g, input_precision="ieee")
+        grad_p = tl.dot(g, tl.trans(v), input_precision="ieee")
+        grad_s = p * (grad_p - tl.sum(grad_p * p, 1)[:, None])
+        grad_bias += grad_s
+        low = grad_s.to(q.dtype)
+        grad_q = tl.dot(low, k, input_precision="ieee") * scale
+        grad_k = tl.dot(tl.trans(low), q, input_precision="ieee") * scale
+        target = grad_qkv + image * (HEIGHT * WIDTH * 3 * HEADS * D)
+        tl.store(target + offset, grad_q.to(q.dtype), mask=inside)
+        tl.store(target + HEADS * D + offset, grad_k.to(q.dtype), mask=inside)
+        tl.store(target + 2 * HEADS * D + offset, grad_v.to(q.dtype), mask=inside)
+    pair = place[:, None] * N + place[None, :]
+    own = partial + tl.program_id(0) * (N * N) + pair
+    tl.store(own, grad_bias, mask=inside & (place < N)[None, :])
+
+
+@triton.jit
+def _table_kernel(grad_bias, grad_table, WINDOW: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr):
+    """One program per row of the table and head: the sum over all pairs of places at that offset."""
+    N: tl.constexpr = WINDOW * WINDOW
+    row = tl.program_id(0) // HEADS
+    head = tl.program_id(0) % HEADS
+    key = tl.arange(0, BLOCK)
+    y = key // WINDOW + row // (2 * WINDOW - 1) - (WINDOW - 1)
+    x = key % WINDOW + row % (2 * WINDOW - 1) - (WINDOW - 1)
+    found = (key < N) & (y >= 0) & (y < WINDOW) & (x >= 0) & (x < WINDOW)
+    value = tl.load(grad_bias + (head * N + y * WINDOW + x) * N + key, mask=found, other=0.0)
+    tl.store(grad_table + tl.program_id(0), tl.sum(value, 0).to(grad_table.dtype.element_ty))
+
+
+def grad_of_table(grad_bias: Tensor, table: Tensor, window: int) -> Tensor:
+    """The gradient of the table, from that of the bias of each pair of places: (heads, N, N) float32."""
+    gradient = torch.empty_like(table, memory_format=torch.contiguous_format)
+    block = triton.next_power_of_2(window * window)
+    _table_kernel[(gradient.numel(),)](
+        grad_bias, gradient, WINDOW=window, HEADS=table.shape[1], BLOCK=block, num_warps=1
+    )
+    return gradient
+
+
+def _key(kernel: str, bits: int, head_dim: int) -> str:
+    return f"{kernel} {bits}bit d{head_dim}"
+
+
+def _launch(qkv: Tensor, table: Tensor, groups: Tensor | None, window: int, shift: int) -> tuple[int, int, dict, list]:
+    """Windows; programs per head; what both kernels take as constants; as first arguments."""
+    batch, height, width, _, heads, head_dim = qkv.shape
+    windows = batch * (height // window) * (width // window)
+    # The interpreter gets few programs, that each of them has several windows.
+    programs = PROGRAMS * torch.cuda.get_device_properties(qkv.device).multi_processor_count if qkv.is_cuda else 4
+    programs = min(windows, triton.cdiv(programs, heads))
+    constants = {
+        "HEIGHT": height,
+        "WIDTH": width,
+        "WINDOW": window,
+        "SHIFT": shift,
+        "GROUPED": groups is not None,
+        "HEADS": heads,
+        "D": head_dim,
+        "BLOCK": max(16, triton.next_power_of_2(window * window)),
+    }
+    block = constants["BLOCK"]
+    tiles = torch.empty(heads, block, block, dtype=torch.float32, device=qkv.device)
+    with torch.cuda.device_of(qkv):
+        _bias_kernel[(heads,)](table, *table.stride(), tiles, WINDOW=window, BLOCK=block)
+    stride = 0 if groups is None or groups.shape[0] == 1 else groups.stride(0)
+    return windows, programs, constants, [qkv, tiles, qkv if groups is None else groups, stride]
+
+
+# Custom operators and no autograd.Function: torch.compile and the checks of torch.library then work without a GPU too.
+@torch.library.custom_op("headrace::window_attention", mutates_args=())
+def forward(qkv: Tensor, table: Tensor, groups: Tensor | None, window: int, shift: int, scale: float) -> Tensor:
+    """-> (B, H, W, heads, D). The backward needs nothing but the arguments."""
+    out = qkv.new_empty(*qkv.shape[:3], *qkv.shape[4:])
+    if out.numel():
+        windows, programs, constants, first = _launch(qkv, table, groups, window, shift)
+        options = tile("window_attention", _key("forward", 8 * qkv.itemsize, qkv.shape[5]), DEFAULT)
+        with torch.cuda.device_of(qkv):
+            _forward_kernel[(programs * qkv.shape[4],)](
+                *first, out, windows, scale, **constants, **options, enable_fp_fusion=True
+            )
+    return out
+
+
+@forward.register_fake
+def _(qkv, table, groups, window, shift, scale):
+    return qkv.new_empty(*qkv.shape[:3], *qkv.shape[4:])
+
+
+@torch.library.custom_op("headrace::window_attention_backward", mutates_args=())
+def backward(
+    grad: Tensor, qkv: Tensor, table: Tensor, groups: Tensor | None, window: int, shift: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    """-> gradients of qkv and table; `grad` is contiguous."""
+    if not qkv.numel():
+        return torch.empty_like(qkv), torch.zeros_like(table, memory_format=torch.contiguous_format)
+    windows, programs, constants, first = _launch(qkv, table, groups, window, shift)
+    options = tile("window_attention", _key("backward", 8 * qkv.itemsize, qkv.shape[5]), DEFAULT)
+    grad_qkv = torch.empty_like(qkv)
+    tokens, heads = window * window, qkv.shape[4]
+    partial = torch.empty(programs, heads, tokens, tokens, dtype=torch.float32, device=qkv.device)
+    with torch.cuda.device_of(qkv):
+        _backward_kernel[(programs * heads,)](
+            *first, grad, grad_qkv, partial, windows, scale, **constants, **options, enable_fp_fusion=True
+        )
+        return grad_qkv, grad_of_table(partial.sum(0), table, window)
+
+
+@backward.register_fake
+def _(grad, qkv, table, groups, window, shift, scale):
+    return torch.empty_like(qkv), torch.empty_like(table, memory_format=torch.contiguous_format)
+
+
+def _save(ctx, inputs, output):
+    qkv, table, groups, *ctx.options = inputs
+    ctx.save_for_backward(qkv, table, groups)
+
+
+def _differentiate(ctx, grad):
+    # A linear layer hands back a contiguous gradient; only one that was expanded, as that of a sum is, gets copied.
+    gradients = backward(grad.contiguous(), *ctx.saved_tensors, *ctx.options)
+    return *gradients, None, None, None, None
+
+
+forward.register_autograd(_differentiate, setup_context=_save)
+
+
+def window_attention(
+    qkv: Tensor,
+    table: Tensor,
+    groups: Tensor | None = None,
+    *,
+    window: int,
+    shift: int = 0,
+    scale: float | None = None,
+) -> Tensor:
+    """Arguments and result of `headrace.kernels.window_attention.window_attention`, without float64."""
+    if not qkv.is_contiguous() or (groups is not None and not groups[:1].is_contiguous()):
+        raise UserError("window_attention: qkv or groups is strided; the triton implementation reads contiguous memory")
+    return forward(qkv, table, groups, window, shift, qkv.shape[5] ** -0.5 if scale is None else scale)
+
+
+def builds() -> Iterator[Build]:
+    """What the ahead-of-time gate compiles: Swin's and MixMIM's blocks at 192 and 224 pixels."""
+    for arch in GATE:
+        for name, dtype, side, window, shift, grouped, head_dim in (
+            ("w7 shift bf16", "bf16", 56, 7, 3, False, 32),
+            ("w7 groups bf16", "bf16", 7, 7, 0, True, 32),
+            ("w6 fp16", "fp16", 48, 6, 0, False, 32),
+            ("w8 d64 bf16", "bf16", 32, 8, 0, False, 64),
+            ("w7 shift fp32", "fp32", 56, 7, 3, False, 32),
+        ):
+            tensors = {"qkv": f"*{dtype}", "bias_tiles": "*fp32", "groups": "*i8" if grouped else f"*{dtype}"}
+            constants = {
+                "HEIGHT": side,
+                "WIDTH": side,
+                "WINDOW": window,
+                "SHIFT": shift,
+                "GROUPED": grouped,
+                "HEADS": 4,
+                "D": head_dim,
+                "BLOCK": 64,
+            }
+            for kernel, function, own in (
+                ("forward", _forward_kernel, {"out": f"*{dtype}"}),
+                ("backward", _backward_kernel, {"grad": f"*{dtype}", "grad_qkv": f"*{dtype}", "partial": "*fp32"}),
+            ):
+                options = TILES.get(arch, {}).get(_key(kernel, 32 if dtype == "fp32" else 16, head_dim), DEFAULT)
+                yield Build(
+                    name=f"{kernel} {name}",
+                    kernel=function,
+                    types={**tensors, **own, "scale": "fp32"},
+                    constants=constants,
+                    aligned=("qkv", "bias_tiles", "groups", "group_b", *own),
+                    warps=options["num_warps"],
+                    stages=options["num_stages"],
+                    targets=(arch,),
+                )
+    yield Build(
+        name="bias w7",
+        kernel=_bias_kernel,
+        types={"table": "*fp32", "bias_tiles": "*fp32"},
+        constants={"table_h": 1, "WINDOW": 7, "BLOCK": 64},
+        aligned=("table", "bias_tiles"),
+    )
+    yield Build(
+        name="table w7",
+        kernel=_table_kernel,
+        types={"grad_bias": "*fp32", "grad_table": "*fp32"},
+        constants={"WINDOW": 7, "HEADS": 4, "BLOCK": 64},
+        aligned=("grad_bias", "grad_table"),
+        warps=1,
+    )

@@ -1,0 +1,122 @@
+"""SimMIM: A Simple Framework for Masked Image Modeling (Xie et al., arXiv 2111.09886)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import nn
+
+from ...kernels.patch_loss import patch_loss
+from ...pipelines.recipes import view
+from ...pipelines.spec import Batch, CellMask, InputSpec, Mask, ViewSpec
+from ..algorithm import Algorithm, Progress, StepOutput
+from ..backbones.swin import Swin
+from ..backbones.transformer import init_trunc_normal
+from ..backbones.vit import ViT
+from ..reconstruct import fill_hidden
+
+CELL = 32  # pixels
+
+
+class SimMIM(Algorithm):
+    """A learned token replaces hidden patches at the input; one linear layer predicts the raw pixels of each output.
+
+    Loss: mean absolute error over the pixels of hidden cells of 32 x 32, of the channel-normalised image.
+    """
+
+    @dataclass(frozen=True)
+    class Config(Algorithm.Config):
+        name: Literal["simmim"] = "simmim"
+        view: ViewSpec = view("simmim")
+        backbone: Swin.Config | ViT.Config = Swin.Config(name="swin_base", window=6)
+        mask_ratio: float = 0.6
+
+        def __post_init__(self) -> None:
+            if self.view.count != 1 or self.view.size % CELL:
+                got = f"{self.view.count} of {self.view.size} px"
+                raise ValueError(f"view: needs one view whose size is a multiple of {CELL}, got {got}")
+            if CELL % self.token:
+                raise ValueError(f"backbone: patches of {self.token} px do not divide cells of {CELL} px")
+
+        @property
+        def token(self) -> int:
+            """Pixels on the side of a token that can be hidden."""
+            return 4 if isinstance(self.backbone, Swin.Config) else self.backbone.patch_size
+
+        @property
+        def output(self) -> int:
+            """Pixels on the side of what one output token predicts."""
+            return 32 if isinstance(self.backbone, Swin.Config) else self.backbone.patch_size
+
+        @property
+        def mask(self) -> CellMask:
+            side = self.view.size // self.token
+            return CellMask(grid=(side, side), cell=CELL // self.token, ratio=self.mask_ratio)
+
+        def smoke(self) -> SimMIM.Config:
+            if isinstance(self.backbone, Swin.Config):
+                backbone = replace(
+                    self.backbone, width=8, depths=(1, 1, 2, 1), heads=(1, 2, 2, 2), windows=None, window=4
+                )
+            else:
+                backbone = replace(self.backbone, width=32, depth=2, heads=2, hidden=64)
+            return replace(self, view=replace(self.view, size=64), backbone=backbone)
+
+    def __init__(self, config: Config = Config()) -> None:
+        super().__init__()
+        self.config = config
+        build = Swin if isinstance(config.backbone, Swin.Config) else ViT
+        self.backbone = build(config.backbone, config.view.size)
+        if build is ViT:
+            init_trunc_normal(self.backbone)
+            for number, block in enumerate(self.backbone.blocks, start=1):  # as in BEiT
+                with torch.no_grad():
+                    block.proj.weight.div_((2 * number) ** 0.5)
+                    block.fc2.weight.div_((2 * number) ** 0.5)
+        width = self.backbone.patch_embed.conv.out_channels if build is Swin else self.backbone.features
+        self.mask_token = nn.Parameter(torch.empty(1, 1, width))
+        self.head = nn.Linear(self.backbone.features, 3 * config.output**2)
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+
+    @property
+    def encoder(self) -> nn.Module:
+        return self.backbone
+
+    def inputs(self) -> InputSpec:
+        return InputSpec(views=(self.config.view,), mask=self.config.mask)
+
+    def predict(self, images: torch.Tensor, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """images (B, 3, S, S), hidden tokens (B, L) -> patches (B, P, 3 p²), p = `config.output`; tokens (B, P, D)."""
+        if isinstance(self.backbone, Swin):
+            maps = self.backbone.maps(images, hidden, self.mask_token)
+            x = self.backbone.norm(maps[-1]).flatten(1, 2)
+        else:
+            x = self.backbone.tokens(images, hidden=hidden, mask_token=self.mask_token)[:, 1:]
+        return self.head(x), x
+
+    def _hidden_outputs(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(B, L) of input tokens -> (B, P) of output tokens, which cells cover whole."""
+        step = self.config.output // self.config.token
+        return hidden.unflatten(1, self.config.mask.grid)[:, ::step, ::step].flatten(1)
+
+    def forward(self, batch: Batch, progress: Progress) -> StepOutput:
+        images, hidden = batch.views[self.config.view.name][0], batch.mask.hidden
+        prediction, tokens = self.predict(images, hidden)
+        loss = patch_loss(
+            images,
+            prediction,
+            self._hidden_outputs(hidden),
+            patch_size=self.config.output,
+            normalize=False,
+            absolute=True,
+        )
+        return StepOutput(loss=loss, embedding=tokens.mean(1).detach())
+
+    @torch.no_grad()
+    def reconstruct(self, images: torch.Tensor, mask: Mask) -> torch.Tensor:
+        """(B, 3, S, S): hidden cells as predicted, the rest as given."""
+        prediction, _ = self.predict(images, mask.hidden)
+        hidden = self._hidden_outputs(mask.hidden)
+        return fill_hidden(images, prediction, hidden, self.config.output, normalized=False)

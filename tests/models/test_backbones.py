@@ -1,0 +1,206 @@
+"""Encoders: published parameter counts, sizes, and what their structure promises."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from headrace.models.backbones.hivit import HiViT
+from headrace.models.backbones.mixmim import MixMIMTransformer
+from headrace.models.backbones.swin import Swin
+from headrace.models.backbones.transformer import Block, RelativeBias, drop_path, relative_index
+from headrace.models.backbones.vit import ViT
+from headrace.models.backbones.windows import PatchMerge, WindowBlock
+
+CLASSES = 1000
+BEIT = dict(positions="none", qkv_bias="qv", layer_scale=0.1)
+DEIT3 = dict(positions="learned", layer_scale=1e-6, pool="cls")
+PUBLISHED = {  # encoder and a linear classifier; sources: the papers' and OpenMMLab's model tables
+    "vit-b": (ViT, ViT.Config("vit_base", positions="learned"), 224, 86_567_656),
+    "deit3-s": (ViT, ViT.Config("vit_small", **DEIT3), 224, 22_059_496),
+    "deit3-m": (ViT, ViT.Config("vit_medium", **DEIT3), 224, 38_849_512),
+    "deit3-b": (ViT, ViT.Config("vit_base", **DEIT3), 224, 86_585_320),
+    "deit3-l": (ViT, ViT.Config("vit_large", **DEIT3), 224, 304_374_760),
+    "deit3-h": (ViT, ViT.Config("vit_huge", patch_size=14, **DEIT3), 224, 632_126_440),
+    "deit3-b-384": (ViT, ViT.Config("vit_base", **DEIT3), 384, 86_877_160),
+    "beit-b": (ViT, ViT.Config("vit_base", relative_bias="block", norm="pooled", **BEIT), 224, 86_530_984),
+    "swin-b-w6": (Swin, Swin.Config("swin_base", window=6), 192, 87_750_176),
+    "swin-b-w7": (Swin, Swin.Config("swin_base"), 224, 87_768_224),
+    "swin-l-w14": (Swin, Swin.Config("swin_large", windows=(14,) * 4), 224, 196_848_316),
+    "mixmim-b": (MixMIMTransformer, MixMIMTransformer.Config(), 224, 88_344_352),
+    "mixmim-l": (MixMIMTransformer, MixMIMTransformer.Config("mixmim_large"), 224, 197_396_668),
+    "mixmim-h": (MixMIMTransformer, MixMIMTransformer.Config("mixmim_huge"), 224, 659_262_658),
+    "mixmim-b-384": (MixMIMTransformer, MixMIMTransformer.Config(windows=(16, 16, 24, 12)), 384, 89_577_440),
+    "hivit-b": (HiViT, HiViT.Config(positions="learned", relative_bias=True), 224, 66_418_952),
+}
+# In these tables positions have a row for the class token, which is part of the class token here, and MixMIM's fixed
+# positions count; HiViT's smaller models are listed without a last norm.
+MORE = {"vit-b": 768, "mixmim-b": 3136 * 128, "mixmim-l": 3136 * 192, "mixmim-h": 3136 * 352}
+MORE["mixmim-b-384"] = 96 * 96 * 128
+
+
+def parameters(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameters_are_the_published_ones(name):
+    kind, config, size, published = PUBLISHED[name]
+    with torch.device("meta"):
+        model = kind(config, size)
+    assert parameters(model) + (model.features + 1) * CLASSES + MORE.get(name, 0) == published
+
+
+@pytest.mark.parametrize(("name", "published"), [("hivit_tiny", 19_180_900), ("hivit_small", 37_525_696)])
+def test_hivit_as_listed_without_its_last_norm(name, published):
+    with torch.device("meta"):
+        model = HiViT(HiViT.Config(name, positions="learned", relative_bias=True))
+    assert parameters(model) - 2 * model.features + (model.features + 1) * CLASSES == published
+
+
+def test_relative_index_by_hand():
+    """A 2 x 3 grid with a class token: 3 x 5 offsets, then class to patch, patch to class, class to itself."""
+    index = relative_index((2, 3), class_token=True)
+    for i in range(6):
+        for j in range(6):
+            down, right = i // 3 - j // 3, i % 3 - j % 3
+            assert index[1 + i, 1 + j] == (down + 1) * 5 + right + 2
+    assert set(index[0, 1:].tolist()) == {15} and set(index[1:, 0].tolist()) == {16} and index[0, 0] == 17
+    beit = relative_index((14, 14), class_token=True)
+    assert beit.shape == (197, 197) and beit.min() == 0 and beit.max() == 731
+
+
+def test_a_resized_bias_keeps_the_class_rows_and_constants():
+    bias = RelativeBias((3, 3), heads=2, class_token=True)
+    with torch.no_grad():
+        bias.table[:25], bias.table[25:] = 0.5, torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+    whole = bias((4, 5))
+    assert whole.shape == (2, 21, 21) and torch.allclose(whole[:, 1:, 1:], torch.tensor(0.5))
+    assert whole[0, 0, 3] == 1 and whole[1, 7, 0] == 4 and whole[1, 0, 0] == 6
+
+
+def test_block_is_the_textbook_formula():
+    """Against scaled_dot_product_attention with the bias as mask; BEiT's biases for queries and values alone."""
+    torch.manual_seed(0)
+    block = Block(24, 3, 40, qkv_bias="qv", layer_scale=0.3).double()
+    for parameter in block.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    x, bias = torch.randn(2, 7, 24).double(), torch.randn(3, 7, 7).double()
+    h = F.layer_norm(x, (24,), block.norm1.weight, block.norm1.bias, 1e-6)
+    q, k, v = (h @ block.qkv.weight.T).split(24, -1)
+    q, v = q + block.q_bias, v + block.v_bias
+    q, k, v = (t.unflatten(-1, (3, 8)).transpose(1, 2) for t in (q, k, v))
+    attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)
+    y = x + block.scale1 * block.proj(attended)
+    h = F.layer_norm(y, (24,), block.norm2.weight, block.norm2.bias, 1e-6)
+    expected = y + block.scale2 * block.fc2(F.gelu(block.fc1(h)))
+    assert torch.allclose(block(x, bias), expected, atol=1e-12)
+    assert torch.allclose(block(x, bias.expand(2, -1, -1, -1)), expected, atol=1e-12)
+
+
+def test_drop_path_drops_whole_samples_and_keeps_the_mean():
+    torch.manual_seed(0)
+    x = torch.ones(20_000, 2, 3)
+    dropped = drop_path(x, 0.3, training=True)
+    per_sample = dropped.flatten(1)
+    assert torch.equal(per_sample.amin(1), per_sample.amax(1))
+    assert per_sample[:, 0].unique().tolist() == pytest.approx([0, 1 / 0.7])
+    assert abs(dropped.mean() - 1) < 0.02 and drop_path(x, 0.3, training=False) is x
+
+
+def test_patch_merge_joins_corners_column_by_column():
+    merge = PatchMerge(2)
+    x = torch.arange(4 * 4 * 2.0).view(1, 4, 4, 2)
+    merge.norm = torch.nn.Identity()
+    merge.reduce = torch.nn.Identity()
+    corners = [x[0, 2, 0], x[0, 3, 0], x[0, 2, 1], x[0, 3, 1]]
+    assert torch.equal(merge(x)[0, 1, 0], torch.cat(corners))
+    assert merge(torch.randn(1, 3, 5, 2)).shape == (1, 2, 3, 8)
+
+
+def test_a_window_block_is_attention_in_windows_written_out():
+    """Unshifted, on a map that windows do not divide: the padding takes part, as zeros after the norm."""
+    torch.manual_seed(0)
+    block = WindowBlock(8, 2, window=3, shift=0, drop_path=0.0).double()
+    x = torch.randn(1, 4, 3, 8).double()
+    padded = F.pad(block.norm1(x), (0, 0, 0, 0, 0, 2))
+    out = torch.zeros(1, 6, 3, 8).double()
+    offsets = relative_index((3, 3), class_token=False)
+    for top in (0, 3):
+        tokens = padded[0, top : top + 3].reshape(9, 8)
+        q, k, v = (t.unflatten(-1, (2, 4)).transpose(0, 1) for t in block.qkv(tokens).split(8, -1))
+        bias = block.bias_table[offsets].permute(2, 0, 1)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(0, 1).flatten(1)
+        out[0, top : top + 3] = block.proj(attended).view(3, 3, 8)
+    assert torch.allclose(block.attention(block.norm1(x)), out[:, :4], atol=1e-12)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("shift", [0, 4])
+def test_large_windows_by_segments_are_those_by_window_attention(shift, grouped):
+    """81 tokens a window go through segment_attention; e^-100 is all that differs between shifted pieces."""
+    torch.manual_seed(0)
+    block = WindowBlock(8, 2, window=9, shift=shift, drop_path=0.0)
+    x = torch.randn(2, 12, 18, 8)
+    groups = torch.randint(0, 2, (1, 12, 18), dtype=torch.int8) if grouped else None
+    segments = block.segments(x, groups)
+    assert segments is not None
+    expected = block.attention(x, groups)
+    assert torch.allclose(block.attention(x, groups, segments), expected, atol=1e-5)
+    own = None if groups is None else groups.expand(2, -1, -1).contiguous()
+    assert own is None or (block.segments(x, own) is None and torch.equal(block.attention(x, own), expected))
+
+
+SMALL_SWIN = Swin.Config(width=8, depths=(1, 2, 2, 1), heads=(1, 2, 2, 2), window=4)
+SMALL_MIXMIM = MixMIMTransformer.Config(width=8, depths=(1, 1, 2, 1), heads=(1, 2, 2, 2))
+SMALL_HIVIT = HiViT.Config(width=32, depths=(1, 1, 2), heads=2, patch_size=8, relative_bias=True)
+SMALL_VIT = ViT.Config(width=24, depth=2, heads=2, patch_size=8, positions="learned")
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"), [(Swin, SMALL_SWIN), (MixMIMTransformer, SMALL_MIXMIM), (HiViT, SMALL_HIVIT), (ViT, SMALL_VIT)]
+)
+def test_encoders_serve_dense_tasks_other_sizes_and_layer_decay(kind, config):
+    torch.manual_seed(0)
+    model = kind(config, 64).eval()
+    images = torch.randn(2, 3, 64, 96)
+    features = model(images)
+    assert features.shape == (2, model.features)
+    for x in model.feature_maps(images):
+        stride = 64 // x.shape[2]
+        assert x.shape[2:] == (64 // stride, 96 // stride)
+    mirrored = model(images.flip(-1))
+    assert not torch.allclose(features, mirrored)
+    layers = [model.layer_of(name) for name, _ in model.named_parameters()]
+    assert min(layers) == 0 and max(layers) == model.num_layers - 1
+    assert set(layers) == set(range(model.num_layers))
+
+
+def test_swin_shifts_every_other_block_and_none_on_a_single_window():
+    model = Swin(Swin.Config(width=8, depths=(2, 2, 2, 2), heads=(1, 2, 2, 2), window=4), 64)
+    shifts = [[block.shift for block in stage] for stage in model.body.stages]
+    assert shifts == [[0, 2], [0, 2], [0, 2], [0, 1]] and [s[0].window for s in model.body.stages] == [4, 4, 4, 2]
+    # a change spreads to the windows shifted by two tokens, and the roll does not carry it to the other border
+    images = torch.randn(1, 3, 64, 64)
+    other = images.clone()
+    other[:, :, :4, :4] += 1
+    reached = (model.maps(images)[0] - model.maps(other)[0]).abs().amax(-1)[0] > 0
+    assert reached[:4, :4].all() and reached[2:6, 2:6].all() and not reached[6:].any() and not reached[:, 6:].any()
+
+
+def test_hivit_tokens_are_independent_before_the_main_stage():
+    torch.manual_seed(0)
+    model = HiViT(SMALL_HIVIT, 64).eval()
+    images = torch.randn(2, 3, 64, 64)
+    keep = torch.tensor([[0, 9, 30, 63], [5, 6, 7, 40]])
+    kept = model.stage_tokens(images, keep)
+    whole = model.stage_tokens(images)
+    for early in ("inner", "merged"):
+        expected = torch.stack([getattr(whole, early)[b, rows] for b, rows in enumerate(keep)])
+        assert torch.allclose(getattr(kept, early), expected, atol=1e-6)
+    assert not torch.allclose(kept.main[0, 0], whole.main[0, 0], atol=1e-3)
+    everything = torch.arange(64).expand(2, 64)
+    assert torch.allclose(model.stage_tokens(images, everything).main, whole.main, atol=1e-5)
+    # the relative bias of a kept pair is that of their places: a shuffled order gives shuffled tokens
+    order = torch.randperm(64)
+    shuffled = model.stage_tokens(images, order.expand(2, 64)).main
+    assert torch.allclose(shuffled, whole.main[:, order], atol=1e-5)
