@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ..kernels.token_mix import separate, unmix
 from .backbones.transformer import Block, init_transformer, sincos_positions
 
 
@@ -71,11 +72,11 @@ class MixMIMDecoder(nn.Module):
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 
     def forward(self, tokens: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-        x, partner = self.embed(tokens), hidden[:, :, None]
-        mask_token = self.mask_token.to(x.dtype)
-        streams = torch.cat([torch.where(partner, mask_token, x), torch.where(partner, x, mask_token)])
-        x = streams + self.positions
+        x = separate(self.embed(tokens), self.mask_token[0, 0], hidden, self.positions[0])
         for block in self.blocks:
             x = block(x)
-        own, of_partner = self.predict(self.norm(x)).chunk(2)
-        return torch.where(partner, own, of_partner.flip(0))
+        x = self.predict(self.norm(x))
+        if len(hidden) == 1:
+            return unmix(x, hidden)
+        own, of_partner = x.chunk(2)
+        return torch.where(hidden[:, :, None], own, of_partner.flip(0))

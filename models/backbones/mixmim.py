@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from ...kernels.token_mix import token_mix
+from ...kernels.token_mix import mix
 from .transformer import init_transformer, resize_positions, sincos_positions
 from .windows import EPS, PatchEmbed, WindowStages, enlarge, pooled, window_sizes
 
@@ -69,8 +69,12 @@ class MixMIMTransformer(nn.Module):
         positions = resize_positions(self.positions, self.grid, grid).view(1, *grid, -1).to(x.dtype)
         if hidden is None:
             return self.body(x + positions)
-        x = token_mix(x.flatten(1, 2), enlarge(hidden, 8).flatten(1), positions.flatten(1, 2)).view_as(x)
-        return self.body(x, hidden.to(torch.int8))
+        cells = enlarge(hidden, 8).flatten(1)
+        if len(hidden) == 1:
+            mixed = mix(x.flatten(1, 2), cells, positions.flatten(0, 2)).view_as(x)
+        else:
+            mixed = torch.where(cells.view(*x.shape[:3], 1), x.flip(0), x) + positions
+        return self.body(mixed, hidden.to(torch.int8))
 
     def tokens(self, images: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         """(B, H/32 * W/32, 8 width) after the last norm, of the mixed images; see `maps`."""

@@ -1,0 +1,103 @@
+"""MixMIM, later MixMAE: Mixed and Masked Image Modeling for Hierarchical Vision Transformers (arXiv 2205.13137)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from ...kernels.patch_loss import patch_loss
+from ...pipelines.recipes import view
+from ...pipelines.spec import Batch, InputSpec, Mask, SharedMask, ViewSpec
+from ..algorithm import Algorithm, Progress, StepOutput
+from ..backbones.mixmim import MixMIMTransformer
+from ..decoders import MAEDecoder, MixMIMDecoder
+from ..reconstruct import fill_hidden
+
+STRIDE = 32  # pixels of a cell of the mask, which is a token of the last stage
+
+
+class MixMIM(Algorithm):
+    """Hidden patches are not blank but another image's: each pass over a mixed image serves two, and both are restored.
+
+    Image b is mixed with image B - 1 - b of the batch, so B must be even. Loss: mean squared error over all patches of
+    all images, each predicted from the pass in which it was hidden, normalised by its own mean and deviation.
+    """
+
+    @dataclass(frozen=True)
+    class Config(Algorithm.Config):
+        name: Literal["mixmim"] = "mixmim"
+        view: ViewSpec = view("mixmim")
+        backbone: MixMIMTransformer.Config = MixMIMTransformer.Config()
+        decoder: MAEDecoder.Config = MAEDecoder.Config()
+        mask_ratio: float = 0.5
+        mask_spread: float = 0.0  # the ratio of a step is mask_ratio + U(0, mask_spread)
+        mask_per_sample: bool = False  # a mask for each pair of images instead of one for the batch
+
+        def __post_init__(self) -> None:
+            if self.view.count != 1 or self.view.size % STRIDE:
+                raise ValueError(
+                    f"view: needs one view whose size is a multiple of {STRIDE}, "
+                    f"got {self.view.count} of {self.view.size} px"
+                )
+
+        @property
+        def mask(self) -> SharedMask:
+            side = self.view.size // STRIDE
+            return SharedMask(
+                grid=(side, side), ratio=self.mask_ratio, spread=self.mask_spread, per_sample=self.mask_per_sample
+            )
+
+        def smoke(self) -> MixMIM.Config:
+            return replace(
+                self,
+                view=replace(self.view, size=64),
+                backbone=replace(self.backbone, width=8, depths=(1, 1, 2, 1), heads=(1, 2, 2, 2)),
+                decoder=MAEDecoder.Config(width=16, depth=1, heads=2),
+            )
+
+    def __init__(self, config: Config = Config()) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = MixMIMTransformer(config.backbone, config.view.size)
+        self.decoder = MixMIMDecoder(config.decoder, self.backbone.features, config.mask.grid, 3 * STRIDE**2)
+
+    @property
+    def encoder(self) -> MixMIMTransformer:
+        return self.backbone
+
+    def inputs(self) -> InputSpec:
+        return InputSpec(views=(self.config.view,), mask=self.config.mask)
+
+    def predict(self, images: torch.Tensor, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """images (B, 3, S, S), hidden (1 or B, L) -> patches (B, L, 3 * 32²), tokens of the mixed images (B, L, D)."""
+        if len(images) % 2:
+            raise ValueError(f"MixMIM pairs the images of a batch, which must be even, not {len(images)}")
+        tokens = self.backbone.tokens(images, hidden.unflatten(1, self.config.mask.grid))
+        return self.decoder(tokens, hidden), tokens
+
+    def forward(self, batch: Batch, progress: Progress) -> StepOutput:
+        images = batch.views[self.config.view.name][0]
+        hidden = _of_pairs(batch.mask.hidden)
+        prediction, tokens = self.predict(images, hidden)
+        everything = torch.ones(prediction.shape[:2], dtype=torch.bool, device=images.device)
+        loss = patch_loss(images, prediction, everything, patch_size=STRIDE)
+        own = (~hidden)[:, :, None].to(tokens.dtype)
+        return StepOutput(loss=loss, embedding=((tokens * own).sum(1) / own.sum(1)).detach())
+
+    @torch.no_grad()
+    def reconstruct(self, images: torch.Tensor, mask: Mask) -> torch.Tensor:
+        """(B, 3, S, S): patches that were hidden behind the partner's as predicted, the rest as given."""
+        hidden = _of_pairs(mask.hidden)
+        prediction, _ = self.predict(images, hidden)
+        hidden = hidden.expand(len(images), -1)
+        return fill_hidden(images, prediction, hidden, STRIDE, normalized=True)
+
+
+def _of_pairs(hidden: torch.Tensor) -> torch.Tensor:
+    """(1, L) as it is; (B, L) with image b's mask for B - 1 - b, too: a pair shares one."""
+    if len(hidden) == 1:
+        return hidden
+    half = hidden[: len(hidden) // 2]
+    return torch.cat([half, half.flip(0)])
