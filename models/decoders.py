@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ..kernels.token_mix import separate, unmix
+from ..kernels.token_select import token_select
 from .backbones.transformer import Block, init_transformer, sincos_positions
 
 
@@ -42,11 +43,7 @@ class MAEDecoder(nn.Module):
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, tokens: torch.Tensor, restore: torch.Tensor) -> torch.Tensor:
-        x = self.embed(tokens)
-        leading, visible = x[:, : self.leading], x[:, self.leading :]
-        hidden = self.mask_token.expand(x.shape[0], restore.shape[1] - visible.shape[1], -1)
-        x = torch.cat([visible, hidden], dim=1).gather(1, restore[:, :, None].expand(-1, -1, x.shape[-1]))
-        x = torch.cat([leading, x + self.positions], dim=1)
+        x = token_select(self.embed(tokens), self.mask_token[0, 0], self.positions[0], restore, prefix=self.leading)
         for block in self.blocks:
             x = block(x)
         return self.predict(self.norm(x)[:, self.leading :])

@@ -6,6 +6,9 @@ from dataclasses import replace
 
 from ..pipelines.spec import ViewSpec
 from .backbones import BackboneConfig, ResNet
+from .backbones.hivit import HiViT
+from .backbones.mixmim import MixMIMTransformer
+from .backbones.swin import Swin
 from .backbones.vit import ViT
 
 SIZE, PATCH = 32, 8  # pixels of a tiny view and of its patches
@@ -17,9 +20,14 @@ def tiny_view(view: ViewSpec, size: int = SIZE) -> ViewSpec:
 
 
 def tiny_backbone(config: BackboneConfig) -> BackboneConfig:
-    """The same kind of backbone, for 32 px: two narrow blocks on 4 x 4 patches, or a ResNet-18."""
+    """The same kind of backbone, for 32 px: two narrow blocks on 4 x 4 patches, or a narrow
+    ResNet-18."""
     if isinstance(config, ViT.Config):
         return replace(config, patch_size=PATCH, width=24, depth=2, heads=2, hidden=None)
     if isinstance(config, ResNet.Config):
-        return replace(config, name="resnet18", small_image_stem=False)  # the small stem costs 16 times as much
+        return replace(config, name="resnet18", width=8, small_image_stem=not (config.v1d or config.sobel))
+    if isinstance(config, HiViT.Config):
+        return replace(config, patch_size=PATCH, width=32, depths=(1, 1, 2), heads=2)
+    if isinstance(config, (Swin.Config, MixMIMTransformer.Config)):  # whose last stage has one token on 32 px
+        return replace(config, width=8, depths=(1, 1, 2, 1), heads=(1, 2, 2, 2))
     return config

@@ -70,11 +70,15 @@ class MAE(Algorithm):
         tokens = self.vit.tokens(images, mask.keep)
         return self.decoder(tokens, mask.restore), tokens[:, 1:].mean(1)
 
+    def target(self, images: torch.Tensor) -> torch.Tensor:
+        """The images (B, 3, S, S) whose patches are predicted."""
+        return images
+
     def forward(self, batch: Batch, progress: Progress) -> StepOutput:
         images = batch.views[self.config.view.name][0]
         prediction, embedding = self.predict(images, batch.mask)
         loss = patch_loss(
-            images,
+            self.target(images),
             prediction,
             batch.mask.hidden,
             patch_size=self.config.backbone.patch_size,

@@ -12,6 +12,7 @@ from ...pipelines.spec import Mask
 from ..algorithm import Algorithm
 from ..backbones.hivit import HiViT
 from ..decoders import MAEDecoder
+from ..smoke import tiny_backbone, tiny_view
 from .mae import MAE
 
 
@@ -33,8 +34,8 @@ class MAEHiViT(MAE):
         def smoke(self) -> MAEHiViT.Config:
             return replace(
                 self,
-                view=replace(self.view, size=32),
-                backbone=replace(self.backbone, patch_size=8, width=32, depths=(1, 1, 2), heads=2),
+                view=tiny_view(self.view),
+                backbone=tiny_backbone(self.backbone),
                 decoder=MAEDecoder.Config(width=16, depth=1, heads=2),
             )
 

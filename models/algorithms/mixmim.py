@@ -14,6 +14,7 @@ from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones.mixmim import MixMIMTransformer
 from ..decoders import MAEDecoder, MixMIMDecoder
 from ..reconstruct import fill_hidden
+from ..smoke import tiny_backbone, tiny_view
 
 STRIDE = 32  # pixels of a cell of the mask, which is a token of the last stage
 
@@ -52,8 +53,8 @@ class MixMIM(Algorithm):
         def smoke(self) -> MixMIM.Config:
             return replace(
                 self,
-                view=replace(self.view, size=64),
-                backbone=replace(self.backbone, width=8, depths=(1, 1, 2, 1), heads=(1, 2, 2, 2)),
+                view=tiny_view(self.view, 2 * STRIDE),
+                backbone=tiny_backbone(self.backbone),
                 decoder=MAEDecoder.Config(width=16, depth=1, heads=2),
             )
 

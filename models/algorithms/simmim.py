@@ -16,6 +16,7 @@ from ..backbones.swin import Swin
 from ..backbones.transformer import init_trunc_normal
 from ..backbones.vit import ViT
 from ..reconstruct import fill_hidden
+from ..smoke import tiny_backbone, tiny_view
 
 CELL = 32  # pixels
 
@@ -56,13 +57,7 @@ class SimMIM(Algorithm):
             return CellMask(grid=(side, side), cell=CELL // self.token, ratio=self.mask_ratio)
 
         def smoke(self) -> SimMIM.Config:
-            if isinstance(self.backbone, Swin.Config):
-                backbone = replace(
-                    self.backbone, width=8, depths=(1, 1, 2, 1), heads=(1, 2, 2, 2), windows=None, window=4
-                )
-            else:
-                backbone = replace(self.backbone, width=32, depth=2, heads=2, hidden=64)
-            return replace(self, view=replace(self.view, size=64), backbone=backbone)
+            return replace(self, view=tiny_view(self.view, 2 * CELL), backbone=tiny_backbone(self.backbone))
 
     def __init__(self, config: Config = Config()) -> None:
         super().__init__()

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ...kernels.token_select import visible_patches
 from .transformer import (
     Block,
     RelativeBias,
@@ -127,14 +128,16 @@ class HiViT(nn.Module):
 
     def stage_tokens(self, images: torch.Tensor, keep: torch.Tensor | None = None) -> StageTokens:
         """The outputs of the three stages for the tokens `keep` (B, K), or for all of them in raster order."""
-        x = self.patch_embed(images)
-        grid = tuple(side // _INNER for side in x.shape[-2:])
-        if x.shape[-2] % _INNER or x.shape[-1] % _INNER:
+        grid = tuple(side // self.patch_size for side in images.shape[-2:])
+        if any(side % self.patch_size for side in images.shape[-2:]):
             raise ValueError(f"images of {tuple(images.shape[-2:])} pixels are no multiple of {self.patch_size}")
-        x = x.unflatten(3, (grid[1], _INNER)).unflatten(2, (grid[0], _INNER))  # (B, C, rows, 4, columns, 4)
-        x = x.permute(0, 2, 4, 3, 5, 1).flatten(1, 2)  # (B, L, 4, 4, C)
-        if keep is not None:
-            x = x.gather(1, keep[:, :, None, None, None].expand(-1, -1, *x.shape[2:]))
+        if keep is None:
+            x = self.patch_embed(images)
+            x = x.unflatten(3, (grid[1], _INNER)).unflatten(2, (grid[0], _INNER))  # (B, C, rows, 4, columns, 4)
+            x = x.permute(0, 2, 4, 3, 5, 1).flatten(1, 2)  # (B, L, 4, 4, C)
+        else:
+            x = self.patch_embed(visible_patches(images, keep, self.patch_size).flatten(0, 1))  # (B K, C, 4, 4)
+            x = x.unflatten(0, tuple(keep.shape)).permute(0, 1, 3, 4, 2)
         x = self.patch_norm(x)
         for block in self.inner_blocks:
             x = block(x)

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+from ...kernels.token_select import visible_patches
 from .transformer import (
     Block,
     QKVBias,
@@ -112,6 +114,15 @@ class ViT(nn.Module):
             x = x + resize_positions(self.positions, self.grid, grid)
         return x, grid
 
+    def embed_visible(self, images: torch.Tensor, keep: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
+        """Tokens (B, K, width) of the patches `keep` (B, K) with their positions, and the grid; no others are made."""
+        patches = visible_patches(images, keep, self.patch_size).flatten(2)
+        x = F.linear(patches, self.patch_embed.weight.flatten(1), self.patch_embed.bias)
+        grid = tuple(side // self.patch_size for side in images.shape[-2:])
+        if self.positions is not None:
+            x = x + resize_positions(self.positions, self.grid, grid)[0][keep]
+        return x, grid
+
     def outputs(
         self,
         images: torch.Tensor,
@@ -123,13 +134,15 @@ class ViT(nn.Module):
     ) -> list[torch.Tensor]:
         """(B, 1 + N, width) after each of `blocks` (0-based, ascending), class token first, not normalised.
 
-        N is the visible patches `keep` (B, K), or all of them. See `embed` for `hidden` and `mask_token`.
+        N is the visible patches `keep` (B, K), of which none is hidden, or all of them. See `embed`
+        for `hidden` and `mask_token`.
         """
-        x, grid = self.embed(images, hidden, mask_token)
-        if keep is not None:
-            if self.relative_bias is not None or self.block_biases is not None:
-                raise ValueError("keep: an encoder with relative biases sees all patches; hide them with a mask token")
-            x = x.gather(1, keep[:, :, None].expand(-1, -1, x.shape[-1]))
+        if keep is None:
+            x, grid = self.embed(images, hidden, mask_token)
+        elif self.relative_bias is not None or self.block_biases is not None:
+            raise ValueError("keep: an encoder with relative biases sees all patches; hide them with a mask token")
+        else:
+            x, grid = self.embed_visible(images, keep)
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
         shared = None if self.relative_bias is None else self.relative_bias(grid)
         found = []

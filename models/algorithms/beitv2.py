@@ -1,0 +1,107 @@
+"""BEiT v2: Masked Image Modeling with Vector-Quantized Visual Tokenizers (Peng et al., arXiv 2208.06366)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import nn
+
+from ...pipelines.recipes import view as named
+from ...pipelines.spec import Batch, BlockMask, InputSpec, ViewSpec
+from ..algorithm import Algorithm, Progress, StepOutput
+from ..backbones.transformer import Block, drop_rates
+from ..backbones.vit import ViT
+from ..smoke import tiny_backbone, tiny_view
+from ..targets.frozen import RANDOM, Weights
+from ..targets.vqkd import CODES, ENCODER, VQKDTokenizer
+from .beit import BACKBONE, check_words, hidden_places, init_beit, rescale, rows, word_loss
+
+
+class BEiTv2(Algorithm):
+    """BEiT with the codes of VQ-KD, and a second prediction that has to go through the class token.
+
+    Loss: the sum of two cross-entropies over the same hidden patches, norm and head. The second starts from the patch
+    tokens of three quarters of the depth with the class token of the last block, and has two blocks of its own.
+    """
+
+    @dataclass(frozen=True)
+    class Config(Algorithm.Config):
+        name: Literal["beitv2"] = "beitv2"
+        view: ViewSpec = named("beitv2.image")
+        target_view: ViewSpec = named("beitv2.target")
+        backbone: ViT.Config = replace(BACKBONE, drop_path=0.0)
+        early_block: int = 8  # 0-based; its patch tokens go to the second prediction
+        neck_depth: int = 2
+        hidden_patches: int = 75
+        smallest_block: int = 16  # patches
+        largest_block: int | None = 75
+        tokenizer: ViT.Config = ENCODER
+        weights: Weights = Weights()  # of the tokenizer
+
+        def __post_init__(self) -> None:
+            check_words(self, self.tokenizer.patch_size)
+            if not 0 <= self.early_block < self.backbone.shape[1] - 1:
+                raise ValueError(f"early_block: {self.early_block} is not before the last of {self.backbone.shape[1]}")
+
+        @property
+        def mask(self) -> BlockMask:
+            side = self.view.size // self.backbone.patch_size
+            block = {"min_block": self.smallest_block, "max_block": self.largest_block}
+            return BlockMask(grid=(side, side), count=self.hidden_patches, **block)
+
+        def smoke(self) -> BEiTv2.Config:
+            return replace(
+                self,
+                view=tiny_view(self.view),
+                target_view=tiny_view(self.target_view),
+                backbone=replace(tiny_backbone(self.backbone), depth=3),
+                early_block=1,
+                hidden_patches=6,
+                smallest_block=2,
+                largest_block=6,
+                tokenizer=tiny_backbone(self.tokenizer),
+                weights=Weights(RANDOM),
+            )
+
+    def __init__(self, config: Config = Config()) -> None:
+        super().__init__()
+        self.config = config
+        self.vit = ViT(config.backbone, config.view.size)
+        width, depth, heads = config.backbone.shape
+        rates = drop_rates(config.backbone.drop_path, depth)[config.early_block + 1 :]
+        options = {"qkv_bias": config.backbone.qkv_bias, "layer_scale": config.backbone.layer_scale}
+        self.neck = nn.ModuleList(
+            Block(width, heads, config.backbone.hidden_width, drop_path=rates[min(i, len(rates) - 1)], **options)
+            for i in range(config.neck_depth)
+        )
+        self.mask_token = nn.Parameter(torch.empty(1, 1, width))
+        self.head = nn.Linear(width, CODES)
+        init_beit(self)
+        rescale(self.vit.blocks, first=1)
+        rescale(self.neck, first=config.early_block + 2)
+        self.tokenizer = VQKDTokenizer(config.weights, config.tokenizer, config.target_view.size)
+
+    @property
+    def encoder(self) -> ViT:
+        return self.vit
+
+    def inputs(self) -> InputSpec:
+        return InputSpec(views=(self.config.view, self.config.target_view), mask=self.config.mask)
+
+    def forward(self, batch: Batch, progress: Progress) -> StepOutput:
+        images, targets = (batch.views[spec.name][0] for spec in self.inputs().views)
+        last = len(self.vit.blocks) - 1
+        early, final = self.vit.outputs(
+            images, (self.config.early_block, last), hidden=batch.mask.hidden, mask_token=self.mask_token
+        )
+        through_class = torch.cat([final[:, :1], early[:, 1:]], dim=1)
+        bias = None if self.vit.relative_bias is None else self.vit.relative_bias()
+        for block in self.neck:
+            through_class = block(through_class, bias)
+        places = hidden_places(batch.mask)
+        words = self.tokenizer.words(targets).gather(1, places)
+        losses = [word_loss(self.head, rows(self.vit.norm(x)[:, 1:], places), words) for x in (final, through_class)]
+        metrics = {"loss_final": losses[0].detach(), "loss_through_class": losses[1].detach()}
+        return StepOutput(loss=sum(losses), metrics=metrics, embedding=final[:, 1:].mean(1).detach())

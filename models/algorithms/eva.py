@@ -1,0 +1,74 @@
+"""EVA's objective on MAE's architecture: CLIP's features of hidden patches (Fang et al., arXiv 2211.07636)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch.nn.functional as F
+
+from ...pipelines.recipes import view
+from ...pipelines.spec import Batch, ViewSpec
+from ..algorithm import Algorithm, Progress, StepOutput
+from ..decoders import MAEDecoder
+from ..smoke import PATCH, SIZE, tiny_backbone, tiny_view
+from ..targets.clip import CLIPShape, CLIPVision
+from ..targets.frozen import RANDOM, Weights
+from .mae import MAE
+
+
+def check_same_grid(config: Algorithm.Config) -> None:
+    """Raises `ValueError` where the encoder's patches are not those of CLIP's tower."""
+    if (config.view.size, config.backbone.patch_size) != (config.clip.size, config.clip.patch_size):
+        raise ValueError(
+            f"view: {config.view.size} px in patches of {config.backbone.patch_size}, but CLIP's tower sees "
+            f"{config.clip.size} px in patches of {config.clip.patch_size}"
+        )
+
+
+def tiny(config: MAE.Config) -> MAE.Config:
+    """`Config.smoke` of methods with CLIP's tower."""
+    return replace(
+        config,
+        view=tiny_view(config.view),
+        backbone=tiny_backbone(config.backbone),
+        decoder=MAEDecoder.Config(width=16, depth=1, heads=2),
+        clip=CLIPShape(SIZE, PATCH, width=32, depth=2, heads=2, features=24),
+        weights=Weights(RANDOM),
+    )
+
+
+class EVA(MAE):
+    """`MAE` that predicts what CLIP's vision tower sees in the hidden patches, instead of their pixels.
+
+    Loss: 2 - 2 cos(prediction, feature), averaged over hidden patches. The tower is given the images as the encoder is.
+    """
+
+    @dataclass(frozen=True)
+    class Config(MAE.Config):
+        name: Literal["eva"] = "eva"
+        view: ViewSpec = view("eva")
+        clip: CLIPShape = CLIPShape()
+        weights: Weights = Weights()  # of CLIP's vision tower
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            check_same_grid(self)
+
+        def smoke(self) -> EVA.Config:
+            return tiny(self)
+
+    def __init__(self, config: Config = Config()) -> None:
+        super().__init__(config)
+        self.decoder = MAEDecoder(config.decoder, self.vit.features, self.vit.grid, config.clip.features)
+        self.clip = CLIPVision(config.weights, config.clip)
+
+    def forward(self, batch: Batch, progress: Progress) -> StepOutput:
+        images = batch.views[self.config.view.name][0]
+        prediction, embedding = self.predict(images, batch.mask)
+        features, _ = self.clip(images)
+        distance = 2 - 2 * F.cosine_similarity(prediction.float(), features[:, 1:], dim=-1, eps=1e-12)
+        loss = (distance * batch.mask.hidden).sum() / batch.mask.hidden.sum()
+        return StepOutput(loss=loss, embedding=embedding.detach())
+
+    reconstruct = None  # features are no pictures
