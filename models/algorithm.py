@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from ..errors import UserError
 from ..pipelines.spec import Batch, InputSpec, ViewSpec
 
 # (module, view) -> (N, ...) on the CPU: what the module gives, in inference mode, for `view` of every training sample
@@ -47,9 +48,16 @@ class Algorithm(nn.Module):
     them with `models.distributed.gather_with_gradient`.
     """
 
+    local_batch_norm = False  # True: batch normalisation per process, where the method counts on it (MoCo's shuffling)
+
     @dataclass(frozen=True)
     class Config:
         name: str
+
+        def smoke(self) -> Algorithm.Config:
+            """This configuration with small views, a tiny backbone and narrow heads: a step of 8 images takes a CPU
+            about 0.1 s. What kind of parts there are stays as it is."""
+            raise UserError(f"algorithm.name: {self.name} has no tiny configuration for --smoke (Config.smoke)")
 
     def inputs(self) -> InputSpec:
         """The views and the mask this algorithm needs."""
@@ -71,6 +79,11 @@ class Algorithm(nn.Module):
 
     def after_step(self, progress: Progress) -> None:
         """Called after each optimizer step: momentum teachers, queues, centroids."""
+
+    @property
+    def pictures(self) -> str | None:
+        """What ``reconstruct(images (B, 3, S, S), mask) -> (B, 3, S, S)`` shows, in a sentence; None without it."""
+        return None
 
     @property
     def encoder(self) -> nn.Module:

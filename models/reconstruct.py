@@ -6,6 +6,8 @@ import torch
 
 from ..kernels.patch_loss.reference import patchify
 
+UP_TO_CONTRAST = "The network predicts patterns; each hidden patch's mean and contrast are taken from the input."
+
 
 def unpatchify(patches: torch.Tensor, patch_size: int, grid: tuple[int, int]) -> torch.Tensor:
     """(B, L, p*p*C) -> (B, C, H, W): the inverse of `patchify`."""

@@ -13,7 +13,8 @@ matplotlib.use("Agg")  # no display is needed, and none is opened
 import matplotlib.pyplot as plt
 from matplotlib.patches import Rectangle
 
-from ..models.algorithms.mae import MAE
+from ..errors import UserError
+from ..models.algorithm import Algorithm
 from ..pipelines.spec import ByteSource, InputSpec
 from ..train.embed import evaluation_view
 from .samples import Sample, crop_color, first_batch, hide, to_pixels
@@ -67,22 +68,28 @@ def plot_samples(samples: Sequence[Sample], path: Path, title: str) -> None:
     plt.close(figure)
 
 
-def plot_reconstruction(algorithm: MAE, source: ByteSource, path: Path, *, samples: int = 6, seed: int = 0) -> None:
-    """One column a sample: input, what the encoder sees, visible patches completed by predictions."""
-    mask, view = algorithm.config.mask, evaluation_view(algorithm.config.view)
+def plot_reconstruction(
+    algorithm: Algorithm, source: ByteSource, path: Path, *, samples: int = 6, seed: int = 0
+) -> None:
+    """One column a sample: input, hidden patches, what is predicted for them, and how far off it is.
+
+    Raises `UserError` for an algorithm that predicts no pictures.
+    """
+    if algorithm.pictures is None:
+        raise UserError(f"{algorithm.config.name}: predicts no pictures, so there is nothing to reconstruct")
+    (training,), mask = algorithm.inputs().views, algorithm.inputs().mask
+    view = evaluation_view(training)
     batch = first_batch(source, InputSpec((view,), mask), samples, seed=seed)
-    images = batch.views[view.name][0]
-    restored = algorithm.eval().reconstruct(images, batch.mask)
-    pixels = to_pixels(images, view)
+    images, hidden = batch.views[view.name][0], batch.mask.hidden.expand(len(batch.ids), -1)
+    pixels, restored = to_pixels(images, view), to_pixels(algorithm.eval().reconstruct(images, batch.mask), view)
+    error = (restored.float() - pixels.float()).abs().mean(-1, keepdim=True).expand_as(pixels)
     rows = [
         ("input", pixels),
-        ("masked input", hide(pixels, batch.mask.hidden, mask)),
-        ("reconstruction", to_pixels(restored, view)),
+        ("masked input", hide(pixels, hidden, mask)),
+        ("reconstruction", restored),
+        ("difference, darker is more", (255 - 2 * error).clamp(min=0).to(torch.uint8)),
     ]
-    note = "Hidden patches are predicted, visible ones pasted from the input."
-    if algorithm.config.normalize_pixels:
-        note += "\nThe network predicts patterns; each hidden patch's mean and contrast are taken from the input."
-    _sheet(rows, path, note)
+    _sheet(rows, path, f"Hidden patches are predicted, visible ones pasted from the input.\n{algorithm.pictures}")
 
 
 def _wrap(*lines: str) -> str:

@@ -71,4 +71,6 @@ class EVA(MAE):
         loss = (distance * batch.mask.hidden).sum() / batch.mask.hidden.sum()
         return StepOutput(loss=loss, embedding=embedding.detach())
 
-    reconstruct = None  # features are no pictures
+    @property
+    def pictures(self) -> None:
+        return None  # what is predicted are features

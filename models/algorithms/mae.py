@@ -12,7 +12,7 @@ from ...pipelines.spec import Batch, InputSpec, Mask, RandomMask, ViewSpec
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones.vit import ViT
 from ..decoders import MAEDecoder
-from ..reconstruct import fill_hidden
+from ..reconstruct import UP_TO_CONTRAST, fill_hidden
 from ..smoke import tiny_backbone, tiny_view
 
 
@@ -85,6 +85,10 @@ class MAE(Algorithm):
             normalize=self.config.normalize_pixels,
         )
         return StepOutput(loss=loss, embedding=embedding.detach())
+
+    @property
+    def pictures(self) -> str | None:
+        return UP_TO_CONTRAST if self.config.normalize_pixels else "Hidden patches are predicted."
 
     @torch.no_grad()
     def reconstruct(self, images: torch.Tensor, mask: Mask) -> torch.Tensor:

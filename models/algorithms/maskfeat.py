@@ -79,6 +79,10 @@ class MaskFeat(Algorithm):
         error = (prediction.float() - hog(images)).square().mean(-1)
         return StepOutput(loss=(error * hidden).sum() / hidden.sum(), embedding=tokens.mean(1).detach())
 
+    @property
+    def pictures(self) -> str:
+        return "Strokes in hidden patches lie along the edges whose gradients are predicted."
+
     @torch.no_grad()
     def reconstruct(self, images: torch.Tensor, mask: Mask) -> torch.Tensor:
         """(B, 3, S, S): hidden patches as strokes along the predicted gradients' edges, the rest as given."""

@@ -65,7 +65,9 @@ class MILAN(MAE):
         loss = (2 - 2 * F.cosine_similarity(prediction.float(), features, dim=-1, eps=1e-12)).mean()
         return StepOutput(loss=loss, embedding=embedding.detach())
 
-    reconstruct = None  # features are no pictures
+    @property
+    def pictures(self) -> None:
+        return None  # what is predicted are features
 
 
 class PromptingDecoder(nn.Module):

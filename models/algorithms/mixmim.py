@@ -13,7 +13,7 @@ from ...pipelines.spec import Batch, InputSpec, Mask, SharedMask, ViewSpec
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones.mixmim import MixMIMTransformer
 from ..decoders import MAEDecoder, MixMIMDecoder
-from ..reconstruct import fill_hidden
+from ..reconstruct import UP_TO_CONTRAST, fill_hidden
 from ..smoke import tiny_backbone, tiny_view
 
 STRIDE = 32  # pixels of a cell of the mask, which is a token of the last stage
@@ -86,6 +86,10 @@ class MixMIM(Algorithm):
         loss = patch_loss(images, prediction, everything, patch_size=STRIDE)
         own = (~hidden)[:, :, None].to(tokens.dtype)
         return StepOutput(loss=loss, embedding=((tokens * own).sum(1) / own.sum(1)).detach())
+
+    @property
+    def pictures(self) -> str:
+        return UP_TO_CONTRAST
 
     @torch.no_grad()
     def reconstruct(self, images: torch.Tensor, mask: Mask) -> torch.Tensor:

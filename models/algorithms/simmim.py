@@ -109,6 +109,10 @@ class SimMIM(Algorithm):
         )
         return StepOutput(loss=loss, embedding=tokens.mean(1).detach())
 
+    @property
+    def pictures(self) -> str:
+        return "Hidden patches are predicted."
+
     @torch.no_grad()
     def reconstruct(self, images: torch.Tensor, mask: Mask) -> torch.Tensor:
         """(B, 3, S, S): hidden cells as predicted, the rest as given."""
