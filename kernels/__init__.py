@@ -1,21 +1,25 @@
 """Operators with interchangeable implementations; one folder each, and the folder's name is the operator's.
 
-    augment/          crops and drawn parameters -> finished views
-    patch_loss/       masked, per-patch normalised pixel regression
     registry.py       Operator, Implementation: which implementation runs, and why
-    recompute.py      the reference's backward for an implementation without one
+    compiled.py       torch.compile as an implementation    recompute.py   the reference's backward for one without
     check.py          holds any implementation, ours or a user's, to the reference
-    commands.py       `headrace kernels [list | check]`
+    bench.py          how fast it is, beside the others and the hardware's limits
+    tiles.py          tile sizes per GPU                     tune.py        finds them
+    records.py        last check and benchmark of each, on this machine
+    overview.py       what would run on a device             names.py       dotted paths, and misspelt names
+    commands.py       `headrace kernels [list | check | bench | tune]`
     aot.py            compiles every Triton kernel without a GPU: `python -m headrace.kernels.aot`
 
 In an operator's folder `__init__.py` has the public function, formula and shapes, `reference.py` the definition in
-plain PyTorch, `triton_impl.py` the kernels, `cases.py` the arguments everything is held to, `resources.json` what the
-compiled kernels may use. Triton is imported when an implementation of it is first chosen, never by this package.
+plain PyTorch, `triton_impl.py` the kernels, `cases.py` the arguments everything is held to, `workloads.py` the sizes of
+real training runs and what others offer, `resources.json` what the compiled kernels may use. Triton is imported when an
+implementation of it is first chosen, never by this package.
 
 To use a kernel of one's own: `use("patch_loss", my_function)`, or `kernels: {patch_loss: my_pkg.my_function}` in a
-recipe; then `headrace kernels check patch_loss my_pkg.my_function`.
+recipe; then `headrace kernels check patch_loss my_pkg.my_function`. docs/kernels.md shows it step by step.
 """
 
-from .registry import configure, operator, operator_names, report, use
+from .overview import report
+from .registry import configure, operator, operator_names, use
 
 __all__ = ["configure", "operator", "operator_names", "report", "use"]

@@ -1,4 +1,4 @@
-"""Compiles every Triton kernel for GPUs that need not be present: `python -m headrace.kernels.aot [--target sm_90]`.
+"""Compiles every Triton kernel for GPUs that need not be present: `python -m headrace.kernels.aot [op ...]`.
 
 A build fails when it does not compile, wants more shared memory than the GPU has, or uses more of the GPU than the
 figures kept in its operator's `resources.json`: any more stack (which is what spilling registers looks like), or more
@@ -46,7 +46,7 @@ TARGETS = {
         Target("hip", "gfx942", 64, 64 * KIB),
     )
 }
-GATE = ("sm_80", "sm_90", "gfx942")  # the targets with recorded figures
+GATE = tuple(TARGETS)  # each has figures on record for every build
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,8 @@ class Build:
     """One kernel as it is launched: what `triton_impl.builds()` yields.
 
     `types` are Triton's names ("*bf16", "fp32") of the arguments that are no plain i32; `constants` the constexprs and
-    the integers that a launch finds to be 1; `aligned` the arguments divisible by 16, as a launch finds them.
+    the integers that a launch finds to be 1; `aligned` the arguments divisible by 16, as a launch finds them. A kernel
+    with tiles of its own for some GPU yields one build per target, under one name.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Build:
     aligned: tuple[str, ...] = ()
     warps: int = 4
     stages: int = 1
+    targets: tuple[str, ...] = GATE
 
 
 class Figures(NamedTuple):
@@ -131,6 +133,7 @@ def faults(figures: Figures, recorded: Sequence[int] | None, target: Target) -> 
 def main(argv: Sequence[str]) -> int:
     """Compile, compare, print a table. Returns 0, 1 when a build fails, 2 when the request makes no sense."""
     parser = argparse.ArgumentParser(prog="python -m headrace.kernels.aot", description=__doc__.splitlines()[0])
+    parser.add_argument("op", nargs="*", help="operators; all of them when left out")
     parser.add_argument("--target", action="append", choices=sorted(TARGETS), help="default: all on record")
     parser.add_argument("--record", action="store_true", help="write the figures to each resources.json")
     args = parser.parse_args(argv)
@@ -142,9 +145,12 @@ def main(argv: Sequence[str]) -> int:
     rows, failed = [], 0
     for source in sorted(Path(__file__).parent.glob("*/triton_impl.py")):
         op, record = source.parent.name, source.parent / "resources.json"
-        recorded = json.loads(record.read_text()) if record.exists() else {}
+        if args.op and op not in args.op:
+            continue
+        anew = args.record and not args.target
+        recorded = json.loads(record.read_text()) if record.exists() and not anew else {}
         for build in importlib.import_module(f".{op}.triton_impl", __package__).builds():
-            for name in args.target or GATE:
+            for name in (name for name in args.target or GATE if name in build.targets):
                 try:
                     figures = compile_build(build, TARGETS[name])
                 except UserError as error:

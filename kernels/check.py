@@ -2,7 +2,7 @@
 
 For every case of the operator: values and gradients against the reference in float64, with an error of at most twice
 what the reference itself makes at the case's precision plus a tiny constant; strided inputs, which must give the right
-answer or be refused; inputs left as they were; outputs written completely; the same bits twice.
+answer or be refused; inputs left as they were; outputs written completely; the same bits twice; a batch of none.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from .registry import Choice, Operator, operator, resolve
+from .records import Parity
+from .registry import Choice, Implementation, Operator, operator, resolve
 
 TINY = 1e-6  # relative; a few units in the last place of float32, for cases where the reference happens to be exact
 
@@ -55,37 +56,46 @@ def check(op: str, implementation: Choice, device: str = "cpu") -> list[Result]:
     results = []
     for case in spec.cases:
         args, kwargs = case.arguments()
-        args = tuple(_copy(arg, device) for arg in args)
+        args = tuple(arg if arg is None else _copy(arg, device) for arg in args)
         if reason := chosen.supports(*spec.shape_class(*args, **kwargs)):
             results.append(Result(op, chosen.name, case.id, "supported", None, note=reason))
         else:
-            found = _check_case(spec, implementation, args, kwargs)
+            found = _check_case(spec, chosen, args, kwargs)
             results += [Result(op, chosen.name, case.id, *outcome) for outcome in found]
     return results
 
 
-def _check_case(op: Operator, implementation: Choice, args: tuple, kwargs: dict[str, Any]) -> Iterator[tuple]:
+def parity(results: Sequence[Result]) -> Parity | None:
+    """The outcome of `check` as it is recorded; None when no case was supported."""
+    judged = [result for result in results if result.passed is not None]
+    failed = [f"{result.case}: {result.check} {result.note}".strip() for result in judged if not result.passed]
+    more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
+    return Parity(sum(result.passed for result in judged), failed[0] + more if failed else "") if judged else None
+
+
+def _check_case(op: Operator, chosen: Implementation, args: tuple, kwargs: dict[str, Any]) -> Iterator[tuple]:
     """Yields (check, passed, error, limit, note). Every run sees its own copy of the arguments."""
+    loaded = chosen.load()
 
     def copies(args: tuple) -> tuple:
-        return tuple(_copy(arg, arg.device) for arg in args)
+        return tuple(arg if arg is None else _copy(arg, arg.device) for arg in args)
 
     def run(function: Callable, args: tuple) -> dict[str, Tensor]:
-        return _values_and_gradients(op, lambda *tensors: function(*tensors, **kwargs), args)
+        return values_and_gradients(op, lambda *tensors: function(*tensors, **kwargs), args)
 
     def candidate(*tensors: Tensor, **options: Any) -> Any:
-        return op(*tensors, impl=implementation, **options)
+        return op.run(chosen.name, loaded, tensors, options)
 
     def judge(check: str, results: dict[str, Tensor]) -> tuple:
         """The worst of several results, as one outcome."""
-        errors = {name: _error(results[name], exact[name]) for name in exact}
+        errors = {name: relative_error(results[name], exact[name]) for name in exact}
         worst = max(errors, key=lambda name: errors[name] / limits[name])
         passed = errors[worst] <= limits[worst]
         return check, passed, errors[worst], limits[worst], "" if passed else f"the {worst} is off"
 
-    exact = run(op.reference, tuple(arg.double() if arg.is_floating_point() else arg for arg in args))
+    exact = run(op.reference, doubled(args))
     plain = run(op.reference, args)
-    limits = {name: 2 * _error(plain[name], exact[name]) + TINY for name in exact}
+    limits = {name: 2 * relative_error(plain[name], exact[name]) + TINY for name in exact}
 
     used = copies(args)
     try:
@@ -98,7 +108,7 @@ def _check_case(op: Operator, implementation: Choice, args: tuple, kwargs: dict[
     for name, value in first.items():
         misfit = f"{value.dtype} {tuple(value.shape)}, must be {plain[name].dtype} {tuple(plain[name].shape)}"
         fits = (value.dtype, value.shape) == (plain[name].dtype, plain[name].shape)
-        error = _error(value, exact[name]) if fits else math.inf
+        error = relative_error(value, exact[name]) if fits else math.inf
         yield name, error <= limits[name], error, limits[name], "" if fits else misfit
         if not fits:
             return
@@ -106,24 +116,50 @@ def _check_case(op: Operator, implementation: Choice, args: tuple, kwargs: dict[
     again = run(candidate, copies(args))
     different = [name for name in first if not _same_bits(again[name], first[name])]
     yield "repeatable", not different, math.nan, math.nan, f"{', '.join(different)} differ" if different else ""
-    with _poisoned_memory():
+    with poisoned_memory():
         yield judge("outputs written", run(candidate, copies(args)))
     for position, name in enumerate(_names(op)[: len(args)]):
-        if args[position].dim():
+        if args[position] is not None and args[position].dim():
             strided = (*args[:position], _every_other(args[position]), *args[position + 1 :])
             try:
                 yield judge(f"strided {name}", run(candidate, copies(strided)))
             except (UserError, ValueError) as error:
                 yield f"strided {name}", True, math.nan, math.nan, f"refused: {error}"
+    if op.batched:
+        yield ("empty batch", *_judge_empty(op, run, candidate, args))
+
+
+def _judge_empty(op: Operator, run: Callable, candidate: Callable, args: tuple) -> tuple:
+    """A batch of none may be refused; whoever answers must answer like the reference, even if that is NaN."""
+    empty = tuple(
+        arg[:0] if name in op.batched and arg is not None else arg for name, arg in zip(_names(op), args, strict=False)
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's remarks on means of nothing
+        expected = run(op.reference, empty)
+        try:
+            found = run(candidate, empty)
+        except (UserError, ValueError) as error:
+            return True, math.nan, math.nan, f"refused: {error}"
+        except Exception as error:
+            return False, math.nan, math.nan, f"{type(error).__name__}: {error}"
+    wrong = [
+        name
+        for name, value in expected.items()
+        if found[name].shape != value.shape or not torch.allclose(found[name], value, equal_nan=True)
+    ]
+    return not wrong, math.nan, math.nan, f"{', '.join(wrong)} unlike the reference's" if wrong else ""
 
 
 def _names(op: Operator) -> list[str]:
     return list(inspect.signature(op.reference).parameters)
 
 
-def _values_and_gradients(op: Operator, function: Callable, args: tuple) -> dict[str, Tensor]:
+def values_and_gradients(op: Operator, function: Callable, args: tuple) -> dict[str, Tensor]:
     """Outputs and gradients by name, for a fixed, uneven gradient of each output."""
-    args = tuple(arg.detach().requires_grad_(i in op.gradient_positions) for i, arg in enumerate(args))
+    args = tuple(
+        arg if arg is None else arg.detach().requires_grad_(i in op.gradient_positions) for i, arg in enumerate(args)
+    )
     result = function(*args)
     outputs = result if isinstance(result, tuple) else (result,)
     found = {f"value {i}" if i else "value": output.detach() for i, output in enumerate(outputs)}
@@ -137,7 +173,12 @@ def _values_and_gradients(op: Operator, function: Callable, args: tuple) -> dict
     return found
 
 
-def _error(value: Tensor, exact: Tensor) -> float:
+def doubled(args: tuple) -> tuple:
+    """The arguments in float64, as far as they are floating point."""
+    return tuple(arg.double() if arg is not None and arg.is_floating_point() else arg for arg in args)
+
+
+def relative_error(value: Tensor, exact: Tensor) -> float:
     """Norm of the difference relative to the norm of the exact value; infinite where the value is not finite."""
     error = (value.double() - exact.double()).norm() / exact.double().norm().clamp(min=1e-30)
     return float(error.nan_to_num(math.inf, math.inf))
@@ -154,12 +195,14 @@ def _every_other(tensor: Tensor) -> Tensor:
     return wide[..., ::2]
 
 
-def _same_bits(a: Tensor, b: Tensor) -> bool:
+def _same_bits(a: Tensor | None, b: Tensor | None) -> bool:
+    if a is None or b is None:
+        return a is b
     return torch.equal(*(tensor.reshape(-1).view(torch.uint8) for tensor in (a, b)))
 
 
 @contextmanager
-def _poisoned_memory() -> Iterator[None]:
+def poisoned_memory() -> Iterator[None]:
     """New, unwritten tensors are full of NaN (integers: of their largest value) inside the block."""
     enabled = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     filled = torch.utils.deterministic.fill_uninitialized_memory

@@ -1,4 +1,4 @@
-"""`headrace kernels`: which implementation runs and why; whether an implementation is right."""
+"""`headrace kernels`: which implementation runs and why; whether an implementation is right, and how fast."""
 
 from __future__ import annotations
 
@@ -12,22 +12,31 @@ from collections.abc import Sequence
 import torch
 
 from ..errors import UserError
-from . import registry
-from .check import Result, check
+from . import bench, records, registry, tiles
+from .check import Result, check, parity
+from .overview import report
+from .tune import tune
 
 
 def main(argv: Sequence[str]) -> int:
     """Run `headrace kernels <argv>`. Returns 0, 1 when a check failed, 2 when the request makes no sense."""
     parser = argparse.ArgumentParser(prog="headrace kernels", description=__doc__)
     parser.set_defaults(run=_list)
-    commands = parser.add_subparsers(metavar="list | check")
+    commands = parser.add_subparsers(metavar="list | check | bench | tune")
     lister = commands.add_parser("list", help="what each operator runs on a device, and why (the default)")
     checker = commands.add_parser("check", help="compare implementations with the reference")
     checker.set_defaults(run=_check)
     checker.add_argument("op", nargs="?", help="operator; all of them when left out")
     checker.add_argument("impl", nargs="?", help="built-in name or pkg.mod:fn; what would run here when left out")
     checker.add_argument("--all", action="store_true", help="every built-in implementation")
-    for command in (parser, lister, checker):
+    timer = commands.add_parser("bench", help="time implementations beside reference, compiled and what others offer")
+    timer.set_defaults(run=_bench)
+    timer.add_argument("op", help="operator")
+    timer.add_argument("impl", nargs="*", help="built-in name or pkg.mod:fn; everything built-in when left out")
+    tuner = commands.add_parser("tune", help="find the fastest tiles of an operator's Triton kernels on this GPU")
+    tuner.set_defaults(run=_tune)
+    tuner.add_argument("op", help="operator")
+    for command in (parser, lister, checker, timer, tuner):
         default = ("cuda" if torch.cuda.is_available() else "cpu") if command is parser else argparse.SUPPRESS
         command.add_argument("--device", choices=("cpu", "cuda"), default=default)
     args = parser.parse_args(argv)
@@ -49,17 +58,26 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _list(args: argparse.Namespace) -> int:
     rows = []
-    for row in registry.report(args.device):
+    for row in report(args.device):
+        op = registry.operator(row.op)
+        about = registry.subject(op, row.implementation, args.device)
         others = "; ".join(f"{name}: {reason}" for name, reason in row.others.items())
-        rows.append((row.op, registry.operator(row.op).doc, row.chosen, row.why, others))
-    print(table(("operator", "computes", f"on {args.device}", "why", "others"), rows))
+        rows.append((row.op, op.doc, row.chosen, row.why, _parity(about), records.benchmark(about), others))
+    print(table(("operator", "computes", f"on {args.device}", "why", "parity", "last benchmark", "others"), rows))
     return 0
+
+
+def _parity(about: records.Subject | None) -> str:
+    outcome = records.parity(about)
+    if outcome is None:
+        return "not checked here"
+    return f"failed: {outcome.failed}" if outcome.failed else f"passed {outcome.passed} checks"
 
 
 def _check(args: argparse.Namespace) -> int:
     if args.impl and args.all:
         raise UserError("check: --all stands for every implementation; name one or give --all")
-    chosen = {} if args.impl or args.all else {row.op: row.chosen for row in registry.report(args.device)}
+    chosen = {} if args.impl or args.all else {row.op: row.chosen for row in report(args.device)}
     results: list[Result] = []
     for name in [args.op] if args.op else registry.operator_names():
         built_in = [implementation.name for implementation in registry.operator(name).implementations]
@@ -68,12 +86,59 @@ def _check(args: argparse.Namespace) -> int:
             if args.impl and all(result.passed is None for result in found):
                 raise UserError(f"check: {name}={args.impl} supports no case on {args.device}: {found[0].note}")
             results += found
+            _record(name, implementation, args.device, found)
     header = ("operator", "implementation", "case", "passed", "worst error", "of limit", "failed")
     cases = [list(group) for _, group in itertools.groupby(results, key=lambda result: result[:3])]
     print(table(header, [_row(case) for case in cases]))
-    failed = sum(result.passed is False for result in results)
-    print(f"{len(results)} checks of {len(cases)} cases on {args.device}, {failed} failed")
+    for name, implementation in sorted({(result.op, result.implementation) for result in results}):
+        if implementation in registry.forward_only(name):
+            print(f"{implementation} has no backward of its own: the gradients are the reference's, recomputed")
+    judged = [result.passed for result in results if result.passed is not None]
+    failed = judged.count(False)
+    print(f"{len(judged)} checks of {len(cases)} cases on {args.device}, {failed} failed")
     return 1 if failed else 0
+
+
+def _record(op: str, implementation: str, device: str, found: list[Result]) -> None:
+    spec = registry.operator(op)
+    about, outcome = registry.subject(spec, registry.resolve(spec, implementation), device), parity(found)
+    if about and outcome:
+        records.record_parity(about, outcome)
+
+
+def _bench(args: argparse.Namespace) -> int:
+    op = registry.operator(args.op)
+    implementations = bench.contenders(op, args.impl, args.device)
+    limits = bench.ceilings(args.device)
+    print(
+        f"{records.device_name(args.device)}: copies {limits.bytes_per_second / 1e9:.0f} GB/s, "
+        f"multiplies matrices at {limits.flops_per_second / 1e12:.2f} TFLOP/s"
+    )
+    rows: list[bench.Row] = []
+    for case in bench.workloads(op, args.device):
+        rows += bench.bench(op, case, implementations, args.device)
+    print(table(bench.HEADER, [bench.cells(row, rows) for row in rows]))
+    for name in sorted(registry.forward_only(op.name)):
+        print(f"{name} has no backward of its own: forward+backward has the reference's, recomputed")
+    said = bench.summary(rows)
+    for implementation in implementations:
+        about = registry.subject(op, implementation, args.device)
+        if about and implementation.name in said:
+            records.record_benchmark(about, said[implementation.name])
+    return 1 if any(row.us_p50 is None and row.impl in args.impl for row in rows) else 0
+
+
+def _tune(args: argparse.Namespace) -> int:
+    op = registry.operator(args.op)
+    if args.device == "cpu":
+        raise UserError("tune: tiles are for GPUs; a CPU runs Triton's interpreter, whose time says nothing")
+    rows = []
+    for trial in tune(op, args.device):
+        tile = " ".join(f"{name}={value}" for name, value in trial.tile.items())
+        rows.append((trial.key, tile, f"{trial.us:.1f}" if trial.us else "", trial.note))
+    print(table(("kernel", "tile", "us of a forward and backward", "note"), rows))
+    print(f"what beats the present tile is kept in {tiles.overlay_path(torch.cuda.current_device())}")
+    return 0
 
 
 def _row(case: list[Result]) -> tuple[str, ...]:
@@ -82,5 +147,7 @@ def _row(case: list[Result]) -> tuple[str, ...]:
         return (*case[0][:3], "not supported", "", "", case[0].note)
     worst = max(case, key=lambda result: -1.0 if math.isnan(result.error) else result.error / result.limit)
     figures = ("", "") if math.isnan(worst.error) else (f"{worst.error:.1e}", f"{worst.limit:.1e}")
-    failed = "; ".join(f"{result.check} {result.note}".strip() for result in case if not result.passed)
+    first, *more = [result for result in case if not result.passed] or [None]
+    failed = f"{first.check}: {first.note}" if first and first.note else first.check if first else ""
+    failed += f"; also {', '.join(result.check for result in more)}" if more else ""
     return (*case[0][:3], f"{sum(result.passed for result in case)} of {len(case)}", *figures, failed)

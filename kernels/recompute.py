@@ -22,24 +22,33 @@ def with_gradient_of(reference: Callable, result: Any, args: tuple[Tensor, ...],
 class _Recompute(torch.autograd.Function):
     @staticmethod
     def forward(ctx, reference, kwargs, count, *outputs_and_args):
-        ctx.reference, ctx.kwargs = reference, kwargs
-        ctx.save_for_backward(*outputs_and_args[count:])
-        return tuple(output.view_as(output) for output in outputs_and_args[:count])
+        ctx.reference, ctx.kwargs, ctx.count = reference, kwargs, count
+        outputs, args = outputs_and_args[:count], outputs_and_args[count:]
+        # An argument may be absent: None stays outside of what is saved.
+        ctx.present = tuple(i for i, arg in enumerate(args) if arg is not None)
+        ctx.arguments = len(args)
+        ctx.save_for_backward(*(args[i] for i in ctx.present))
+        return tuple(output.view_as(output) for output in outputs)
 
     @staticmethod
     def backward(ctx, *grad_outputs):
-        wanted = ctx.needs_input_grad[-len(ctx.saved_tensors) :]
-        args = [arg.detach().requires_grad_(want) for arg, want in zip(ctx.saved_tensors, wanted, strict=True)]
-        with torch.enable_grad():
-            result = ctx.reference(*args, **ctx.kwargs)
-        outputs = result if isinstance(result, tuple) else (result,)
-        differentiable = [i for i, output in enumerate(outputs) if output.requires_grad]
-        grads = iter(
-            torch.autograd.grad(
-                [outputs[i] for i in differentiable],
-                [arg for arg in args if arg.requires_grad],
-                [grad_outputs[i] for i in differentiable],
-                allow_unused=True,
-            )
-        )
-        return (None,) * (3 + len(outputs)) + tuple(next(grads) if want else None for want in wanted)
+        args: list[Tensor | None] = [None] * ctx.arguments
+        for i, arg in zip(ctx.present, ctx.saved_tensors, strict=True):
+            args[i] = arg
+        wanted = [i for i in ctx.present if ctx.needs_input_grad[3 + ctx.count + i]]
+
+        def floating_outputs(*leaves: Tensor) -> tuple[Tensor, ...]:
+            inputs = list(args)
+            for i, leaf in zip(wanted, leaves, strict=True):
+                inputs[i] = leaf
+            result = ctx.reference(*inputs, **ctx.kwargs)
+            outputs = result if isinstance(result, tuple) else (result,)
+            return tuple(output for output in outputs if output.is_floating_point())
+
+        # `torch.func.vjp` and not `autograd.grad`: torch.compile traces the one inside a backward and not the other.
+        _, vjp = torch.func.vjp(floating_outputs, *(args[i] for i in wanted))
+        grads = vjp(tuple(grad for grad in grad_outputs if grad.is_floating_point()))
+        found: list[Tensor | None] = [None] * ctx.arguments
+        for i, grad in zip(wanted, grads, strict=True):
+            found[i] = grad
+        return (None,) * (3 + ctx.count) + tuple(found)

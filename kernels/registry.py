@@ -6,23 +6,27 @@ the same answer. Who decides, strongest first:
 1. the ``impl=`` argument of the public function,
 2. `use`, as a call or as a context manager,
 3. `configure`, fed from the ``kernels:`` section of a recipe,
-4. the environment: ``HEADRACE_KERNELS="patch_loss=reference"`` (``all=reference`` names every operator),
-5. nobody: the first built-in implementation that supports the shape; on CPUs that is the reference.
+4. the environment: ``HEADRACE_KERNELS="patch_loss=reference"`` (``all=`` names every operator that has it),
+5. nobody: on GPUs the first built-in implementation that supports the shape and has not failed its last check on this
+   machine (`compiled` only where it has passed one); on CPUs the reference.
 
 A choice by 1-4 is kept or refused, never replaced. Each choice is made once per operator and shape class and costs a
 dict lookup from then on; choices hold for the whole process, all threads included.
+
+Under `torch.compile` the chosen implementation becomes part of the graph, so that plain PyTorch fuses with its
+surroundings; another choice leads to another graph, and coming back to an earlier one finds the graph of that time.
 """
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import inspect
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from operator import index
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,25 +34,36 @@ from typing import Any, NamedTuple
 import torch
 
 from ..errors import UserError
+from . import records
+from .compiled import compiled, without_compiler
+from .names import imported, nearest
 from .recompute import with_gradient_of
 
 log = logging.getLogger(__name__)
 
 ENVIRONMENT = "HEADRACE_KERNELS"
-Choice = str | Callable  # the name of a built-in implementation, a dotted path, or the function itself
 ShapeClass = tuple  # (device type, dtype, *sizes): what a choice may depend on; never the batch size
 
 
 class Cost(NamedTuple):
-    """The least a forward and backward can do: every input read once, every output and gradient written once."""
+    """The least a forward and backward can do: every input read once, every output and gradient written once.
+
+    The forward's share of it may be left out; benchmarks then rate the forward by its time alone.
+    """
 
     bytes: int
     flops: int
+    forward_bytes: int | None = None
+    forward_flops: int | None = None
 
 
 @dataclass(frozen=True)
 class Case:
-    """One set of arguments on the CPU, the same at every call. The first case of an operator is its typical one."""
+    """One set of arguments on the CPU, the same at every call. The first case of an operator is its typical one.
+
+    The cases in an operator's `workloads.py` have the sizes of real training runs and make their tensors on torch's
+    default device, by its global generator.
+    """
 
     id: str
     arguments: Callable[[], tuple[tuple, dict[str, Any]]]  # () -> (positional, keyword)
@@ -63,13 +78,21 @@ class Implementation:
     """One way to compute an operator, called with the arguments of its reference.
 
     `supports(device type, dtype, *sizes)` returns None or the reason why not. `differentiable=False` declares that the
-    backward is the reference's.
+    backward is the reference's. `compile=True` runs the function through `torch.compile`, separately per shape class.
     """
 
     name: str
-    function: Choice  # a path is imported when first chosen
+    function: str | Callable  # a path is imported when first chosen
     supports: Callable[..., str | None] = _always
     differentiable: bool = True
+    compile: bool = False
+
+    def load(self) -> Callable:
+        function = self.function if callable(self.function) else imported(self.function)
+        return compiled(function) if self.compile else function
+
+
+Choice = str | Callable | Implementation  # a built-in one's name or a dotted path; or the thing itself
 
 
 @dataclass(frozen=True)
@@ -87,7 +110,9 @@ class Operator:
     """An operator: tensors are its positional arguments, everything that shapes the computation is keyword-only.
 
     `shape_class(*args, **kwargs)` gives (device type, dtype, *sizes), the sizes in the order of `size_names`;
-    `cost(*args, **kwargs)` gives the `Cost`; `gradients` names the arguments that receive one.
+    `cost(*args, **kwargs)` gives the `Cost`; `gradients` names the arguments that receive one; `batched` those whose
+    first dimension is the batch, for which the checker tries a batch of none; `autocast` those that autocast casts. All
+    others keep their dtype, and inside of the implementation there is no autocast.
     """
 
     name: str
@@ -99,15 +124,20 @@ class Operator:
     cases: tuple[Case, ...]
     cost: Callable[..., Cost]
     fast: tuple[Implementation, ...] = ()  # built-in, best first
+    batched: tuple[str, ...] = ()
+    autocast: tuple[str, ...] = ()
     gradient_positions: tuple[int, ...] = field(init=False)
+    autocast_positions: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         parameters = list(inspect.signature(self.reference).parameters)
         self.gradient_positions = tuple(parameters.index(name) for name in self.gradients)
+        self.autocast_positions = tuple(parameters.index(name) for name in self.autocast)
 
     @property
     def implementations(self) -> tuple[Implementation, ...]:
-        return (*self.fast, Implementation("reference", self.reference))
+        compiled_reference = Implementation("compiled", self.reference, without_compiler, compile=True)
+        return (*self.fast, compiled_reference, Implementation("reference", self.reference))
 
     def describe(self, shape: ShapeClass) -> str:
         device, dtype, *sizes = shape
@@ -115,16 +145,32 @@ class Operator:
         return " ".join((device, str(dtype).removeprefix("torch."), *named))
 
     def __call__(self, *args: Any, impl: Choice | None = None, **kwargs: Any) -> Any:
-        """Run the chosen implementation. One without a backward of its own gets the reference's."""
+        """Run the chosen implementation."""
+        device = args[0].device.type
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+            args = tuple(
+                arg.to(dtype) if i in self.autocast_positions and arg.dtype != torch.float64 else arg
+                for i, arg in enumerate(args)
+            )
+            with torch.autocast(device, enabled=False):
+                return self._dispatch(impl, args, kwargs)
+        return self._dispatch(impl, args, kwargs)
+
+    def _dispatch(self, impl: Choice | None, args: tuple, kwargs: dict[str, Any]) -> Any:
         device, dtype, *sizes = self.shape_class(*args, **kwargs)
         # `index` makes a number of what torch.compile may hold as a symbol; each shape class is its own graph.
         shape = (device, dtype, *[index(size) for size in sizes])
         _ensure_decided(self.name, shape, impl)
         decision = _decisions[self.name, shape, impl]
-        result = decision.function(*args, **kwargs)
-        if torch.is_grad_enabled() and any(args[i].requires_grad for i in self.gradient_positions):
+        return self.run(decision.implementation.name, decision.function, args, kwargs)
+
+    def run(self, implementation: str, function: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Call a function as an implementation of this operator: without a backward it gets the reference's."""
+        result = function(*args, **kwargs)
+        if torch.is_grad_enabled() and any(args[i].requires_grad for i in self.gradient_positions if _given(args, i)):
             if not any(output.requires_grad for output in (result if isinstance(result, tuple) else (result,))):
-                _note_forward_only(self.name, decision.implementation.name)
+                _note_forward_only(self.name, implementation)
                 return with_gradient_of(self.reference, result, args, kwargs)
         return result
 
@@ -145,24 +191,28 @@ def operator(name: str) -> Operator:
     """The operator of that name. Raises `UserError` for a name that is none."""
     names = operator_names()
     if name not in names:
-        raise UserError(f"kernels: there is no operator {name!r}{_nearest(name, names)}")
+        raise UserError(f"kernels: there is no operator {name!r}{nearest(name, names)}")
     return importlib.import_module(f".{name}", __package__).OPERATOR
 
 
 def resolve(op: Operator, choice: Choice) -> Implementation:
-    """What `choice` means for `op`: a built-in implementation's name, a dotted path to a function, or a function.
+    """What `choice` means for `op`: a built-in implementation's name, a dotted path, or what such a path may lead to,
+    a function or an `Implementation`.
 
     Raises `UserError` for an unknown name or a path that leads nowhere.
     """
+    if isinstance(choice, Implementation):
+        return choice
     if callable(choice):
         return Implementation(f"{choice.__module__}:{getattr(choice, '__qualname__', type(choice).__name__)}", choice)
     built_in = {implementation.name: implementation for implementation in op.implementations}
     if choice in built_in:
         return built_in[choice]
     if "." in choice or ":" in choice:
-        return Implementation(choice, _import(choice))
-    nearest = _nearest(choice, built_in)
-    raise UserError(f"kernels: {op.name} has no implementation {choice!r}{nearest}, or give a path pkg.mod:fn")
+        found = imported(choice, lambda value: callable(value) or isinstance(value, Implementation))
+        return found if isinstance(found, Implementation) else Implementation(choice, found)
+    instead = nearest(choice, built_in)
+    raise UserError(f"kernels: {op.name} has no implementation {choice!r}{instead}, or give a path pkg.mod:fn")
 
 
 def configure(choices: Mapping[str, Choice]) -> None:
@@ -170,14 +220,14 @@ def configure(choices: Mapping[str, Choice]) -> None:
     claims = _claims(choices)
     _configured.clear()
     _configured.update(claims)
-    _decisions.clear()
+    _decide_anew()
 
 
 class use:
     """Choose an implementation from now on, or, as a context manager, until the block ends.
 
     Args:
-        op: name of an operator, or ``"all"``.
+        op: name of an operator, or ``"all"`` for every one that has an implementation of that name.
         implementation: a built-in name, a path ``pkg.mod.fn`` or ``pkg.mod:fn``, or a function with the reference's
             arguments. A function without a backward gets the reference's.
 
@@ -187,7 +237,7 @@ class use:
     def __init__(self, op: str, implementation: Choice) -> None:
         self._before = dict(_used)
         _used.update(_claims({op: implementation}))
-        _decisions.clear()
+        _decide_anew()
 
     def __enter__(self) -> None:
         pass
@@ -195,7 +245,25 @@ class use:
     def __exit__(self, *exception: object) -> None:
         _used.clear()
         _used.update(self._before)
-        _decisions.clear()
+        _decide_anew()
+
+
+def _decide_anew() -> None:
+    """Bring the decisions up to date, in place: compiled graphs are guarded by them. Where one names another function,
+    the graphs of that function are valid; where one is missing, no graph is.
+    """
+    for name, shape, impl in list(_decisions):
+        try:
+            _decisions[name, shape, impl] = decide(operator(name), shape, impl)
+        except UserError:  # to be raised where the operator is called
+            del _decisions[name, shape, impl]
+
+
+def subject(op: Operator, implementation: Implementation, device: str) -> records.Subject | None:
+    """What a check or benchmark of `implementation` on a device type ("cuda", "cpu") is recorded about."""
+    function = None if implementation in op.implementations else implementation.function
+    function = imported(function) if isinstance(function, str) else function
+    return records.subject(op.name, implementation.name, function, device)
 
 
 def decide(op: Operator, shape: ShapeClass, impl: Choice | None = None) -> Decision:
@@ -204,45 +272,58 @@ def decide(op: Operator, shape: ShapeClass, impl: Choice | None = None) -> Decis
     chosen, why = _explicit(op, impl)
     idle = "not asked for"
     if chosen is None:
-        # In the interpreter Triton runs on CPUs too, for tests; nobody should train with it by accident.
-        candidates = op.implementations if shape[0] != "cpu" else op.implementations[-1:]
-        chosen = next(implementation for implementation in candidates if reasons[implementation.name] is None)
-        why, idle = "automatic", "comes after it" if len(candidates) > 1 else "for tests alone on a CPU"
+        chosen, why = _automatic(op, shape[0], reasons), "automatic"
+        idle = "comes after it" if shape[0] != "cpu" else "only when asked for on a CPU"
     elif reason := chosen.supports(*shape):
         able = ", ".join(f"{name}: {other or 'supported'}" for name, other in reasons.items() if name != chosen.name)
         raise UserError(
             f"kernels: {op.name}={chosen.name} ({why}) cannot run {op.describe(shape)}: {reason}; instead: {able}"
         )
+    elif failed := _failed(op, chosen, shape[0]):
+        raise UserError(
+            f"kernels: {op.name}={chosen.name} ({why}) failed its last check on this machine: {failed}; mend it, then "
+            f"`headrace kernels check {op.name} {chosen.name}`"
+        )
     others = {name: reason or idle for name, reason in reasons.items() if name != chosen.name}
     if (op.name, shape, chosen.name) not in _announced:
         _announced.add((op.name, shape, chosen.name))
         log.info("%s for %s: %s (%s)", op.name, op.describe(shape), chosen.name, why)
-    function = chosen.function if callable(chosen.function) else _import(chosen.function)
-    return Decision(chosen, function, why, others)
+    return Decision(chosen, _loaded(chosen, shape), why, others)
 
 
-class ReportRow(NamedTuple):
-    op: str
-    chosen: str
-    why: str
-    others: dict[str, str]  # the implementations that do not run -> reason
+@cache
+def _loaded(implementation: Implementation, shape: ShapeClass) -> Callable:
+    """Kept when choices change, so that coming back to one compiles nothing again."""
+    return implementation.load()
 
 
-def report(device: str) -> list[ReportRow]:
-    """What each operator would run on a device type ("cuda", "cpu"), judged by its typical case.
+def _automatic(op: Operator, device: str, reasons: dict[str, str | None]) -> Implementation:
+    """The first that can and may; adds to `reasons` why those before it may not."""
+    *candidates, reference = op.implementations
+    for implementation in candidates if device != "cpu" else ():
+        if reasons[implementation.name] is not None:
+            continue
+        outcome = records.parity(subject(op, implementation, device))
+        if outcome and outcome.failed:
+            reasons[implementation.name] = f"failed its last check: {outcome.failed}"
+            log.warning("%s: %s %s", op.name, implementation.name, reasons[implementation.name])
+        elif outcome is None and implementation.compile:
+            reasons[implementation.name] = "taken by itself only once it passed a check on this machine"
+        else:
+            return implementation
+    return reference
 
-    Raises `UserError` where an explicit choice cannot be honoured there.
-    """
-    rows = []
-    for name in operator_names():
-        op = operator(name)
-        args, kwargs = op.cases[0].arguments()
-        decision = decide(op, (device, *op.shape_class(*args, **kwargs)[1:]))
-        chosen, why = decision.implementation, decision.why
-        if not chosen.differentiable or (name, chosen.name) in _forward_only:
-            why += "; no backward of its own: the reference's, recomputed"
-        rows.append(ReportRow(name, chosen.name, why, decision.others))
-    return rows
+
+def _failed(op: Operator, implementation: Implementation, device: str) -> str:
+    if implementation.name == "reference":  # the definition
+        return ""
+    outcome = records.parity(subject(op, implementation, device))
+    return outcome.failed if outcome else ""
+
+
+def forward_only(op: str) -> set[str]:
+    """The implementations of an operator that turned out to have no backward of their own."""
+    return {implementation for name, implementation in _forward_only if name == op}
 
 
 def without_triton(device: str) -> str | None:
@@ -269,6 +350,10 @@ def _note_forward_only(op: str, implementation: str) -> None:
         log.info("%s: %s has no backward of its own; the reference is recomputed for it", op, implementation)
 
 
+def _given(args: tuple, position: int) -> bool:
+    return position < len(args) and args[position] is not None
+
+
 def _explicit(op: Operator, impl: Choice | None) -> tuple[Implementation | None, str]:
     if impl is not None:
         return resolve(op, impl), "impl="
@@ -288,25 +373,13 @@ def _environment() -> dict[str, Implementation]:
 
 
 def _claims(choices: Mapping[str, Choice]) -> dict[str, Implementation]:
-    everywhere = {name: choices["all"] for name in operator_names()} if "all" in choices else {}
     named = {name: choice for name, choice in choices.items() if name != "all"}
-    return {name: resolve(operator(name), choice) for name, choice in {**everywhere, **named}.items()}
+    if "all" in choices:
+        able = [name for name in operator_names() if _has(operator(name), choices["all"])]
+        # Where nobody has it, the first says so.
+        named = {**dict.fromkeys(able or operator_names()[:1], choices["all"]), **named}
+    return {name: resolve(operator(name), choice) for name, choice in named.items()}
 
 
-def _import(path: str) -> Callable:
-    module_name, _, attribute = path.partition(":") if ":" in path else path.rpartition(".")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise UserError(f"kernels: cannot import {module_name!r} of {path!r}: {error}; is it installed?") from error
-    function = getattr(module, attribute, None)
-    if not callable(function):
-        names = [name for name, value in vars(module).items() if callable(value)]
-        raise UserError(f"kernels: {module_name!r} has no function {attribute!r}{_nearest(attribute, names)}")
-    return function
-
-
-def _nearest(name: str, names: Iterable[str]) -> str:
-    names = list(names)
-    close = difflib.get_close_matches(name, names, 1)
-    return f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(names)}"
+def _has(op: Operator, choice: Choice) -> bool:
+    return not isinstance(choice, str) or choice in {implementation.name for implementation in op.implementations}

@@ -1,4 +1,4 @@
-"""The colour half of a view in plain torch, batched: every sample with its own parameters."""
+"""The colour half of a view in plain PyTorch, batched: every sample with its own parameters. The definition."""
 
 from __future__ import annotations
 
@@ -6,8 +6,16 @@ import math
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-_LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601, to four digits as in torchvision
+from ..patch_loss.reference import patchify
+from .table import COLUMNS
+
+LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601, to four digits as in torchvision
+# Values of 128/255 and more are inverted. A hair less, so that the rounding of what came before does not decide about
+# a gray of exactly 128.
+SOLARIZE = 128 / 255 - 1e-6
+_NEUTRAL = (1.0, 1.0, 1.0, 0.0)  # brightness, contrast, saturation, hue
 
 
 def blur_taps(sigma_max: float) -> int:
@@ -15,36 +23,58 @@ def blur_taps(sigma_max: float) -> int:
     return 2 * math.ceil(3 * sigma_max) + 1
 
 
-def augment_reference(pixels, *, flip, jitter, order, gray, sigma, solarize, sigma_max, mean, std, dtype):
-    """See `kernels.augment.augment`."""
-    device = pixels.device
-    x = pixels.permute(0, 3, 1, 2).to(torch.float32) / 255
-    neutral = torch.tensor([1.0, 1.0, 1.0, 0.0])
-    for position in range(4):
+def augment(
+    pixels: Tensor,
+    table: Tensor,
+    *,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    sigma_max: float = 0.0,
+    gray_weights: str = "luma",
+    gray_first: bool = False,
+    patch_size: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Arguments and result of `headrace.kernels.augment.augment`; a float64 table is computed and answered in it."""
+    column = dict(zip(COLUMNS, table.unbind(1)))
+    x = pixels.permute(0, 3, 1, 2).to(table.dtype) / 255
+
+    def grayscale() -> None:
+        _apply(x, column["gray"] > 0, lambda part, _: _gray(part, gray_weights).expand_as(part), column["gray"])
+
+    if gray_first:
+        grayscale()
+    for position in ("first", "second", "third", "fourth"):
         for operation, function in enumerate((_brightness, _contrast, _saturation, _hue)):
-            chosen = (order[:, position] == operation) & (jitter[:, operation] != neutral[operation])
-            _apply(x, chosen, function, jitter[:, operation])
-    _apply(x, gray, lambda part, _: _luma(part).expand_as(part), sigma)
-    _apply(x, sigma > 0, lambda part, s: _blur(part, s, blur_taps(sigma_max)), sigma)
-    _apply(x, solarize, lambda part, _: torch.where(part >= 128 / 255, 1 - part, part), sigma)
-    _apply(x, flip, lambda part, _: part.flip(-1), sigma)
-    scale = torch.tensor([1 / s for s in std], device=device).view(1, 3, 1, 1)
-    offset = torch.tensor([-m / s for m, s in zip(mean, std)], device=device).view(1, 3, 1, 1)
-    return torch.addcmul(offset, x, scale).to(dtype, memory_format=torch.channels_last)
+            chosen = (column[position] == operation) & (table[:, operation] != _NEUTRAL[operation])
+            _apply(x, chosen, function, table[:, operation])
+    if not gray_first:
+        grayscale()
+    if sigma_max > 0:
+        _apply(x, column["sigma"] > 0, lambda part, s: _blur(part, s, blur_taps(sigma_max)), column["sigma"])
+    _apply(x, column["solarize"] > 0, lambda part, _: torch.where(part >= SOLARIZE, 1 - part, part), column["solarize"])
+    _apply(x, column["flip"] > 0, lambda part, _: part.flip(-1), column["flip"])
+    scale = x.new_tensor([1 / s for s in std]).view(1, 3, 1, 1)
+    offset = x.new_tensor([-m / s for m, s in zip(mean, std)]).view(1, 3, 1, 1)
+    x = torch.addcmul(offset, x, scale)
+    dtype = torch.float64 if table.dtype == torch.float64 else dtype
+    return patchify(x, patch_size).to(dtype) if patch_size else x.to(dtype, memory_format=torch.channels_last)
 
 
-def _apply(x, chosen, function, factors) -> None:
+def _apply(x: Tensor, chosen: Tensor, function, factors: Tensor) -> None:
     """x[chosen] = function(x[chosen], factors[chosen]); nothing is computed for the others."""
     rows = chosen.nonzero()[:, 0]
     if rows.numel():
-        on_device = rows.to(x.device)
         factor = factors[rows].to(x.device).view(-1, 1, 1, 1)
-        x[on_device] = function(x[on_device], factor)
+        rows = rows.to(x.device)
+        x[rows] = function(x[rows], factor)
 
 
-def _luma(x):
+def _gray(x, weights="luma"):
     red, green, blue = x.unbind(1)
-    return (_LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue)[:, None]
+    if weights == "mean":
+        return ((red + green + blue) / 3)[:, None]
+    return (LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue)[:, None]
 
 
 def _blend(x, other, factor):
@@ -56,11 +86,11 @@ def _brightness(x, factor):
 
 
 def _contrast(x, factor):
-    return _blend(x, _luma(x).mean((-3, -2, -1), keepdim=True), factor)
+    return _blend(x, _gray(x).mean((-3, -2, -1), keepdim=True), factor)
 
 
 def _saturation(x, factor):
-    return _blend(x, _luma(x), factor)
+    return _blend(x, _gray(x), factor)
 
 
 def _hue(x, shift):

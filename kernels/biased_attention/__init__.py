@@ -9,7 +9,7 @@ map are better served by window_attention and segment_attention, which leave the
 use torch's scaled_dot_product_attention.
 
 `reference.py` says it in plain PyTorch; `triton_impl.py` works in tiles, stores no matrix of scores, and its gradient
-of the bias has the same bits each time; `sdpa.py` is torch's own fused attention, with the bias as a mask.
+of the bias has the same bits each time.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torch import Tensor
 
 from ...errors import UserError
 from ..registry import Choice, Cost, Implementation, Operator, ShapeClass
-from ..window_attention import attention_in_triton
-from . import cases, reference, sdpa
+from ..window_attention import attention_cost, attention_in_triton
+from . import cases, reference
 
 
 def biased_attention(qkv: Tensor, bias: Tensor, *, scale: float | None = None, impl: Choice | None = None) -> Tensor:
@@ -61,10 +61,8 @@ def _shape_class(qkv: Tensor, bias: Tensor, **options) -> ShapeClass:
 
 
 def _cost(qkv: Tensor, bias: Tensor, **options) -> Cost:
-    """Forward: qkv in, o out, 2 products; backward: qkv and the gradient of o in, that of qkv out, 5 products."""
-    values = qkv.numel() // 3
-    small = 3 * bias.numel() * bias.element_size()
-    return Cost(bytes=11 * values * qkv.element_size() + small, flops=14 * values * qkv.shape[1])
+    once = bias.numel() * bias.element_size()
+    return attention_cost(qkv, qkv.numel() // 3 * qkv.shape[1], once, 2 * once)
 
 
 def _triton_supports(device: str, dtype: torch.dtype, tokens: int, head_dim: int) -> str | None:
@@ -84,8 +82,7 @@ OPERATOR = Operator(
     gradients=("qkv", "bias"),
     cases=cases.CASES,
     cost=_cost,
-    fast=(
-        Implementation("triton", f"{__name__}.triton_impl:biased_attention", _triton_supports),
-        Implementation("sdpa", sdpa.biased_attention),
-    ),
+    batched=("qkv",),
+    autocast=("qkv",),
+    fast=(Implementation("triton", f"{__name__}.triton_impl:biased_attention", _triton_supports),),
 )

@@ -43,5 +43,4 @@ CASES = (
     _case("n17", 17, batch=2, heads=3, scale=0.3),
     _case("n66-hidden", 66, heads=1, hidden=True),
     _case("n2", 2, batch=2),
-    _case("n20-empty", 20, batch=0),
 )

@@ -1,11 +1,12 @@
-"""Patch loss: mean squared error between predicted and real pixels of the hidden patches.
+"""Patch loss: mean squared or absolute error between predicted and real pixels of the hidden patches.
 
     x_i    = the p*p*C values of patch i, in the order row, column, channel (fastest)
     t_i    = (x_i - mean(x_i)) / sqrt(var(x_i) + eps)      with the unbiased variance; t_i = x_i without `normalize`
     loss   = 1/n * sum over hidden patches i of mean((prediction_i - t_i)^2)      n hidden patches in the whole batch
+             or, with `absolute`, of mean(|prediction_i - t_i|)
 
-`reference.py` says it in plain PyTorch; `triton_impl.py` reads each hidden patch once and keeps prediction - t for the
-backward. Visible patches are never read.
+`reference.py` says it in plain PyTorch; `triton_impl.py` reads each hidden patch once and keeps prediction - t, or its
+sign, for the backward. Visible patches are never read.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ def patch_loss(
     *,
     patch_size: int,
     normalize: bool = True,
+    absolute: bool = False,
     eps: float = 1e-6,
     impl: Choice | None = None,
 ) -> Tensor:
-    """Mean squared error on the hidden patches (He et al., Masked Autoencoders Are Scalable Vision Learners, 2022).
+    """Mean error on the hidden patches: squared in MAE (He et al., 2022), absolute in SimMIM (Xie et al., 2022).
 
     Args:
         images: (B, C, H, W), already channel-normalised, any floating dtype and any strides; channels-last is fastest.
@@ -37,6 +39,7 @@ def patch_loss(
         hidden: (B, L) bool, True where the patch counts.
         patch_size: p, in pixels; divides H and W.
         normalize: give each target patch zero mean and unit variance.
+        absolute: take absolute instead of squared errors; their gradient at 0 is 0.
         eps: added to the variance.
         impl: implementation to use for this call; None leaves it to `headrace.kernels`.
 
@@ -48,7 +51,8 @@ def patch_loss(
         UserError: shapes or dtypes that do not fit together, or an implementation that cannot run them.
     """
     _check(images, prediction, hidden, patch_size)
-    return OPERATOR(images, prediction, hidden, patch_size=patch_size, normalize=normalize, eps=eps, impl=impl)
+    options = {"patch_size": patch_size, "normalize": normalize, "absolute": absolute, "eps": eps}
+    return OPERATOR(images, prediction, hidden, **options, impl=impl)
 
 
 def _check(images: Tensor, prediction: Tensor, hidden: Tensor, patch_size: int) -> None:
@@ -75,7 +79,8 @@ def _cost(images: Tensor, prediction: Tensor, hidden: Tensor, **options) -> Cost
     """Hidden patches are read twice (pixels, prediction), the gradient is written for all; 12 operations a value."""
     values = int(hidden.sum()) * prediction.shape[-1]
     read = values * (images.element_size() + prediction.element_size()) + hidden.numel()
-    return Cost(bytes=read + prediction.numel() * prediction.element_size(), flops=12 * values)
+    written = prediction.numel() * prediction.element_size()
+    return Cost(bytes=read + written, flops=12 * values, forward_bytes=read, forward_flops=10 * values)
 
 
 def _triton_supports(device: str, dtype: torch.dtype, patch_size: int, channels: int) -> str | None:
@@ -99,5 +104,6 @@ OPERATOR = Operator(
     gradients=("prediction",),
     cases=cases.CASES,
     cost=_cost,
+    batched=("images", "prediction", "hidden"),
     fast=(Implementation("triton", f"{__name__}.triton_impl:patch_loss", _triton_supports),),
 )

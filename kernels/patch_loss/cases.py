@@ -20,6 +20,7 @@ def _case(
     offset: float = 0.0,
     class_token: bool = False,
     normalize: bool = True,
+    absolute: bool = False,
 ) -> Case:
     """`hidden` is the share of hidden patches; -1 hides exactly one. `offset` is added to all pixels."""
 
@@ -33,7 +34,8 @@ def _case(
         prediction = torch.randn(batch, patches + class_token, values, generator=generator).to(dtype)[:, class_token:]
         chance = torch.rand(batch, patches, generator=generator)
         mask = chance == chance.max() if hidden < 0 else chance < hidden
-        return (images, prediction, mask), {"patch_size": patch_size, "normalize": normalize, "eps": 1e-6}
+        options = {"patch_size": patch_size, "normalize": normalize, "absolute": absolute, "eps": 1e-6}
+        return (images, prediction, mask), options
 
     return Case(id, arguments)
 
@@ -55,6 +57,8 @@ CASES = (
     _case("p4-fp16-pixels", (12, 12), 4, batch=3, dtype=_HALF, pixels=_HALF),
     _case("p5-odd-patch", (15, 10), 5, channels_last=False),
     _case("p32", (64, 32), 32, batch=1),
+    _case("p8-absolute", (24, 16), 8, normalize=False, absolute=True),
+    _case("p32-absolute-fp16", (32, 64), 32, batch=1, normalize=False, absolute=True, dtype=_HALF),
     _case("p8-all-hidden", (16, 24), 8, hidden=1.0),
     _case("p8-one-hidden", (16, 24), 8, hidden=-1),
     _case("p8-none-hidden", (16, 24), 8, hidden=0.0),

@@ -15,7 +15,14 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
 
 
 def patch_loss(
-    images: Tensor, prediction: Tensor, hidden: Tensor, *, patch_size: int, normalize: bool = True, eps: float = 1e-6
+    images: Tensor,
+    prediction: Tensor,
+    hidden: Tensor,
+    *,
+    patch_size: int,
+    normalize: bool = True,
+    absolute: bool = False,
+    eps: float = 1e-6,
 ) -> Tensor:
     """Arguments and result of `headrace.kernels.patch_loss.patch_loss`; a float64 prediction is judged in float64."""
     precision = torch.promote_types(prediction.dtype, torch.float32)
@@ -23,6 +30,6 @@ def patch_loss(
     if normalize:
         variance, mean = torch.var_mean(target, dim=-1, keepdim=True)  # unbiased
         target = (target - mean) / (variance + eps).sqrt()
-    # Selected before squaring: what is predicted for a visible patch, infinities included, must not reach the gradient.
+    # Selected first: what is predicted for a visible patch, infinities included, must not reach the gradient.
     error = torch.where(hidden[..., None], prediction.to(precision) - target, 0)
-    return error.square().mean(dim=-1).sum() / hidden.sum().clamp(min=1)
+    return (error.abs() if absolute else error.square()).mean(dim=-1).sum() / hidden.sum().clamp(min=1)

@@ -1,9 +1,9 @@
 """Patch loss in Triton: one program per patch; its pixels pass through registers once, and nothing is gathered.
 
-The forward writes each patch's share of the loss and, for hidden patches, prediction - target, which is
-dloss/dprediction up to one scalar. The backward multiplies by that scalar and fills visible patches with zeros. The
-scalar is applied there and in float32, because 2/(n*p*p*C) is 3e-8 for a batch of 512 and would vanish in float16. Sums
-have a fixed order.
+The forward writes each patch's share of the loss and, for hidden patches, prediction - target (of absolute errors: its
+sign), which is dloss/dprediction up to one scalar. The backward multiplies by that scalar and fills visible patches
+with zeros. The scalar is applied there and in float32, because 2/(n*p*p*C) is 3e-8 for a batch of 512 and would vanish
+in float16. Sums have a fixed order.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..aot import Build
+from ..tiles import tile
 
 
 @triton.jit(do_not_specialize=["patches", "columns"])
@@ -40,6 +41,7 @@ def _forward_kernel(
     CHANNELS: tl.constexpr,
     PATCH: tl.constexpr,
     NORMALIZE: tl.constexpr,
+    ABSOLUTE: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -68,7 +70,11 @@ def _forward_kernel(
             target = target / tl.sqrt(variance + eps)
         guess = tl.load(prediction + b * prediction_b + i * prediction_l + value * prediction_v, mask=inside, other=0.0)
         difference = guess.to(tl.float32) - target
-        tl.store(loss + program, tl.sum(difference * difference, 0))
+        if ABSOLUTE:
+            tl.store(loss + program, tl.sum(tl.abs(difference), 0))
+            difference = (difference > 0).to(tl.float32) - (difference < 0).to(tl.float32)
+        else:
+            tl.store(loss + program, tl.sum(difference * difference, 0))
         offset = program.to(tl.int64) * VALUES
         tl.store(error + offset + value, difference.to(error.dtype.element_ty), mask=inside)
     else:
@@ -91,22 +97,29 @@ def _backward_kernel(
     tl.store(gradient + offset + value, result.to(gradient.dtype.element_ty), mask=inside)
 
 
+CANDIDATES = {kernel: [{"num_warps": warps} for warps in (1, 2, 4, 8, 16)] for kernel in ("forward", "backward")}
+
+
 def _block_and_warps(values: int) -> tuple[int, int]:
     block = triton.next_power_of_2(values)
     return block, min(8, max(1, block // 256))
 
 
+def _tile(kernel: str, values: int) -> dict[str, int]:
+    block, warps = _block_and_warps(values)
+    return {"BLOCK": block, **tile("patch_loss", f"{kernel} {block}", {"num_warps": warps})}
+
+
 # A custom_op and not a triton_op: the latter can be neither traced nor checked on a machine without a GPU driver.
 @torch.library.custom_op("headrace::patch_loss", mutates_args=())
 def _forward(
-    images: Tensor, prediction: Tensor, hidden: Tensor, patch_size: int, normalize: bool, eps: float
+    images: Tensor, prediction: Tensor, hidden: Tensor, patch_size: int, normalize: bool, absolute: bool, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """-> loss (); prediction - target (B, L, p*p*C), not written where visible; weight of one value in the loss ()."""
+    """-> loss (); prediction - target (B, L, p*p*C) or its sign, not written where visible; a value's weight ()."""
     batch, patches, values = prediction.shape
     channels = images.shape[1]
     partial = torch.empty(batch * patches, dtype=torch.float32, device=prediction.device)
     error = prediction.new_empty(prediction.shape)
-    block, warps = _block_and_warps(values)
     with torch.cuda.device_of(prediction):
         _forward_kernel[(batch * patches,)](
             images,
@@ -123,16 +136,16 @@ def _forward(
             CHANNELS=channels,
             PATCH=patch_size,
             NORMALIZE=normalize,
+            ABSOLUTE=absolute,
             CHANNELS_LAST=images.stride(1) == 1 and images.stride(3) == channels,
-            BLOCK=block,
-            num_warps=warps,
+            **_tile("forward", values),
         )
     weight = (hidden.sum().clamp(min=1) * values).to(torch.float32).reciprocal()
     return partial.sum() * weight, error, weight
 
 
 @_forward.register_fake
-def _(images, prediction, hidden, patch_size, normalize, eps):
+def _(images, prediction, hidden, patch_size, normalize, absolute, eps):
     scalar = prediction.new_empty((), dtype=torch.float32)
     return scalar, prediction.new_empty(prediction.shape), torch.empty_like(scalar)
 
@@ -142,10 +155,9 @@ def _backward(error: Tensor, hidden: Tensor, factor: Tensor) -> Tensor:
     """error * factor where hidden, 0 elsewhere; `factor` is a float32 scalar."""
     batch, patches, values = error.shape
     gradient = torch.empty_like(error)
-    block, warps = _block_and_warps(values)
     with torch.cuda.device_of(error):
         _backward_kernel[(batch * patches,)](
-            error, hidden, *hidden.stride(), factor, gradient, patches, VALUES=values, BLOCK=block, num_warps=warps
+            error, hidden, *hidden.stride(), factor, gradient, patches, VALUES=values, **_tile("backward", values)
         )
     return gradient
 
@@ -158,27 +170,37 @@ def _(error, hidden, factor):
 def _save(ctx, inputs, output):
     _, error, weight = output
     ctx.save_for_backward(error, inputs[2], weight)
+    ctx.factor = 1 if inputs[5] else 2
     ctx.set_materialize_grads(False)  # else autograd makes zeros the size of the prediction for an output nobody sees
 
 
 def _differentiate(ctx, grad_loss, grad_error, grad_weight):
     error, hidden, weight = ctx.saved_tensors
-    return None, _backward(error, hidden, 2 * grad_loss * weight), None, None, None, None
+    return None, _backward(error, hidden, ctx.factor * grad_loss * weight), None, None, None, None, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
 
 
 def patch_loss(
-    images: Tensor, prediction: Tensor, hidden: Tensor, *, patch_size: int, normalize: bool = True, eps: float = 1e-6
+    images: Tensor,
+    prediction: Tensor,
+    hidden: Tensor,
+    *,
+    patch_size: int,
+    normalize: bool = True,
+    absolute: bool = False,
+    eps: float = 1e-6,
 ) -> Tensor:
     """Arguments and result of `headrace.kernels.patch_loss.patch_loss`, without float64."""
-    return _forward(images, prediction, hidden, patch_size, normalize, eps)[0]
+    return _forward(images, prediction, hidden, patch_size, normalize, absolute, eps)[0]
 
 
 def builds() -> Iterator[Build]:
     """What the ahead-of-time gate compiles: the kernels as training with channels-last images launches them."""
-    for patch_size, dtype in ((16, "bf16"), (16, "fp32"), (14, "bf16"), (8, "bf16"), (4, "fp16"), (32, "bf16")):
+    sizes = ((16, "bf16"), (16, "fp32"), (14, "bf16"), (8, "bf16"), (4, "fp16"), (32, "bf16"), (32, "fp32"))
+    for patch_size, dtype in sizes:
+        absolute = (patch_size, dtype) == (32, "fp32")  # SimMIM's
         values = patch_size * patch_size * 3
         block, warps = _block_and_warps(values)
         strides = () if values % 16 else ("prediction_b", "prediction_l")
@@ -199,7 +221,8 @@ def builds() -> Iterator[Build]:
                 "hidden_l": 1,
                 "CHANNELS": 3,
                 "PATCH": patch_size,
-                "NORMALIZE": True,
+                "NORMALIZE": not absolute,
+                "ABSOLUTE": absolute,
                 "CHANNELS_LAST": True,
                 "BLOCK": block,
             },

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ...errors import UserError
 from ..registry import Choice, Cost, Implementation, Operator, ShapeClass
-from ..window_attention import attention_in_triton, check_table
+from ..window_attention import attention_cost, attention_in_triton, check_table
 from . import cases, reference
 
 
@@ -52,7 +52,8 @@ def segments_of(groups: Tensor, *, window: int, shift: int = 0, count: int = 2) 
     _check_window("segments_of", *groups.shape[1:], window)
     if not 0 <= shift < window:
         raise UserError(f"segments_of: shift is {shift}, it must be 0 to {window - 1} for a window of {window}")
-    if groups.device.type == "cpu" and not ((groups >= 0) & (groups < count)).all():
+    checked = groups.device.type == "cpu" and not torch.compiler.is_compiling()
+    if checked and not ((groups >= 0) & (groups < count)).all():
         raise UserError(f"segments_of: groups has values outside of 0 to {count - 1}; give their number as count")
     return reference.segments_of(groups, window=window, shift=shift, count=count)
 
@@ -108,11 +109,10 @@ def _shape_class(qkv: Tensor, table: Tensor, segments: Tensor, *, window: int, *
 
 
 def _cost(qkv: Tensor, table: Tensor, segments: Tensor, *, window: int, **options) -> Cost:
-    """Forward: qkv in, o out, 2 products; backward: qkv and the gradient of o in, that of qkv out, 5 products."""
     pairs = int((segments[:, :, 0] >= 0).sum(-1).square().sum())
-    small = 3 * table.numel() * table.element_size() + 2 * segments.numel() * segments.element_size()
-    per_token = qkv.shape[4] * qkv.shape[5]
-    return Cost(bytes=11 * (qkv.numel() // 3) * qkv.element_size() + small, flops=14 * qkv.shape[0] * pairs * per_token)
+    once = table.numel() * table.element_size() + segments.numel() * segments.element_size()
+    products = qkv.shape[0] * pairs * qkv.shape[4] * qkv.shape[5]
+    return attention_cost(qkv, products, once, once + table.numel() * table.element_size())
 
 
 def _triton_supports(device: str, dtype: torch.dtype, window: int, head_dim: int) -> str | None:
@@ -134,5 +134,7 @@ OPERATOR = Operator(
     gradients=("qkv", "table"),
     cases=cases.CASES,
     cost=_cost,
+    batched=("qkv",),
+    autocast=("qkv",),
     fast=(Implementation("triton", f"{__name__}.triton_impl:segment_attention", _triton_supports),),
 )

@@ -1,13 +1,13 @@
 """Token mixing: each image lends its tokens to its partner, the image as far from the end of the batch (MixMIM).
 
     mix         out_bi = x_{B-1-b},i  where mask_i, else x_bi;  + positions_i        two images in one grid
-    unmix       out_bi = y1_bi  where mask_i, else y2_{B-1-b},i                      y1, y2: the halves of what is decoded
+    unmix       out_bi = y1_bi  where mask_i, else y2_{B-1-b},i          y1, y2: the halves of what is decoded
     separate    h where not mask, else the mask token; and the other way round; each + positions; one after the other
 
 With one mask for the whole batch mixing only moves tokens: every token of every image occurs once, and the gradient is
-the same move backwards. `unmix` is the first half of such a move too, with the mask inverted, so one operator serves both;
-its kernel reads and writes each value once. `separate`, before the decoder, has a quarter of a kilobyte a token to write
-twice and stays plain PyTorch.
+the same move backwards. `unmix` is the first half of such a move too, with the mask inverted, so one operator serves
+both; its kernel reads and writes each value once. `separate` works on the coarsest grid, 49 tokens an image, and stays
+plain PyTorch.
 """
 
 from __future__ import annotations

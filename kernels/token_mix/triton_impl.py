@@ -1,7 +1,7 @@
 """Token mixing in Triton: one kernel moves tokens forwards and their gradients backwards.
 
-Row r of the result takes row `count - 1 - r` of the source where masked, else row r. Where the source has fewer rows than
-that (the gradient of a half), nothing was read forwards, and the gradient is zero.
+Row r of the result takes row `count - 1 - r` of the source where masked, else row r. Where the source has fewer rows
+than that (the gradient of a half), nothing was read forwards, and the gradient is zero.
 """
 
 from __future__ import annotations
@@ -63,9 +63,7 @@ def _tile(width: int) -> dict[str, int]:
 
 
 @torch.library.custom_op("headrace::token_mix", mutates_args=())
-def _move(
-    source: Tensor, positions: Tensor | None, mask: Tensor, count: int, rows: int, dtype: torch.dtype
-) -> Tensor:
+def _move(source: Tensor, positions: Tensor | None, mask: Tensor, count: int, rows: int, dtype: torch.dtype) -> Tensor:
     """(rows, N, D) of `dtype`; `count` is the number of images that are each other's partners."""
     _, tokens, width = source.shape
     tile = _tile(width)

@@ -53,8 +53,7 @@ def window_attention(
         UserError: shapes or dtypes that do not fit together, or an implementation that cannot run them.
     """
     _check(qkv, table, groups, window, shift)
-    tensors = (qkv, table) if groups is None else (qkv, table, groups)
-    return OPERATOR(*tensors, window=window, shift=shift, scale=scale, impl=impl)
+    return OPERATOR(qkv, table, groups, window=window, shift=shift, scale=scale, impl=impl)
 
 
 def _check(qkv: Tensor, table: Tensor, groups: Tensor | None, window: int, shift: int) -> None:
@@ -92,9 +91,14 @@ def _shape_class(qkv: Tensor, table: Tensor, groups: Tensor | None = None, *, wi
 
 def _cost(qkv: Tensor, table: Tensor, groups: Tensor | None = None, *, window: int, **options) -> Cost:
     """Forward: qkv in, o out, 2 products; backward: qkv and the gradient of o in, that of qkv out, 5 products."""
-    values = qkv.numel() // 3
-    small = 3 * table.numel() * table.element_size() + (0 if groups is None else 2 * groups.numel())
-    return Cost(bytes=11 * values * qkv.element_size() + small, flops=14 * values * window * window)
+    once = table.numel() * table.element_size() + (0 if groups is None else groups.numel())
+    return attention_cost(qkv, qkv.numel() // 3 * window * window, once, once + table.numel() * table.element_size())
+
+
+def attention_cost(qkv: Tensor, products: int, forward_extra: int, backward_extra: int) -> Cost:
+    """`products`: of queries and keys, in multiplications; the extras: bytes besides those of qkv and the output."""
+    out = qkv.numel() // 3 * qkv.element_size()
+    return Cost(11 * out + forward_extra + backward_extra, 14 * products, 4 * out + forward_extra, 4 * products)
 
 
 def _triton_supports(device: str, dtype: torch.dtype, window: int, head_dim: int) -> str | None:
@@ -127,5 +131,7 @@ OPERATOR = Operator(
     gradients=("qkv", "table"),
     cases=cases.CASES,
     cost=_cost,
+    batched=("qkv", "groups"),
+    autocast=("qkv",),
     fast=(Implementation("triton", f"{__name__}.triton_impl:window_attention", _triton_supports),),
 )

@@ -46,5 +46,4 @@ CASES = (
     _case("w4-groups-of-each", (4, 4), 4, grouped=2, batch=2),
     _case("w4-groups-and-shift", (8, 8), 4, shift=1, grouped=1, heads=1, scale=0.3),
     _case("w2-three-heads", (2, 4), 2, heads=3),
-    _case("w4-empty", (8, 8), 4, batch=0),
 )

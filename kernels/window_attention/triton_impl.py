@@ -22,8 +22,8 @@ from ..tiles import tile
 LOG2E = tl.constexpr(1.4426950408889634)
 PROGRAMS = 8  # a multiprocessor; enough to hide loads, few enough that partial sums are small
 
-# At most 8 bytes of stack in 16 bit, 16 in 32 bit, on any GPU. With 4 warps the backward in 32 bit would need 11 KiB on
-# sm_90; with 8 that of D = 32 needs 216 bytes on gfx942.
+# Chosen for the absence of spilled registers: what is left are 8 bytes of stack in 16 bit, 16 in 32 bit. In 32 bit 4
+# warps would need up to 11 KiB of it on NVIDIA's GPUs; on gfx942 8 warps up to 408 bytes.
 DEFAULT = {"num_warps": 4, "num_stages": 1}
 _WIDE = {"num_warps": 8, "num_stages": 1}
 _NVIDIA = {f"{kernel} 32bit d{size}": _WIDE for kernel in ("forward", "backward") for size in (32, 64)}
@@ -199,25 +199,30 @@ def _backward_kernel(
 
 
 @triton.jit
-def _table_kernel(grad_bias, grad_table, WINDOW: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr):
-    """One program per row of the table and head: the sum over all pairs of places at that offset."""
+def _table_kernel(
+    grad_bias, grad_table, WINDOW: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr
+):
+    """One program per head and ROWS rows of the table: each is the sum over all pairs of places at that offset."""
     N: tl.constexpr = WINDOW * WINDOW
-    row = tl.program_id(0) // HEADS
+    SIDE: tl.constexpr = 2 * WINDOW - 1
     head = tl.program_id(0) % HEADS
-    key = tl.arange(0, BLOCK)
-    y = key // WINDOW + row // (2 * WINDOW - 1) - (WINDOW - 1)
-    x = key % WINDOW + row % (2 * WINDOW - 1) - (WINDOW - 1)
+    row = (tl.program_id(0) // HEADS * ROWS + tl.arange(0, ROWS))[:, None]
+    key = tl.arange(0, BLOCK)[None, :]
+    y = key // WINDOW + row // SIDE - (WINDOW - 1)
+    x = key % WINDOW + row % SIDE - (WINDOW - 1)
     found = (key < N) & (y >= 0) & (y < WINDOW) & (x >= 0) & (x < WINDOW)
     value = tl.load(grad_bias + (head * N + y * WINDOW + x) * N + key, mask=found, other=0.0)
-    tl.store(grad_table + tl.program_id(0), tl.sum(value, 0).to(grad_table.dtype.element_ty))
+    inside = row < SIDE * SIDE
+    tl.store(grad_table + row * HEADS + head, tl.sum(value, 1, keep_dims=True), mask=inside)
 
 
 def grad_of_table(grad_bias: Tensor, table: Tensor, window: int) -> Tensor:
     """The gradient of the table, from that of the bias of each pair of places: (heads, N, N) float32."""
     gradient = torch.empty_like(table, memory_format=torch.contiguous_format)
+    rows, heads = table.shape
     block = triton.next_power_of_2(window * window)
-    _table_kernel[(gradient.numel(),)](
-        grad_bias, gradient, WINDOW=window, HEADS=table.shape[1], BLOCK=block, num_warps=1
+    _table_kernel[(triton.cdiv(rows, 16) * heads,)](
+        grad_bias, gradient, WINDOW=window, HEADS=heads, BLOCK=block, ROWS=16
     )
     return gradient
 
@@ -371,7 +376,6 @@ def builds() -> Iterator[Build]:
         name="table w7",
         kernel=_table_kernel,
         types={"grad_bias": "*fp32", "grad_table": "*fp32"},
-        constants={"WINDOW": 7, "HEADS": 4, "BLOCK": 64},
+        constants={"WINDOW": 7, "HEADS": 4, "BLOCK": 64, "ROWS": 16},
         aligned=("grad_bias", "grad_table"),
-        warps=1,
     )

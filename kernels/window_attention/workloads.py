@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -46,8 +45,21 @@ def _back(out: Tensor, qkv: Tensor, window: int, shift: int) -> Tensor:
     return merge(out, window, height, width).roll((shift, shift), (1, 2))
 
 
+def pinned(function: Callable[..., Tensor]) -> dict[str, Callable[..., Tensor]]:
+    """`function` with each back end of SDPA that takes a mask, which refuses what it cannot do: cuDNN a trained one."""
+
+    def pin(backend: SDPBackend) -> Callable[..., Tensor]:
+        def attention(*args, **kwargs):
+            with sdpa_kernel(backend):
+                return function(*args, **kwargs)
+
+        return attention
+
+    names = {"efficient": "EFFICIENT_ATTENTION", "cudnn": "CUDNN_ATTENTION", "math": "MATH"}
+    return {f"sdpa {name}": pin(getattr(SDPBackend, backend)) for name, backend in names.items()}
+
+
 def _sdpa(
-    backend: SDPBackend,
     qkv: Tensor,
     table: Tensor,
     groups: Tensor | None = None,
@@ -56,7 +68,6 @@ def _sdpa(
     shift: int = 0,
     scale: float | None = None,
 ) -> Tensor:
-    """One back end of `scaled_dot_product_attention`, which refuses what it cannot do instead of passing it on."""
     batch, height, width, *_ = qkv.shape
     bias = table.to(qkv.dtype)[offset_index(window, qkv.device)].permute(2, 0, 1)[None, None]
     if shift:
@@ -66,8 +77,7 @@ def _sdpa(
         group = partition(groups.roll((-shift, -shift), (1, 2)), window)[:, :, None]
         bias = bias.masked_fill(group[..., :, None] != group[..., None, :], -torch.inf)
     mask = bias.to(qkv.dtype).expand(batch, height * width // window**2, -1, -1, -1).flatten(0, 1)
-    with sdpa_kernel(backend):
-        out = scaled_dot_product_attention(*_in_windows(qkv, window, shift), attn_mask=mask, scale=scale)
+    out = scaled_dot_product_attention(*_in_windows(qkv, window, shift), attn_mask=mask, scale=scale)
     return _back(out, qkv, window, shift)
 
 
@@ -97,7 +107,5 @@ def _flex() -> Callable[..., Tensor]:
 
 
 def peers() -> dict[str, Callable[..., Tensor]]:
-    """Name -> function with the reference's arguments. cuDNN and flash refuse a bias that is trained."""
-    backends = {"efficient": SDPBackend.EFFICIENT_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
-    backends |= {"math": SDPBackend.MATH}
-    return {**{f"sdpa {name}": partial(_sdpa, backend) for name, backend in backends.items()}, "flex": _flex()}
+    """Name -> function with the reference's arguments."""
+    return {**pinned(_sdpa), "flex": _flex()}

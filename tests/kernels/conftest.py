@@ -1,13 +1,19 @@
+import sys
+from pathlib import Path
+
 import pytest
 
 from headrace.kernels import configure, registry
 
+sys.path.insert(0, str(Path(__file__).parent))  # these tests, and processes they start, import helpers beside them
+
 
 @pytest.fixture(autouse=True)
-def nobody_has_chosen(monkeypatch):
-    """Each test starts, and leaves the next one, without a choice of implementation."""
+def nobody_has_chosen(monkeypatch, tmp_path_factory):
+    """Each test starts, and leaves the next one, without a choice of implementation and without records of checks."""
     monkeypatch.delenv("HEADRACE_KERNELS", raising=False)
-    for state in (registry._used, registry._announced, registry._forward_only):
+    monkeypatch.setenv("HEADRACE_CACHE", str(tmp_path_factory.mktemp("cache")))
+    for state in (registry._used, registry._announced, registry._forward_only, registry._decisions):
         state.clear()
     configure({})
     yield

@@ -25,9 +25,14 @@ def test_every_build_compiles_within_its_figures():
         assert sum(f"  {target} " in line and line.endswith("ok") for line in lines) == (len(lines) - 2) / len(GATE)
 
 
-def test_a_target_without_figures_fails():
-    done = gate("--target", "sm_100")
-    assert done.returncode == 1 and "no figures on record" in done.stdout
+def test_one_operator_can_be_asked_for():
+    done = gate("patch_loss", "--target", "sm_90")
+    names = {line.split()[0] for line in done.stdout.splitlines()[1:-1]}
+    assert done.returncode == 0 and names == {"patch_loss"}, done.stdout + done.stderr
+
+
+def test_a_build_without_figures_fails():
+    assert faults(Figures(1, 0, 0), None, TARGETS["sm_90"]) == "no figures on record"
 
 
 def test_the_interpreter_is_refused():

@@ -107,6 +107,23 @@ def test_silence_about_strides_is_found_and_refusal_is_not():
     assert notes == dict.fromkeys(notes, "refused: strided tensors are not supported") and "strided prediction" in notes
 
 
+def test_an_empty_batch_may_be_refused_but_not_crash_or_differ():
+    def crashes(images, prediction, hidden, **options):
+        images[0]
+        return reference(images, prediction, hidden, **options)
+
+    def refuses(images, prediction, hidden, **options):
+        if not len(images):
+            raise ValueError("an empty batch")
+        return reference(images, prediction, hidden, **options)
+
+    def one(images, prediction, hidden, **options):
+        return reference(images, prediction, hidden, **options) + (len(images) == 0)
+
+    assert failed(crashes) == failed(one) == {"empty batch"}
+    assert failed(refuses) == set()
+
+
 def test_a_wrong_dtype_and_a_crash_are_findings():
     assert "value" in failed(lambda i, p, h, **o: reference(i, p, h, **o).double())
     results = check("patch_loss", lambda i, p, h: None)
@@ -131,7 +148,24 @@ def test_command_checks_a_dotted_path(user_module, capsys, body, code):
     user_module(f"def kernel(i, p, h, **o): return {body}\n")
     assert main(["check", "patch_loss", "my_kernels:kernel", "--device", "cpu"]) == code
     out = capsys.readouterr().out
-    assert ("0 failed" in out) == (code == 0) and ("the value is off" in out) == (code == 1)
+    assert ("0 failed" in out) == (code == 0) and ("value; also gradient of" in out) == (code == 1)
+
+
+def test_command_records_the_outcome_and_says_what_it_lacks(user_module, capsys, monkeypatch):
+    user_module("def kernel(i, p, h, **o): return reference(i, p.detach(), h, **o) * 1.1\n")
+    assert main(["check", "patch_loss", "my_kernels:kernel", "--device", "cpu"]) == 1
+    assert "my_kernels:kernel has no backward of its own" in capsys.readouterr().out
+    monkeypatch.setenv("HEADRACE_KERNELS", "patch_loss=my_kernels.kernel")
+    assert main(["--device", "cpu"]) == 2
+    said = capsys.readouterr().err
+    assert "patch_loss=my_kernels.kernel (HEADRACE_KERNELS) failed its last check" in said and "value" in said
+    monkeypatch.delenv("HEADRACE_KERNELS")
+    assert main(["check", "patch_loss", "reference", "--device", "cpu"]) == 0
+    capsys.readouterr()
+    assert main(["--device", "cpu"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("patch_loss")]
+    count = sum(result.passed for result in check("patch_loss", "reference"))
+    assert f"passed {count} checks" in line
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # the CPU runs Triton's
 CASES = operator("patch_loss").cases
 
 
-def written_out(images, prediction, hidden, patch_size, normalize, eps):
+def written_out(images, prediction, hidden, patch_size, normalize, absolute, eps):
     """Loss and gradient in float64, one number at a time."""
     images, prediction = images.double(), prediction.double()
     loss, gradient, count = 0.0, torch.zeros_like(prediction), max(1, int(hidden.sum()))
@@ -31,8 +31,8 @@ def written_out(images, prediction, hidden, patch_size, normalize, eps):
             deviation = (sum((value - mean) ** 2 for value in patch) / (n - 1) + eps) ** 0.5
             patch = [(value - mean) / deviation for value in patch]
         difference = prediction[b, i] - torch.tensor(patch, dtype=torch.float64)
-        loss += float((difference**2).sum()) / n / count
-        gradient[b, i] = 2 * difference / n / count
+        loss += float((difference.abs() if absolute else difference**2).sum()) / n / count
+        gradient[b, i] = (difference.sign() if absolute else 2 * difference) / n / count
     return loss, gradient
 
 
@@ -139,7 +139,7 @@ def test_opcheck():
     # All hidden: opcheck compares all outputs of two runs, and nobody writes the visible rows of the saved error.
     images, hidden = images.to(DEVICE), torch.ones_like(hidden).to(DEVICE)
     leaf = prediction.to(DEVICE).requires_grad_()
-    torch.library.opcheck(triton_impl._forward, (images, leaf, hidden, options["patch_size"], True, 1e-6))
+    torch.library.opcheck(triton_impl._forward, (images, leaf, hidden, options["patch_size"], True, False, 1e-6))
     error = torch.randn(prediction.shape, device=DEVICE)
     torch.library.opcheck(triton_impl._backward, (error, hidden, torch.tensor(0.5, device=DEVICE)))
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from headrace.errors import UserError
-from headrace.kernels import configure, operator, operator_names, registry, report, use
+from headrace.kernels import configure, operator, operator_names, records, registry, report, use
 from headrace.kernels.patch_loss import patch_loss, reference
+from headrace.kernels.window_attention import window_attention
 
 
 def inputs(dtype=torch.float32):
@@ -59,6 +60,18 @@ def test_the_environment_reaches_every_operator_and_a_name_beats_all(monkeypatch
     monkeypatch.setenv("HEADRACE_KERNELS", setting)
     rows = {row.op: row for row in report("cuda")}
     assert rows["patch_loss"].chosen == "reference" and rows["patch_loss"].why == "HEADRACE_KERNELS"
+
+
+def test_all_names_those_that_have_it(monkeypatch):
+    monkeypatch.setenv("HEADRACE_KERNELS", "all=compiled")
+    assert {row.why for row in report("cuda")} == {"HEADRACE_KERNELS"}
+    monkeypatch.setenv("HEADRACE_KERNELS", "all=gram")
+    chosen = {row.op: (row.chosen, row.why) for row in report("cpu")}
+    assert chosen.pop("cross_correlation") == ("gram", "HEADRACE_KERNELS")
+    assert set(chosen.values()) == {("reference", "automatic")}
+    monkeypatch.setenv("HEADRACE_KERNELS", "all=tritn")
+    with pytest.raises(UserError, match="has no implementation 'tritn'"):
+        report("cuda")
 
 
 @pytest.mark.parametrize(
@@ -119,7 +132,8 @@ def test_the_interpreter_is_never_chosen_for_anybody(monkeypatch):
 def test_automatic_choice_on_a_gpu_and_its_reasons(monkeypatch):
     pytest.importorskip("triton")
     row = next(row for row in report("cuda") if row.op == "patch_loss")
-    assert (row.chosen, row.why, row.others) == ("triton", "automatic", {"reference": "comes after it"})
+    others = {"compiled": "comes after it", "reference": "comes after it"}
+    assert (row.chosen, row.why, row.others) == ("triton", "automatic", others)
     double = registry.decide(operator("patch_loss"), ("cuda", torch.float64, 16, 3))
     assert double.implementation.name == "reference" and "float64" in double.others["triton"]
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -135,9 +149,11 @@ def test_a_choice_is_made_once_per_shape_class_and_logged_once(caplog, monkeypat
         for _ in range(3):
             value()
         patch_loss(*inputs(torch.float64), patch_size=4)
+        shapes = [("cpu", torch.float32, 4, 3), ("cpu", torch.float64, 4, 3)]
+        assert decided == shapes
         configure({})
         value()
-    assert decided == [("cpu", torch.float32, 4, 3), ("cpu", torch.float64, 4, 3), ("cpu", torch.float32, 4, 3)]
+    assert decided == 2 * shapes
     assert [record.getMessage() for record in caplog.records] == [
         "patch_loss for cpu float32 patch_size=4 channels=3: reference (automatic)",
         "patch_loss for cpu float64 patch_size=4 channels=3: reference (automatic)",
@@ -158,17 +174,132 @@ def test_a_forward_only_function_gets_the_gradient_of_the_reference():
     assert "forward_only" in row.chosen and row.why == "use(); no backward of its own: the reference's, recomputed"
     with torch.no_grad():
         assert not patch_loss(images, prediction, hidden, patch_size=4).requires_grad
-    compiled = torch.compile(patch_loss, backend="aot_eager")  # at the price of a graph break
-    (gradient,) = torch.autograd.grad(3 * compiled(images, prediction, hidden, patch_size=4), prediction)
-    assert torch.equal(gradient, expected)
 
 
-def test_a_compiled_graph_follows_a_new_choice():
-    compiled = torch.compile(lambda *tensors: patch_loss(*tensors, patch_size=4), backend="aot_eager", fullgraph=True)
-    automatic = compiled(*inputs()).item()
-    with use("patch_loss", marked(7)):
-        assert compiled(*inputs()).item() == 7
-    assert compiled(*inputs()).item() == automatic != 7
+def test_a_declared_implementation_brings_its_reasons(user_module):
+    user_module(
+        "from headrace.kernels.registry import Implementation\n"
+        "def large(device, dtype, patch_size, channels): return 'too small' if patch_size < 8 else None\n"
+        "kernel = Implementation('large', lambda i, p, h, **o: p.sum() * 0 + 6, large)\n"
+    )
+    use("patch_loss", "my_kernels.kernel")
+    with pytest.raises(UserError, match=r"patch_loss=large \(use\(\)\) cannot run .*: too small"):
+        value()
+    assert patch_loss(torch.ones(1, 3, 8, 8), torch.ones(1, 1, 192), torch.ones(1, 1) > 0, patch_size=8) == 6
+
+
+def test_compiled_is_there_for_every_operator_and_follows_the_reference():
+    for name in operator_names():
+        assert [implementation.name for implementation in operator(name).implementations][-2:] == [
+            "compiled",
+            "reference",
+        ]
+    images, prediction, hidden = inputs()
+    results = []
+    for batch in (2, 1):  # one compilation serves every batch
+        args = images[:batch], prediction[:batch], hidden[:batch]
+        for impl in ("reference", "compiled"):
+            loss = patch_loss(*args, patch_size=4, impl=impl)
+            results.append((loss.item(), *torch.autograd.grad(loss, prediction)))
+        (value, gradient), (same_value, same_gradient) = results[-2:]
+        assert value == pytest.approx(same_value, rel=1e-6) and value != 0
+        assert torch.allclose(gradient, same_gradient, rtol=1e-5, atol=1e-8)
+
+
+def test_compiled_is_compiled_once_per_shape_class_however_often_it_is_chosen():
+    def function():
+        return registry.decide(operator("patch_loss"), ("cpu", torch.float32, 4, 3), "compiled").function
+
+    first = function()
+    other = registry.decide(operator("patch_loss"), ("cpu", torch.float32, 8, 3), "compiled").function
+    configure({"patch_loss": "reference"})
+    assert function() is first and other is not first
+    codes = {first._torchdynamo_orig_callable.__code__, other._torchdynamo_orig_callable.__code__}
+    assert len({id(code) for code in codes} | {id(reference.patch_loss.__code__)}) >= 2
+
+
+def test_autocast_ends_at_an_operator():
+    seen = []
+
+    def looks(images, prediction, hidden, **options):
+        seen.append((prediction @ prediction.mT).dtype)
+        return prediction.sum()
+
+    with torch.autocast("cpu", torch.bfloat16):
+        value(impl=looks)
+        seen.append((torch.ones(2, 2) @ torch.ones(2, 2)).dtype)
+    assert seen == [torch.float32, torch.bfloat16]
+
+
+def test_autocast_casts_what_an_operator_declares():
+    qkv, table = torch.randn(1, 4, 4, 3, 2, 32, requires_grad=True), torch.randn(9, 2)
+    seen = []
+
+    def looks(qkv, table, groups=None, **options):
+        seen.append((qkv.dtype, table.dtype))
+        return operator("window_attention").reference(qkv, table, groups, **options)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        out = window_attention(qkv, table, window=2, impl=looks)
+        window_attention(qkv.double(), table, window=2, impl=looks)
+    assert seen == [(torch.bfloat16, torch.float32), (torch.float64, torch.float32)] and out.dtype == torch.bfloat16
+    (gradient,) = torch.autograd.grad(out.sum(), qkv)
+    assert gradient.dtype == torch.float32 and gradient.abs().sum() > 0
+
+
+def red(implementation, device):
+    """The last check of it has failed."""
+    op = operator("patch_loss")
+    about = registry.subject(op, registry.resolve(op, implementation), device)
+    records.record_parity(about, records.Parity(3, "p16-fp32: value the value is off"))
+
+
+def green(implementation, device):
+    op = operator("patch_loss")
+    records.record_parity(registry.subject(op, registry.resolve(op, implementation), device), records.Parity(9, ""))
+
+
+def test_what_failed_its_check_is_skipped_with_a_warning_or_refused(caplog):
+    pytest.importorskip("triton")
+    shape = ("cuda", torch.float32, 16, 3)
+    assert registry.decide(operator("patch_loss"), shape).implementation.name == "triton"
+    red("triton", "cuda")
+    decision = registry.decide(operator("patch_loss"), shape)
+    assert decision.implementation.name == "reference" and "the value is off" in decision.others["triton"]
+    assert "passed a check" in decision.others["compiled"]
+    assert [record.levelname for record in caplog.records if "failed its last check" in record.getMessage()]
+    with pytest.raises(UserError, match=r"patch_loss=triton \(impl=\) failed its last check .*the value is off"):
+        registry.decide(operator("patch_loss"), shape, "triton")
+    assert registry.decide(operator("patch_loss"), ("cpu", torch.float32, 16, 3)).implementation.name == "reference"
+    green("compiled", "cuda")
+    assert registry.decide(operator("patch_loss"), shape).implementation.name == "compiled"
+    green("triton", "cuda")
+    assert registry.decide(operator("patch_loss"), shape).implementation.name == "triton"
+
+
+def test_a_record_ends_with_the_sources_it_is_about(user_module, tmp_path):
+    user_module("def kernel(i, p, h, **o): return p.sum() * 0 + 1\n")
+    red("my_kernels.kernel", "cpu")
+    with pytest.raises(UserError, match="failed its last check"):
+        value(impl="my_kernels.kernel")
+    with (tmp_path / "my_kernels.py").open("a") as file:
+        file.write("# mended\n")
+    assert value(impl="my_kernels.kernel") == 1
+
+
+def test_a_broken_record_counts_as_none(user_module):
+    user_module("def kernel(i, p, h, **o): return p.sum() * 0 + 1\n")
+    red("my_kernels.kernel", "cpu")
+    (path,) = records.cache_folder().rglob("*.json")
+    path.write_text("{")
+    assert value(impl="my_kernels.kernel") == 1
+
+
+def test_a_cache_that_cannot_be_written_is_an_error(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("HEADRACE_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match="cannot write .*name another folder in HEADRACE_CACHE"):
+        red("triton", "cuda")
 
 
 def test_operators_are_folders_with_cases():

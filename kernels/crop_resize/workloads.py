@@ -1,0 +1,21 @@
+"""The sizes of crop_resize in training, for benchmarks."""
+
+from __future__ import annotations
+
+from ..registry import Case
+from .cases import draw
+
+
+def _workload(id: str, crops: int, sides: tuple[int, int], size: int, interpolation: str) -> Case:
+    def arguments():
+        options = {"size": size, "interpolation": interpolation, "antialias": True}
+        return draw(crops, sides, sides[0] // 3), options
+
+    return Case(id, arguments)
+
+
+WORKLOADS = (
+    _workload("photographs B=256", 256, (375, 500), 224, "bilinear"),
+    _workload("photographs B=256, bicubic", 256, (375, 500), 224, "bicubic"),
+    _workload("CIFAR 2x512", 1024, (32, 32), 32, "bilinear"),
+)
