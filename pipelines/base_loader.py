@@ -12,13 +12,16 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import UserError
-from ..kernels.augment import augment
+from ..kernels.augment import OPERATOR, augment, blur_taps, parameter_table
+from ..kernels.registry import decide
 from .decode import DecodeError, image_size
+from .device import to_device
 from .draw import draw_views
+from .finish import after_colour, before_colour, flips_early
 from .masks import draw_mask
 from .order import Order
 from .quarantine import Quarantine
-from .spec import Batch, ByteSource, InputSpec, LoaderStats, ViewParams
+from .spec import Batch, ByteSource, InputSpec, LoaderStats, ViewParams, ViewSpec
 
 
 class LoaderError(Exception):
@@ -55,14 +58,17 @@ class BaseLoader:
         *,
         seed: int = 0,
         device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
         rank: int = 0,
         world: int = 1,
         quarantine: Quarantine | None = None,
     ) -> None:
         self.source, self.inputs, self.order = source, inputs, order
         self.seed, self.device, self.rank, self.world = seed, torch.device(device), rank, world
+        self.dtype = dtype  # of the views
         self.steps_per_epoch = order.steps_per_epoch
         self.batch_size = len(order.ids(0, rank, world))
+        self._makers = self._view_makers()
         self._step = 0
         self._bad = Quarantine(source) if quarantine is None else quarantine
         self._stats = LoaderStats()
@@ -70,7 +76,10 @@ class BaseLoader:
     # ---- what a subclass provides
 
     def _cut(self) -> tuple[Plan, dict[str, torch.Tensor]]:
-        """The plan of step `self._step` and its crops: view name -> (count * B, size, size, 3) uint8 on the device."""
+        """The plan of step `self._step` and its crops: view name -> (count * B, size, size, 3) uint8 on the device.
+
+        Or of a view in `self._makers` the result of its colour half: (count * B, 3, size, size) float32, channels-last.
+        """
         raise NotImplementedError
 
     def close(self) -> None:
@@ -84,31 +93,54 @@ class BaseLoader:
     def __next__(self) -> Batch:
         began = time.perf_counter()
         plan, crops = self._cut()
-        ids = plan.ids.to(self.device)
-        views = {}
-        for view in self.inputs.views:
-            params = plan.params[view.name]
-            finished = augment(
-                crops[view.name],
-                flip=params.flip.flatten(),
-                jitter=params.jitter.flatten(0, 1),
-                order=params.order.flatten(0, 1),
-                gray=params.gray.flatten(),
-                sigma=params.sigma.flatten(),
-                solarize=params.solarize.flatten(),
-                sigma_max=view.blur_sigma[1],
-                mean=view.mean,
-                std=view.std,
-            )
-            views[view.name] = finished.unflatten(0, (view.count, -1))
-        mask = draw_mask(self.inputs.mask, self.seed, plan.epoch, ids) if self.inputs.mask else None
-        labels = None
+        small = [plan.ids, *(color_table(view, plan.params[view.name]) for view in self.inputs.views)]
         if self.source.classes is not None:
-            labels = torch.tensor(self._labels(plan), device=self.device)
+            small.append(torch.tensor(self._labels(plan)))
+        ids, *small = to_device(small, self.device)
+        views = {
+            view.name: self._finish(view, crops[view.name], plan, table)
+            for view, table in zip(self.inputs.views, small)
+        }
+        labels = small[-1] if self.source.classes is not None else None
+        mask = draw_mask(self.inputs.mask, self.seed, plan.epoch, ids) if self.inputs.mask else None
         self._step += 1
         self._stats.images += len(ids)
         self._stats.wait_seconds += time.perf_counter() - began
         return Batch(views=views, ids=plan.ids, labels=labels, mask=mask, step=plan.step, epoch=plan.epoch)
+
+    def _finish(self, view: ViewSpec, crops: torch.Tensor, plan: Plan, table: torch.Tensor) -> torch.Tensor:
+        """What `_cut` gave and its parameters -> views (copies, B, 3, side, side)."""
+        params = plan.params[view.name]
+        if crops.dtype != torch.uint8:
+            finished = crops.to(self.dtype)
+        elif view.name in self._makers:
+            finished = self._makers[view.name].finish_batch(before_colour(crops, view, params), table).to(self.dtype)
+        else:
+            finished = augment(
+                before_colour(crops, view, params),
+                table,
+                mean=view.mean,
+                std=view.std,
+                sigma_max=view.blur_sigma[1] if view.blur else 0.0,
+                gray_weights=view.gray_weights,
+                gray_first=view.gray_first,
+                dtype=self.dtype,
+            )
+        finished = finished.unflatten(0, (view.count, -1))
+        return after_colour(finished, view, params, self.seed, plan.epoch, plan.ids)
+
+    def _view_makers(self) -> dict:
+        """On a CPU a `ViewMaker` by view, unless the user chose an implementation of `augment` to be used instead."""
+        if self.device.type != "cpu":
+            return {}
+        from .cpu_augment import ViewMaker  # numba takes half a second to import, which loaders on GPUs can do without
+
+        return {
+            view.name: ViewMaker(view)
+            for view in self.inputs.views
+            if decide(OPERATOR, ("cpu", self.dtype, view.size, 0)).why == "automatic"
+            and not (view.blur and blur_taps(view.blur_sigma[1]) // 2 >= view.size)  # `augment` says what is wrong
+        }
 
     def state_dict(self) -> dict[str, int]:
         return {"step": self._step}
@@ -176,3 +208,15 @@ class BaseLoader:
 
     def _reject(self, index: int, fault: Exception) -> None:
         self._bad.add(index, str(fault))
+
+
+def color_table(view: ViewSpec, params: ViewParams) -> torch.Tensor:
+    """The colour half of the parameters, (count * B, 12), as `augment` takes it."""
+    return parameter_table(
+        jitter=params.jitter.flatten(0, 1),
+        order=params.order.flatten(0, 1),
+        gray=params.gray.flatten(),
+        sigma=params.sigma.flatten(),
+        solarize=params.solarize.flatten(),
+        flip=params.flip.flatten() & (not flips_early(view)),
+    )

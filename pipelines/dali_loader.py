@@ -20,24 +20,52 @@ import torch
 from nvidia.dali import pipeline_def
 from nvidia.dali.plugin.pytorch import feed_ndarray
 
+from ..errors import UserError
 from .base_loader import BaseLoader, LoaderError, Plan
 from .decode import DecodeError, decode
+from .finish import dali_problem
 from .jpeg import MAGIC, jpeg_header
 from .spec import ViewSpec
 
+_INTERPOLATION = {
+    "bilinear": types.INTERP_LINEAR,
+    "bicubic": types.INTERP_CUBIC,
+    "lanczos": types.INTERP_LANCZOS3,
+}
 _AHEAD = 2  # batches DALI works on while one is consumed
 
 
 class DaliLoader(BaseLoader):
-    """See `BaseLoader`; `threads` is the number of CPU threads of the pipeline."""
+    """See `BaseLoader`; `threads` is the number of CPU threads of the pipeline.
 
-    def __init__(self, source, inputs, order, *, threads: int | None = None, **rest) -> None:
+    `hw_decoder_load` is the share of a batch's JPEGs that goes to the GPU's own decoder rather than to its cores, in
+    [0, 1], on GPUs that have one (A100, H100 and newer); None leaves it to DALI.
+    """
+
+    def __init__(
+        self,
+        source,
+        inputs,
+        order,
+        *,
+        threads: int | None = None,
+        hw_decoder_load: float | None = None,
+        **rest,
+    ) -> None:
+        for view in inputs.views:
+            if problem := dali_problem(view):
+                raise UserError(f"data.loader: dali {problem}, as view {view.name!r} needs; use data.loader=cpu")
         super().__init__(source, inputs, order, **rest)
         device_id = None
         if self.device.type == "cuda":
             device_id = torch.cuda.current_device() if self.device.index is None else self.device.index
+        elif hw_decoder_load is not None:
+            raise UserError("data.hw_decoder_load: there is no GPU that could decode; leave it out")
+        decoder = {"device": "cpu" if device_id is None else "mixed"}
+        if hw_decoder_load is not None:
+            decoder["hw_decoder_load"] = hw_decoder_load
         self._common = {
-            "decoder": "cpu" if device_id is None else "mixed",
+            "decoder": decoder,
             "num_threads": threads or os.cpu_count() or 1,
             "device_id": device_id,
         }
@@ -176,18 +204,18 @@ def _as_ppm(pixels: np.ndarray) -> np.ndarray:
     return np.frombuffer(header + pixels.tobytes(), dtype=np.uint8)
 
 
-def _decode(encoded, decoder: str):
-    return fn.decoders.image(encoded, device=decoder, output_type=types.RGB, jpeg_fancy_upsampling=True)
+def _decode(encoded, decoder: dict):
+    return fn.decoders.image(encoded, **decoder, output_type=types.RGB, jpeg_fancy_upsampling=True)
 
 
 @pipeline_def
-def _decode_pipeline(batch: list[np.ndarray], decoder: str):
+def _decode_pipeline(batch: list[np.ndarray], decoder: dict):
     """Encoded bytes -> pixels, of one batch."""
     return _decode(fn.external_source(source=[batch], no_copy=True), decoder)
 
 
 @pipeline_def
-def _crop_pipeline(feed, views: tuple[ViewSpec, ...], decoder: str):
+def _crop_pipeline(feed, views: tuple[ViewSpec, ...], decoder: dict):
     """Encoded bytes -> for each view and copy (B, size, size, 3) uint8.
 
     `slice` before `resize` rather than `resize` with a region: its taps then stop at the crop's border as Pillow's do
@@ -199,8 +227,8 @@ def _crop_pipeline(feed, views: tuple[ViewSpec, ...], decoder: str):
     for view in views:
         corners = [next(inputs) for _ in range(view.count)]
         shapes = [next(inputs) for _ in range(view.count)]
-        kind = types.INTERP_CUBIC if view.interpolation == "bicubic" else types.INTERP_LINEAR
+        kind = _INTERPOLATION[view.interpolation]
         for corner, shape in zip(corners, shapes):
             crop = fn.slice(images, corner, shape, axis_names="HW", normalized_anchor=False, normalized_shape=False)
-            outputs.append(fn.resize(crop, size=[view.size, view.size], interp_type=kind, antialias=True))
+            outputs.append(fn.resize(crop, size=[view.size, view.size], interp_type=kind, antialias=view.antialias))
     return tuple(outputs)

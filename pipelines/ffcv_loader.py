@@ -4,13 +4,11 @@ FFCV's `Loader` draws its crops from an unseeded generator inside compiled code 
 what a broken JPEG leaves in memory for an image, and its consumer waits forever when its thread dies. So the two of its
 functions that make pixels are called here, by the threads of `CpuLoader`: order, crops, resume and substitutes are
 those of every loader. The pixels are not: libjpeg-turbo's fast modes (one grey level from Pillow's on average), and
-crops resized by averaging areas, whatever `interpolation` says. On JPEGs that is no faster than `CpuLoader`.
+crops resized by averaging areas, bilinear and bicubic alike. On JPEGs that is no faster than `CpuLoader`.
 FFCV's decoder remembers the last image's tables: a JPEG that has lost its own is decoded with those of another.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -18,7 +16,9 @@ import torch
 from ..errors import UserError
 from .cpu_loader import CpuLoader
 from .cut import decode_fast
+from .finish import cut_view, rare_crop
 from .jpeg import jpeg_header
+from .spec import ViewSpec
 
 
 class FfcvLoader(CpuLoader):
@@ -56,7 +56,9 @@ class FfcvLoader(CpuLoader):
             return decode_fast(encoded)  # says why, or knows better
         return pixels
 
-    def _crop(self, pixels: np.ndarray, box: Sequence[int], interpolation: str, out: np.ndarray) -> None:
-        left, top, width, height = box
+    def _own_crop(self, pixels: np.ndarray, view: ViewSpec, place: list[int], out: np.ndarray) -> None:
+        if rare_crop(view):
+            return cut_view(pixels, view, place, out)
+        left, top, width, height = place[:4]
         rows, columns = (top, top + height), (left, left + width)
         self._resize(0, pixels.ctypes.data, *pixels.shape[:2], *rows, *columns, out.ctypes.data, *out.shape[:2])

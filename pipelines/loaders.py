@@ -7,6 +7,7 @@ import importlib.util
 import torch
 
 from ..errors import UserError
+from .finish import dali_problem
 from .memory_loader import ArraySource, MemoryLoader
 from .sources.beton import BetonSource
 from .sources.stream import StreamSource
@@ -15,19 +16,24 @@ from .spec import ByteSource, InputSpec, Loader
 DALI_HINT = "pip install nvidia-dali-cuda130 (or nvidia-dali-cuda120 for a CUDA 12 driver)"
 
 
-def choose_loader(source: ByteSource, kind: str, device: torch.device | str = "cpu") -> tuple[str, str]:
+def choose_loader(
+    source: ByteSource, kind: str, device: torch.device | str = "cpu", inputs: InputSpec | None = None
+) -> tuple[str, str]:
     """(loader, why) for data.loader = auto | cpu | dali | webdataset | ffcv | memory, on the device of the batches.
 
-    An explicit choice is honoured or refused with a `UserError`.
+    An explicit choice is honoured or refused with a `UserError`. Without `inputs`, any loader is taken to make them.
     """
+    beyond_dali = next(filter(None, map(dali_problem, inputs.views if inputs else ())), None)
     if kind != "auto":
-        if problem := _problem(source, kind):
+        if problem := _problem(source, kind, beyond_dali):
             raise UserError(f"data.loader: {problem}")
         return kind, "asked for"
     if isinstance(source, ArraySource):
         return "memory", "the images are arrays"
     if isinstance(source, StreamSource):
         return "webdataset", "the images are streamed"
+    if beyond_dali:
+        return "cpu", f"dali {beyond_dali}"
     if torch.device(device).type == "cuda" and _installed("nvidia", "nvidia.dali"):
         return "dali", "a GPU, DALI is installed"
     if torch.device(device).type == "cuda":
@@ -37,8 +43,10 @@ def choose_loader(source: ByteSource, kind: str, device: torch.device | str = "c
     return "dali", "no GPU, and the faster cpu lacks simplejpeg: pip install simplejpeg"
 
 
-def _problem(source: ByteSource, kind: str) -> str | None:
-    """Why the loader `kind` cannot read this source."""
+def _problem(source: ByteSource, kind: str, beyond_dali: str | None) -> str | None:
+    """Why the loader `kind` cannot read this source or make these views."""
+    if kind == "dali" and beyond_dali:
+        return f"dali {beyond_dali}; use data.loader=cpu"
     if kind == "dali" and not _installed("nvidia", "nvidia.dali"):
         return f"dali is not installed: {DALI_HINT}"
     if kind == "ffcv" and not isinstance(source, BetonSource):
@@ -61,9 +69,21 @@ def _installed(*modules: str) -> bool:
 
 
 def make_loader(
-    source: ByteSource, inputs: InputSpec, order, *, kind: str, threads: int | None = None, **rest
+    source: ByteSource,
+    inputs: InputSpec,
+    order,
+    *,
+    kind: str,
+    threads: int | None = None,
+    hw_decoder_load: float | None = None,
+    **rest,
 ) -> Loader:
-    """The loader `kind` that `choose_loader` gave; `rest` is what else `BaseLoader` takes: seed, device, rank, ..."""
+    """The loader `kind` that `choose_loader` gave; `rest` is what else `BaseLoader` takes: seed, device, dtype, ...
+
+    Raises `UserError` for a `hw_decoder_load` that this loader has no use for.
+    """
+    if hw_decoder_load is not None and kind != "dali":
+        raise UserError(f"data.hw_decoder_load: the {kind} loader decodes on CPU cores; use data.loader=dali")
     if kind == "memory":
         return MemoryLoader(source, inputs, order, **rest)
     if kind == "cpu":
@@ -80,4 +100,4 @@ def make_loader(
         return FfcvLoader(source, inputs, order, threads=threads, **rest)
     from .dali_loader import DaliLoader
 
-    return DaliLoader(source, inputs, order, threads=threads, **rest)
+    return DaliLoader(source, inputs, order, threads=threads, hw_decoder_load=hw_decoder_load, **rest)

@@ -8,9 +8,13 @@ import numpy as np
 import torch
 
 from ..errors import UserError
+from ..kernels.crop_resize import crop_resize
 from .base_loader import BaseLoader, Plan
-from .cut import crop_and_resize, decode_fast
-from .spec import ByteSource
+from .cut import decode_fast
+from .decode import DecodeError
+from .device import to_device
+from .finish import cut_view, places
+from .spec import ByteSource, ViewSpec
 
 
 class ArraySource:
@@ -40,14 +44,62 @@ class ArraySource:
         return tuple(self.images[index].shape[:2])
 
 
+class DeviceImages:
+    """Every image of a source in one buffer on the device, each written there at its first use."""
+
+    def __init__(self, sizes: Sequence[tuple[int, int]], device: torch.device) -> None:
+        """`sizes`: (height, width) of the images."""
+        sides = torch.tensor(sizes, dtype=torch.int64).view(-1, 2)
+        ends = (3 * sides.prod(1)).cumsum(0)
+        self.sizes = sizes
+        self.offsets, self.widths = ends - 3 * sides.prod(1), sides[:, 1].to(torch.int32)
+        self.pixels = torch.empty(int(ends[-1]), dtype=torch.uint8, device=device)
+        self.present = bytearray(len(sizes))
+
+    def add(self, index: int, pixels: np.ndarray) -> None:
+        start = int(self.offsets[index])
+        flat = torch.from_numpy(np.array(pixels)).flatten()  # a copy: what arrays own may be read-only
+        self.pixels[start : start + flat.numel()].copy_(flat)
+        self.present[index] = True
+
+    def crops(self, view: ViewSpec, ids: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+        """(count * B, size, size, 3) uint8 of samples (B,) and boxes (count, B, 4)."""
+        ids = ids.repeat(len(boxes))
+        small = to_device([self.offsets[ids], self.widths[ids], boxes.flatten(0, 1)], self.pixels.device)
+        options = {"size": view.size, "interpolation": view.interpolation, "antialias": view.antialias}
+        return crop_resize(self.pixels, *small, **options)
+
+
 class MemoryLoader(BaseLoader):
-    """See `BaseLoader`. Every image of the source is decoded at its first use and kept, at 3 bytes a pixel."""
+    """See `BaseLoader`. Every image of the source is decoded at its first use and kept, at 3 bytes a pixel.
+
+    On a GPU they are kept there, and cropped there, if they take no more than half of its free memory, the source knows
+    their sizes, and no view is cut from a window or resized by Lanczos; else on the host.
+    """
+
+    _keeps_on = ("cuda",)  # device types
 
     def __init__(self, source: ByteSource, inputs, order, **rest) -> None:
         super().__init__(source, inputs, order, **rest)
         self._pixels: dict[int, np.ndarray] = {}
+        self._images = self._room()
+
+    def _room(self) -> DeviceImages | None:
+        if self.device.type not in self._keeps_on:
+            return None
+        if any(view.crop == "window" or view.interpolation == "lanczos" for view in self.inputs.views):
+            return None
+        sizes = [self.source.size(index) for index in range(len(self.source))]
+        if None in sizes:
+            return None
+        size = sum(3 * height * width for height, width in sizes)
+        if self.device.type == "cuda" and size > torch.cuda.mem_get_info(self.device)[0] // 2:
+            return None
+        return DeviceImages(sizes, self.device)
 
     def _load(self, index: int):
+        if self._images is not None and self._images.present[index]:
+            return None, self._images.sizes[index]
         pixels = self._pixels.get(index)
         if pixels is None:
             if isinstance(self.source, ArraySource):
@@ -56,16 +108,25 @@ class MemoryLoader(BaseLoader):
                 pixels = self._attempt("decode", index, decode_fast, found[0])
             if pixels is None:
                 return None
-            self._pixels[index] = pixels
+            if self._images is None:
+                self._pixels[index] = pixels
+            elif pixels.shape[:2] == self._images.sizes[index]:
+                self._images.add(index, pixels)
+            else:
+                self._reject(index, DecodeError(f"{pixels.shape[:2]} pixels, {self._images.sizes[index]} in the index"))
+                return None
         return pixels, tuple(pixels.shape[:2])
 
     def _cut(self) -> tuple[Plan, dict[str, torch.Tensor]]:
         plan = self._plan(self._step)
+        if self._images is not None:
+            views = ((view, plan.params[view.name].crop) for view in self.inputs.views)
+            return plan, {view.name: self._images.crops(view, plan.ids, boxes) for view, boxes in views}
         crops = {}
         for view in self.inputs.views:
             pixels = torch.empty((view.count, self.batch_size, view.size, view.size, 3), dtype=torch.uint8)
-            for boxes, rows in zip(plan.params[view.name].crop.tolist(), pixels.numpy()):
-                for image, box, out in zip(plan.encoded, boxes, rows):
-                    crop_and_resize(image, box, view.interpolation, out)
+            for copy, rows in zip(places(plan.params[view.name]), pixels.numpy()):
+                for image, place, out in zip(plan.encoded, copy, rows):
+                    cut_view(image, view, place, out)
             crops[view.name] = pixels.flatten(0, 1).to(self.device)
         return plan, crops

@@ -1,4 +1,4 @@
-"""The contracts between storage, loaders and algorithms. A leaf: it imports torch and the standard library alone.
+"""The contracts between storage, loaders and algorithms. A leaf: with `mask_spec.py`, torch and the standard library.
 
 An algorithm *returns* an `InputSpec`; a loader reads a `ByteSource` in a given order and yields `Batch`es that satisfy
 it. Between the two, random draws are data: `ViewParams` says exactly what was done to every sample.
@@ -6,22 +6,35 @@ it. Between the two, random draws are data: `ViewParams` says exactly what was d
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
 
+from .mask_spec import (  # noqa: F401 (they are contracts, too)
+    BlockMask,
+    CellMask,
+    Mask,
+    MaskSpec,
+    RandomMask,
+    SharedMask,
+    TargetBlocksMask,
+    VariedMask,
+    WeightedMask,
+)
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+PATCH_JITTER = 21  # pixels by which a patch of a 3x3 grid is smaller than its cell
 
 
 @dataclass(frozen=True)
 class RandAugment:
     """`operations` of the fifteen of "timm_increasing", drawn with replacement, each done with probability `chance`.
 
-    Levels are normal around `level` with standard deviation `spread`, cut to [0, 10] (arXiv 1909.13719, in timm's variant).
+    Levels are normal around `level` with standard deviation `spread`, cut to [0, 10]: timm's variant of arXiv
+    1909.13719.
     """
 
     operations: int = 2
@@ -30,14 +43,33 @@ class RandAugment:
     chance: float = 0.5
     fill: tuple[int, int, int] = (124, 116, 104)  # RGB of what a rotation, shear or translation uncovers
 
+    def __post_init__(self) -> None:
+        if self.operations < 1 or not 0 <= self.chance <= 1:
+            raise ValueError("operations, chance: needs one operation or more, and a probability in [0, 1]")
+        if not 0 <= self.level <= 10 or self.spread < 0:
+            raise ValueError(
+                f"level, spread: a level lies in [0, 10], a spread is not negative: {self.level}, {self.spread}"
+            )
+
 
 @dataclass(frozen=True)
 class RandomErasing:
-    """With probability `chance` a rectangle of the finished view becomes normal noise (arXiv 1708.04896)."""
+    """With probability `chance` a rectangle of the finished view becomes normal noise (arXiv 1708.04896).
+
+    Area uniform and shape log-uniform, drawn once, sides cut to the view's; the noise is N(0, 1) per pixel and channel.
+    """
 
     chance: float = 0.25
     area: tuple[float, float] = (0.02, 1 / 3)  # share of the view
     ratio: tuple[float, float] = (0.3, 10 / 3)  # height / width
+
+    def __post_init__(self) -> None:
+        if (
+            not 0 <= self.chance <= 1
+            or not 0 < self.area[0] <= self.area[1] <= 1
+            or not 0 < self.ratio[0] <= self.ratio[1]
+        ):
+            raise ValueError("chance, area, ratio: shares of at most 1, and 0 < low <= high")
 
 
 @dataclass(frozen=True)
@@ -56,14 +88,13 @@ class ViewSpec:
     size: int = 224  # side of the square output in pixels
     draws: str | None = None  # take the random draws of the view of that name: the same crop at another size
     # random: a random resized crop. center: the middle square, its side `center_fraction` of the short one.
-    # window: the image resized to `resize`, then a `size` window at a random place of it.
+    # window: the image resized to `resize`, then a `size` window at a random place of it and its padding; an image
+    # too small for one is enlarged until it fits.
     crop: Literal["random", "center", "window"] = "random"
     center_fraction: float = 0.875
     scale: tuple[float, float] = (0.2, 1.0)  # area of a random crop as a fraction of the image
     ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height of a random crop
-    resize: int | None = (
-        None  # of a window: pixels of the image's shorter side, or of both with `squash`; None: as it is
-    )
+    resize: int | None = None  # pixels of a window's image: of its shorter side, of both with `squash`; None: as it is
     squash: bool = False
     padding: int = 0  # pixels added on every side before a window is taken
     padding_mode: Literal["reflect", "edge", "symmetric", "constant"] = "reflect"  # constant: black
@@ -109,11 +140,26 @@ class ViewSpec:
             raise ValueError(f"size, count: must be at least 1, not {self.size}, {self.count}")
         if min(self.std) <= 0:
             raise ValueError(f"std: must be positive, not {self.std}")
+        if self.resize is not None and self.resize + 2 * self.padding < self.size:
+            raise ValueError(
+                f"resize: {self.resize} px with {self.padding} of padding is less than a window of {self.size}"
+            )
+        if self.squash and self.resize is None:
+            raise ValueError("squash: needs `resize`, the side of the square")
+        if not self.antialias and self.interpolation == "lanczos":
+            raise ValueError("antialias: lanczos is defined with antialiasing alone")
+        if self.parts == "patches" and self.size < 3 * (PATCH_JITTER + 1):
+            raise ValueError(f"size: parts: patches needs at least {3 * (PATCH_JITTER + 1)} px, not {self.size}")
 
     @property
     def copies(self) -> int:
         """How many tensors of a sample `Batch.views` has under this name: `count`, times the parts of each."""
         return self.count * {None: 1, "rotations": 4, "patches": 9}[self.parts]
+
+    @property
+    def side(self) -> int:
+        """The side in pixels of what `Batch.views` has under this name: `size`, or that of a patch."""
+        return self.size // 3 - PATCH_JITTER if self.parts == "patches" else self.size
 
 
 @dataclass
@@ -125,9 +171,7 @@ class ViewParams:
 
     crop: torch.Tensor  # (count, B, 4) int32: left, top, width, height in pixels of the upright image
     resized: torch.Tensor  # (count, B, 2) int32: width, height of the crop after resizing; (size, size) but for windows
-    offset: (
-        torch.Tensor
-    )  # (count, B, 2) int32: left, top of the view in that, negative in the padding; 0 but for windows
+    offset: torch.Tensor  # (count, B, 2) int32: left, top of a window in that, negative in the padding; else 0
     flip: torch.Tensor  # (count, B) bool
     angle: torch.Tensor  # (count, B) float32: degrees clockwise
     jitter: torch.Tensor  # (count, B, 4) float32: factors of brightness, contrast, saturation, and the hue shift
@@ -135,9 +179,7 @@ class ViewParams:
     gray: torch.Tensor  # (count, B) bool
     sigma: torch.Tensor  # (count, B) float32: standard deviation of the blur, 0 for none
     solarize: torch.Tensor  # (count, B) bool
-    policy: torch.Tensor | None = (
-        None  # (count, B, operations, 2) float32: RandAugment's operation (-1: none), magnitude
-    )
+    policy: torch.Tensor | None = None  # (count, B, operations, 2) float32: RandAugment's (-1: none) and its magnitude
     erased: torch.Tensor | None = None  # (count, B, 4) int32: left, top, width, height; width 0 for none
     patches: torch.Tensor | None = None  # (count, B, 9, 2) int32: left, top of each of the 9 squares in the view
 
@@ -145,136 +187,6 @@ class ViewParams:
         """The parameters of some samples of the batch, in the given order."""
         drawn = {f.name: getattr(self, f.name) for f in fields(self)}
         return ViewParams(**{name: None if value is None else value[:, samples] for name, value in drawn.items()})
-
-
-@dataclass(frozen=True)
-class MaskSpec:
-    """Which patches of a `grid` (rows, columns) are hidden from the encoder. A subclass says by which rule."""
-
-    grid: tuple[int, int] = (14, 14)
-
-    @property
-    def patches(self) -> int:
-        return self.grid[0] * self.grid[1]
-
-    @property
-    def hidden(self) -> int | None:
-        """How many patches every sample hides; None where that differs from sample to sample or batch to batch."""
-        raise NotImplementedError
-
-
-def _share(key: str, value: float) -> None:
-    if not 0 <= value < 1:
-        raise ValueError(f"{key}: the hidden share lies in [0, 1), not {value}")
-
-
-@dataclass(frozen=True)
-class RandomMask(MaskSpec):
-    """Every sample keeps ``int(patches * (1 - ratio))`` patches, chosen uniformly (MAE, arXiv 2111.06377)."""
-
-    ratio: float = 0.75
-
-    def __post_init__(self) -> None:
-        _share("ratio", self.ratio)
-        if self.hidden == self.patches:
-            raise ValueError(f"ratio: {self.ratio} of a {self.grid[0]}x{self.grid[1]} grid leaves no visible patch")
-
-    @property
-    def hidden(self) -> int:
-        return self.patches - int(self.patches * (1 - self.ratio))
-
-
-@dataclass(frozen=True)
-class CellMask(MaskSpec):
-    """``ceil(cells * ratio)`` square cells of `cell` x `cell` patches, chosen uniformly (SimMIM, arXiv 2111.09886)."""
-
-    grid: tuple[int, int] = (48, 48)
-    cell: int = 8
-    ratio: float = 0.6
-
-    def __post_init__(self) -> None:
-        _share("ratio", self.ratio)
-        if self.grid[0] % self.cell or self.grid[1] % self.cell:
-            raise ValueError(f"cell: {self.cell} does not divide a {self.grid[0]}x{self.grid[1]} grid")
-
-    @property
-    def hidden(self) -> int:
-        cells = self.patches // self.cell**2
-        return math.ceil(cells * self.ratio) * self.cell**2
-
-
-@dataclass(frozen=True)
-class BlockMask(MaskSpec):
-    """Rectangles until exactly `count` patches are hidden (BEiT, arXiv 2106.08254, algorithm 1)."""
-
-    count: int = 75
-    min_block: int = 16
-    max_block: int | None = None  # patches of one rectangle; None: `count`
-    min_aspect: float = 0.3  # the shape of a rectangle is log-uniform in [min_aspect, 1 / min_aspect]
-
-    def __post_init__(self) -> None:
-        if not 0 < self.count < self.patches:
-            raise ValueError(f"count: needs 0 < count < {self.patches} patches, not {self.count}")
-
-    @property
-    def hidden(self) -> int:
-        return self.count
-
-
-@dataclass(frozen=True)
-class SharedMask(MaskSpec):
-    """One mask of ``int(patches * (ratio + u))``, u ~ U(0, spread), for the whole batch (MixMIM, arXiv 2205.13137).
-
-    `per_sample` draws one for each sample instead. The grid is that of the last stage; earlier ones repeat its cells.
-    """
-
-    grid: tuple[int, int] = (7, 7)
-    ratio: float = 0.5
-    spread: float = 0.0
-    per_sample: bool = False
-
-    def __post_init__(self) -> None:
-        _share("ratio, spread", self.ratio + self.spread)
-
-    @property
-    def hidden(self) -> int | None:
-        return None if self.spread else int(self.patches * self.ratio)
-
-
-@dataclass(frozen=True)
-class WeightedMask(RandomMask):
-    """`RandomMask`'s counts; which patches, the algorithm says with `masks.weighted_mask` (MILAN, arXiv 2208.06049)."""
-
-
-@dataclass(frozen=True)
-class TargetBlocksMask(MaskSpec):
-    """`targets` rectangles to be predicted, and a context without them (I-JEPA, arXiv 2301.08243).
-
-    The shares are of the grid. One shape for all rectangles of a batch would change from batch to batch; here the
-    shape is fixed by `target_scale` and `target_ratio` (height / width), and the context is cut to `kept` patches.
-    """
-
-    targets: int = 4
-    target_scale: float = 0.175
-    target_ratio: float = 1.0
-    context_scale: float = 0.925
-    kept: int = 64  # patches of the context, chosen uniformly of those that are left
-
-    @property
-    def hidden(self) -> int:
-        return self.patches - self.kept
-
-
-@dataclass(frozen=True)
-class VariedMask(MaskSpec):
-    """Block-wise; a sample is masked with probability `chance`, by a share ~ U(`ratio`) (iBOT, arXiv 2111.07832)."""
-
-    chance: float = 0.5
-    ratio: tuple[float, float] = (0.1, 0.5)
-
-    @property
-    def hidden(self) -> None:
-        return None
 
 
 @dataclass(frozen=True)
@@ -294,21 +206,11 @@ class InputSpec:
 
 
 @dataclass
-class Mask:
-    """Hidden patches of a batch, on the device. `keep` and `restore` exist where every sample hides as many."""
-
-    hidden: torch.Tensor  # (B, L) bool; of a SharedMask (1, L) unless it is `per_sample`
-    keep: torch.Tensor | None = None  # (B, K) int64: indices of the visible patches, in the order the encoder sees them
-    restore: torch.Tensor | None = None  # (B, L) int64: cat(visible, hidden)[restore] is raster order
-    noise: torch.Tensor | None = None  # (B, L) float32 in [0, 1): what a WeightedMask's choice is drawn from
-    targets: torch.Tensor | None = None  # (B, targets, T) int64: patches of each of a TargetBlocksMask's rectangles
-
-
-@dataclass
 class Batch:
     """One rank's share of one global batch, on the device."""
 
-    views: dict[str, torch.Tensor]  # name -> (copies, B, 3, size, size), channels-last, normalised
+    # name -> (copies, B, 3, side, side), channels-last, normalised; of each of `count` views its parts in turn
+    views: dict[str, torch.Tensor]
     ids: torch.Tensor  # (B,) int64 on the CPU: which samples of the source
     labels: torch.Tensor | None  # (B,) int64 on the device; None where the source has no labels
     mask: Mask | None

@@ -49,11 +49,11 @@ BAD = {
     "folder without images": (["shard", "{tmp}/text", "{tmp}/out"], "text"),
     "shard of a truncated image": (["shard", "{tmp}/broken", "{tmp}/out"], "bad.jpg"),
     "knn without a checkpoint": (
-        ["knn", "--checkpoint", "{tmp}/none.pt", "--train", "{photos}", "--val", "{photos}"],
+        ["knn", "{tmp}/none.pt", "--train", "{photos}", "--val", "{photos}"],
         "none.pt: no such checkpoint",
     ),
     "knn on an empty run": (
-        ["knn", "--checkpoint", "{tmp}/empty", "--train", "{photos}", "--val", "{photos}"],
+        ["knn", "{tmp}/empty", "--train", "{photos}", "--val", "{photos}"],
         "holds no readable checkpoint",
     ),
 }

@@ -25,6 +25,7 @@ from ..train.distributed import pick_device
 from ..train.embed import Features, embed, evaluation_view
 from ..train.knn import knn_accuracy
 from ..train.metrics import read_metrics
+from ..train.recipe import load_recipe
 from .demo_images import write_demo_images
 from .plots import plot_loss, plot_reconstruction, plot_samples
 from .samples import first_samples
@@ -58,7 +59,7 @@ def demo(out: Path, data: Path | None, overrides: list[str]) -> dict[str, float]
     run = ["train.resume=auto", f"data.train={train_set.name}", f"train.out={out}", *overrides]
     if len(train_set) < 128:
         run.insert(0, "data.last_batch=pad")
-    recipe = pretrain.load_recipe(RECIPE, run)
+    recipe = load_recipe(RECIPE, run)
     pretrain.main([RECIPE, *run])
 
     _, trained = load_algorithm(out)

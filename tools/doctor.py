@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..pipelines.sources import open_source
-from ..train.pretrain import load_recipe
+from ..train.recipe import load_recipe
 from .doctor_advice import PREPARATION, Measured, Timing, advise
 from .doctor_measure import measure
 from .doctor_packages import versions

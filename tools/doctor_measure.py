@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import get_args, get_type_hints
 
@@ -21,16 +22,17 @@ from ..pipelines import cut
 from ..pipelines.base_loader import BaseLoader, Plan
 from ..pipelines.decode import DecodeError, image_size
 from ..pipelines.draw import draw_views
+from ..pipelines.finish import cut_view, places
 from ..pipelines.loaders import choose_loader, make_loader
 from ..pipelines.order import Order
 from ..pipelines.sources.files import FileSource
 from ..pipelines.sources.subset import Subset
 from ..pipelines.spec import Batch, ByteSource, InputSpec, Loader
 from ..train.distributed import pick_device
-from ..train.loop import train_step
-from ..train.optim import build_optimizer
-from ..train.pretrain import Recipe
+from ..train.optim import Schedules, build_optimizer
+from ..train.recipe import Recipe
 from ..train.settings import DataSettings
+from ..train.step import Stepper
 from .doctor_advice import Measured, Timing
 from .doctor_packages import missing_packages
 
@@ -49,7 +51,7 @@ def measure(source: ByteSource, recipe: Recipe, seconds: float, with_model: bool
     kernels.configure(recipe.kernels)
     algorithm = find_algorithm(recipe.algorithm.name)(recipe.algorithm)
     inputs, seed = algorithm.inputs(), recipe.train.seed
-    loaders, chosen = _loaders(source, recipe.data.loader, device)
+    loaders, chosen = _loaders(source, recipe.data.loader, device, inputs)
     share = seconds / (7 + len(loaders) + (device.type == "cuda") + 2 * with_model)
     stages = {}
     if cold := _read_cold(source, share):  # before anything else: pages that this process has mapped cannot be dropped
@@ -109,14 +111,14 @@ def measure(source: ByteSource, recipe: Recipe, seconds: float, with_model: bool
     )
 
 
-def _loaders(source: ByteSource, wanted: str, device: torch.device) -> tuple[list[str], str]:
+def _loaders(source: ByteSource, wanted: str, device: torch.device, inputs: InputSpec) -> tuple[list[str], str]:
     """The loaders that can serve the source here, and the one that training would use."""
-    chosen, _ = choose_loader(source, wanted, device)
+    chosen, _ = choose_loader(source, wanted, device, inputs)
     kinds = []
     for kind in get_args(get_type_hints(DataSettings)["loader"]):
         try:
             if kind != "auto":
-                kinds.append(choose_loader(source, kind, device)[0])
+                kinds.append(choose_loader(source, kind, device, inputs)[0])
         except UserError:  # not installed, or not for this kind of source
             pass
     return kinds, chosen
@@ -202,9 +204,9 @@ class _PlainLoader(BaseLoader):
         found = {}
         for view in self.inputs.views:
             pixels = np.empty((view.count, len(images), view.size, view.size, 3), np.uint8)
-            for boxes, rows in zip(plan.params[view.name].crop.tolist(), pixels):
-                for image, box, row in zip(images, boxes, rows):
-                    cut.crop_and_resize(image, box, view.interpolation, row)
+            for copy, rows in zip(places(plan.params[view.name]), pixels):
+                for image, place, row in zip(images, copy, rows):
+                    cut_view(image, view, place, row)
             found[view.name] = torch.from_numpy(pixels).flatten(0, 1)
         return found
 
@@ -277,14 +279,14 @@ def _copy(inputs: InputSpec, batch: int, device: torch.device, share: float) -> 
 def _model(
     algorithm: Algorithm, recipe: Recipe, device: torch.device, loader: Loader, share: float
 ) -> tuple[Timing, Timing]:
-    """Training steps at a rate of 0: on one batch again and again, then on what the loader brings."""
+    """Training steps at a rate of all but 0: on one batch again and again, then on what the loader brings."""
     algorithm = algorithm.to(device, memory_format=torch.channels_last).train()
-    optimizer = build_optimizer(algorithm, recipe.optim)
-    progress, autocast = Progress(0, 1000, 1000), recipe.train.precision == "bf16"
+    optimizer, still = build_optimizer(algorithm, recipe.optim), replace(recipe.optim, lr=1e-30)
+    options = {"precision": recipe.train.precision, "clip_grad": recipe.optim.clip_grad}
+    stepper = Stepper(algorithm, algorithm, optimizer, Schedules(still, 1, 1000, 1000), **options)
 
     def step(batch: Batch) -> int:
-        train_step(algorithm, batch, progress, optimizer, lr=0.0, clip_grad=recipe.optim.clip_grad, autocast=autocast)
-        algorithm.after_step(progress)
+        stepper(batch, Progress(0, 1000, 1000))
         return _finished(batch)
 
     fixed = next(loader)

@@ -19,11 +19,14 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ..errors import UserError
+from ..pipelines.recipes import view
+from ..pipelines.spec import ViewSpec
 from .recipe_yaml import Node, parse, render
 
 RECIPES = Path(__file__).parent.parent / "configs"
 MAX_BASES = 2
 COMMAND_LINE = "command line"
+NAMED = {ViewSpec: view}  # dataclasses that a word may stand for -> what it stands for, or ValueError
 _NEEDS = {bool: "true or false", int: "an integer", float: "a finite number", str: "a string", Path: "a path"}
 
 
@@ -70,6 +73,7 @@ def load(recipe: str | Path, overrides: Sequence[str] = ()) -> Tree:
     later layer wins: mappings merge, lists and scalars replace. Where the two mappings of a section or below carry
     different `name`s, the later replaces the earlier as a whole, because the other keys belong to another type: a
     recipe that switches the backbone does not inherit the options of the old one. Of two equal overrides the last wins.
+    A mapping over a word keeps the word as its `recipe`: `view.size=96` changes one thing of ``view: moco_v2``.
 
     Raises `UserError` for missing files, bad YAML, doubled keys, cycles and malformed overrides.
     """
@@ -128,6 +132,8 @@ def _override(text: str) -> Node:
 def _merge(under: Node, over: Node) -> Node:
     merged = dict(under.value)
     for key, node in over.value.items():
+        if key in merged and isinstance(merged[key].value, str) and isinstance(node.value, dict):
+            merged[key] = Node({"recipe": merged[key]}, merged[key].origin)
         merged[key] = _merge(merged[key], node) if _same_type(merged.get(key), node) else node
     # An override that sets one key of a section did not write the section.
     return Node(merged, under.origin if over.origin == COMMAND_LINE else over.origin)
@@ -146,7 +152,9 @@ def build(tree: Tree, types: Mapping[str, Any]) -> dict[str, Any]:
     Annotations: bool, int, float, str, Path, Literal, list, tuple, dict with string keys, dataclasses, each of them or
     None, and unions of dataclasses that differ in the Literal of their `name`. A float must be finite; an integer may
     be written `1e5`. A dataclass that is given in part keeps the rest of its field's default instance, and an absent
-    section is made of defaults; an absent dict is empty, and what may be None is None.
+    section is made of defaults; an absent dict is empty, and what may be None is None. For a dataclass of `NAMED` a
+    word may stand, alone or as the `recipe` of a mapping that changes some of its keys; the tree then holds what it
+    stands for.
 
     Raises `UserError` with one line per problem, a `__post_init__` that raises `ValueError` among them: a message
     that starts with ``key:`` is reported where that key was written. Raises `TypeError` for other annotations.
@@ -191,7 +199,9 @@ class _Checker:
                 return None
             if len(members) == 1:
                 return self.value(node, members[0], key, default)
-            if all(get_origin(member) is Literal for member in members[1:]):  # a scalar, or a word in its place
+            if str in members and type(node.value) is str:  # a text in the place of another scalar
+                return node.value
+            if all(member is str or get_origin(member) is Literal for member in members[1:]):  # or a word in its place
                 words = [word for member in members[1:] for word in get_args(member)]
                 return node.value if node.value in words else self.value(node, members[0], key, default)
             return self.member(node, members, key, default)
@@ -268,7 +278,8 @@ class _Checker:
         for name, field in fields.items():
             fallback = getattr(default, name) if type(default) is kind else _default(field)
             if name in node.value:
-                values[name] = self.value(node.value[name], hints[name], _dotted(key, name), fallback)
+                item = node.value[name] = self.spelled_out(node.value[name], hints[name], _dotted(key, name))
+                values[name] = self.value(item, hints[name], _dotted(key, name), fallback)
             elif fallback is MISSING:
                 self.problem(node.origin, _dotted(key, name), "required, but missing")
             else:
@@ -279,6 +290,20 @@ class _Checker:
             return kind(**values)
         except ValueError as error:
             return self.refused(node, fields, key, str(error))
+
+    def spelled_out(self, node: Node, kind: Any, key: str) -> Node:
+        """The mapping that a word stands for where the annotation has a dataclass of `NAMED`; other nodes as given."""
+        stand_in = next((NAMED[part] for part in (kind, *get_args(kind)) if part in NAMED), None)
+        rest = dict(node.value) if isinstance(node.value, dict) else {}
+        word = rest.pop("recipe", None) if isinstance(node.value, dict) else node
+        if stand_in is None or word is None or not isinstance(word.value, str):
+            return node
+        try:
+            meant = from_plain(plain(stand_in(word.value)), f"{word.origin}, {word.value}").root
+        except ValueError as error:
+            self.problem(word.origin, key, str(error))
+            return Node(rest, node.origin)
+        return _merge(meant, Node(rest, node.origin))
 
     def refused(self, node: Node, fields: Collection[str], key: str, message: str) -> None:
         """A `ValueError` of the dataclass. ``key, key: reason`` belongs to the first of the keys that was given."""

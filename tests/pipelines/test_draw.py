@@ -1,6 +1,7 @@
 """Drawn parameters against torchvision's own samplers, formulas, and counts."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,8 +10,7 @@ from scipy import stats
 from torchvision.transforms import v2
 
 from headrace.pipelines.draw import draw_views, random_resized_crop
-from headrace.pipelines.masks import draw_mask
-from headrace.pipelines.spec import InputSpec, RandomMask, ViewSpec
+from headrace.pipelines.spec import InputSpec, RandAugment, RandomErasing, ViewSpec
 
 SIMCLR = ViewSpec(
     count=2,
@@ -24,6 +24,14 @@ SIMCLR = ViewSpec(
     solarize=0.1,
     scale=(0.08, 1.0),
 )
+
+GOLDEN = {  # what SIMCLR draws for sample 2 of an image of 400 x 300 in epoch 4 of seed 11
+    "crop": [[[41, 4, 318, 295]], [[267, 160, 100, 129]]],
+    "order": [[[3, 1, 0, 2]], [[0, 3, 1, 2]]],
+    "jitter": [1.1492817, 0.6350104, 1.3088648, -0.1415606, 1.4245952, 1.1643476, 0.7687679, 0.0076318],
+    "sigma": [1.9714766, 0.0],
+    "switches": [[[True], [True]], [[False], [False]], [[False], [False]]],
+}
 
 
 def draw(view, n=20000, size=(300, 400), seed=0, epoch=0):
@@ -114,19 +122,89 @@ def test_impossible_views_are_refused():
             ViewSpec(**wrong)
 
 
-def test_random_masks_have_exact_counts_and_no_favourite_place():
-    spec = RandomMask(grid=(14, 14), ratio=0.75)
-    mask = draw_mask(spec, 0, 0, torch.arange(6000))
-    assert (mask.hidden.sum(1) == 147).all() and mask.keep.shape == (6000, 49)
-    coverage = mask.hidden.double().mean(0)
-    # 196 binomial rates with standard deviation 0.0056: none further than 4.5 of them from 0.75
-    assert (coverage - 0.75).abs().max() < 4.5 * math.sqrt(0.75 * 0.25 / 6000)
+def test_draws_stay_what_they_were():
+    """Runs can be resumed after an update only if a draw of today is one of tomorrow: as first released."""
+    p = draw(SIMCLR, n=3, seed=11, epoch=4).select([2])
+    assert p.crop.tolist() == GOLDEN["crop"] and p.order.tolist() == GOLDEN["order"]
+    assert p.jitter.flatten().tolist() == pytest.approx(GOLDEN["jitter"], abs=1e-6)
+    assert p.sigma.flatten().tolist() == pytest.approx(GOLDEN["sigma"], abs=1e-6)
+    assert [p.flip.tolist(), p.gray.tolist(), p.solarize.tolist()] == GOLDEN["switches"]
 
 
-def test_mask_members_agree():
-    mask = draw_mask(RandomMask(grid=(6, 6), ratio=0.5), 1, 2, torch.arange(20))
-    for b in range(20):
-        visible = (~mask.hidden[b]).nonzero()[:, 0]
-        assert torch.equal(mask.keep[b].sort().values, visible)
-        order = torch.cat([mask.keep[b], mask.hidden[b].nonzero()[:, 0]])
-        assert torch.equal(order[mask.restore[b]], torch.arange(36))
+def test_what_is_added_leaves_the_other_draws_alone():
+    rare = replace(SIMCLR, rotate=3.0, randaugment=RandAugment(), erasing=RandomErasing(), parts="patches")
+    before, after = draw(SIMCLR, n=50), draw(rare, n=50)
+    for name, value in vars(before).items():
+        if value is not None and name != "angle":
+            assert torch.equal(value, getattr(after, name)), name
+    assert after.angle.abs().min() > 0 and after.policy.shape == (2, 50, 2, 2) and after.patches.shape == (2, 50, 9, 2)
+
+
+@pytest.mark.parametrize("size", [(300, 400), (301, 223), (97, 500), (224, 224)])
+@pytest.mark.parametrize("short", [64, 224])
+def test_windows_shorter_side_as_torchvision(size, short):
+    p = draw(ViewSpec(crop="window", resize=short, size=64), n=2, size=size)
+    expected = v2.functional.resize(torch.empty(1, *size), [short]).shape
+    assert p.resized.tolist() == [[[expected[2], expected[1]]] * 2]
+    assert p.crop.tolist() == [[[0, 0, size[1], size[0]]] * 2]
+
+
+@pytest.mark.parametrize(
+    "view, size, resized",
+    [
+        (ViewSpec(crop="window", size=255, resize=292, squash=True), (300, 400), (292, 292)),
+        (ViewSpec(crop="window", size=32, padding=4), (32, 32), (32, 32)),
+        (ViewSpec(crop="window", size=32), (40, 60), (60, 40)),
+        (ViewSpec(crop="window", size=32, padding=4), (12, 20), (40, 24)),  # enlarged until a window fits
+    ],
+)
+def test_windows_lie_anywhere(view, size, resized):
+    p = draw(view, n=4000, size=size)
+    assert (p.resized == torch.tensor(resized)).all()
+    for axis in (0, 1):
+        places = resized[axis] + 2 * view.padding - view.size + 1
+        counts = np.bincount(p.offset[0, :, axis] + view.padding, minlength=places)
+        assert len(counts) == places and (places == 1 or stats.chisquare(counts).pvalue > 1e-3)
+    if p.offset[0].double().std(0).min() > 0:
+        assert abs(np.corrcoef(p.offset[0].T.numpy())[0, 1]) < 0.08  # the two axes have nothing to do with each other
+
+
+def test_two_views_of_the_same_draws():
+    """Crop, flip and colours are the same; what differs is what the specs say differently."""
+    image = replace(SIMCLR, count=1)
+    inputs = InputSpec((image, replace(image, name="target", draws="image", size=112), replace(image, name="other")))
+    found = draw_views(inputs, 0, 0, torch.arange(20), torch.tensor([(80, 90)]).expand(20, 2))
+    for name, value in vars(found["image"]).items():
+        if value is not None and name != "resized":
+            assert torch.equal(value, getattr(found["target"], name)), name
+    assert (found["target"].resized == 112).all() and (found["other"].crop != found["image"].crop).any()
+
+
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        (dict(crop="window", resize=200, padding=4), "resize"),
+        (dict(crop="window", squash=True), "squash"),
+        (dict(interpolation="lanczos", antialias=False), "antialias"),
+        (dict(parts="patches", size=65), "size"),
+        (dict(rotate=-1.0), "rotate"),
+        (dict(padding=-1), "padding"),
+    ],
+)
+def test_contradictory_views_are_refused(wrong, words):
+    with pytest.raises(ValueError, match=words):
+        ViewSpec(**wrong)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: RandAugment(level=11.0),
+        lambda: RandAugment(operations=0),
+        lambda: RandomErasing(area=(0.5, 0.2)),
+        lambda: RandomErasing(chance=1.5),
+    ],
+)
+def test_impossible_policies_are_refused(make):
+    with pytest.raises(ValueError, match="chance|level"):
+        make()

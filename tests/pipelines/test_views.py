@@ -8,15 +8,16 @@ import torch
 from torchvision.transforms.v2 import functional as tv
 
 from headrace.errors import UserError
-from headrace.kernels.augment import augment, blur_taps
+from headrace.kernels.augment import augment, blur_taps, parameter_table
 from headrace.pipelines.cpu_loader import CpuLoader
 from headrace.pipelines.dali_loader import DaliLoader
 from headrace.pipelines.decode import decode
+from headrace.pipelines.loaders import choose_loader
 from headrace.pipelines.memory_loader import ArraySource, MemoryLoader
 from headrace.pipelines.order import Order
 from headrace.pipelines.reference import reference_views
 from headrace.pipelines.sources import open_source
-from headrace.pipelines.spec import InputSpec, RandomMask, ViewSpec
+from headrace.pipelines.spec import InputSpec, RandAugment, RandomErasing, RandomMask, ViewSpec
 
 FULL = ViewSpec(
     name="full",
@@ -35,19 +36,20 @@ PLAIN = ViewSpec(name="plain", size=48, interpolation="bicubic")
 LOADERS = {"cpu": CpuLoader, "dali": DaliLoader, "memory": MemoryLoader}
 
 
-def neutral(n, **change):
-    base = dict(
+def changed(pixels, **change):
+    """The crops with some of the parameters drawn and the others neutral, not normalised."""
+    n = len(pixels)
+    options = {"sigma_max": 2.0, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    options |= {name: change.pop(name) for name in options if name in change}
+    neutral = dict(
         flip=torch.zeros(n, dtype=torch.bool),
         jitter=torch.tensor([[1.0, 1.0, 1.0, 0.0]]).repeat(n, 1),
         order=torch.full((n, 4), -1, dtype=torch.int8),
         gray=torch.zeros(n, dtype=torch.bool),
         sigma=torch.zeros(n),
         solarize=torch.zeros(n, dtype=torch.bool),
-        sigma_max=2.0,
-        mean=(0.0, 0.0, 0.0),
-        std=(1.0, 1.0, 1.0),
     )
-    return {**base, **change}
+    return augment(pixels, parameter_table(**{**neutral, **change}), **options)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +64,7 @@ def as_float(pixels):
 def test_all_colour_orders_match_torchvision(pixels):
     orders = torch.tensor(list(itertools.permutations(range(4))), dtype=torch.int8)
     factors = torch.tensor([[1.4, 0.6, 1.7, -0.15]]).repeat(24, 1) * torch.linspace(0.8, 1.1, 24)[:, None]
-    ours = augment(pixels, **neutral(24, order=orders, jitter=factors))
+    ours = changed(pixels, order=orders, jitter=factors)
     functions = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue)
     for n, x in enumerate(as_float(pixels)):
         for operation in orders[n].tolist():
@@ -74,13 +76,13 @@ def test_gray_blur_solarise_flip_and_normalise_match_torchvision(pixels):
     x = as_float(pixels)
     on = torch.ones(24, dtype=torch.bool)
     sigma = torch.linspace(0.1, 2.0, 24)
-    assert (augment(pixels, **neutral(24, gray=on)) - tv.rgb_to_grayscale(x, 3)).abs().max() < 1e-5
-    assert torch.equal(augment(pixels, **neutral(24, flip=on)), x.flip(-1))
-    assert (augment(pixels, **neutral(24, solarize=on)) - tv.solarize(x, 128 / 255)).abs().max() < 1e-6
+    assert (changed(pixels, gray=on) - tv.rgb_to_grayscale(x, 3)).abs().max() < 1e-5
+    assert torch.equal(changed(pixels, flip=on), x.flip(-1))
+    assert (changed(pixels, solarize=on) - tv.solarize(x, 128 / 255)).abs().max() < 1e-6
     blurred = torch.stack([tv.gaussian_blur(image, blur_taps(2.0), float(s)) for image, s in zip(x, sigma)])
-    assert (augment(pixels, **neutral(24, sigma=sigma)) - blurred).abs().max() < 1e-5
+    assert (changed(pixels, sigma=sigma) - blurred).abs().max() < 1e-5
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
-    assert (augment(pixels, **neutral(24, mean=mean, std=std)) - tv.normalize(x, mean, std)).abs().max() < 1e-5
+    assert (changed(pixels, mean=mean, std=std) - tv.normalize(x, mean, std)).abs().max() < 1e-5
 
 
 def test_samples_do_not_touch_each_other(pixels):
@@ -88,9 +90,9 @@ def test_samples_do_not_touch_each_other(pixels):
     before = pixels.clone()
     gray = torch.zeros(24, dtype=torch.bool)
     gray[3] = True
-    out = augment(pixels, **neutral(24, gray=gray))
-    changed = (out - as_float(pixels)).abs().flatten(1).amax(1) > 0
-    assert changed.nonzero().flatten().tolist() == [3] and torch.equal(pixels, before)
+    out = changed(pixels, gray=gray)
+    other = (out - as_float(pixels)).abs().flatten(1).amax(1) > 0
+    assert other.nonzero().flatten().tolist() == [3] and torch.equal(pixels, before)
 
 
 def grey_levels(ours, oracle, view):
@@ -274,3 +276,47 @@ def test_arrays_are_a_source():
     batch = next(MemoryLoader(ArraySource(images, [0, 1, 2, 0, 1, 2]), InputSpec((view,)), Order(6, 6, shuffle=False)))
     assert (batch.views["image"][0] * 255 - torch.from_numpy(images).permute(0, 3, 1, 2)).abs().max() < 1e-3
     assert batch.labels.tolist() == [0, 1, 2, 0, 1, 2]
+
+
+RARE = {
+    "window": ViewSpec(crop="window", size=40, resize=48, padding=6, gray=0.5, gray_weights="mean"),
+    "aliased": ViewSpec(size=40, antialias=False, jitter=1.0, brightness=0.4, gray=0.5, gray_first=True),
+    "aliased cubic": ViewSpec(size=40, antialias=False, interpolation="bicubic"),
+    "lanczos": ViewSpec(size=40, interpolation="lanczos"),
+    "rotated": ViewSpec(size=40, count=2, parts="rotations"),
+    "patches": ViewSpec(size=96, count=2, parts="patches"),
+    "turned": ViewSpec(size=64, rotate=2.0, jitter=0.5, brightness=0.4),
+    "fine-tuning": ViewSpec(size=64, randaugment=RandAugment(chance=1.0), erasing=RandomErasing(chance=1.0)),
+}
+
+
+@pytest.mark.parametrize("name", RARE)
+@pytest.mark.parametrize("loader", LOADERS)
+def test_every_loader_makes_rare_views_or_refuses_them(loader, name, photo_folder):
+    """DALI's lanczos replicates the crop's border; nearest neighbours tie here and there; the rest is exact."""
+    view, source = RARE[name], open_source(photo_folder)
+    make = lambda: LOADERS[loader](source, InputSpec((view,)), Order(len(source), 8, seed=3), seed=3)  # noqa: E731
+    if loader == "dali" and name in ("window", "aliased cubic"):
+        with pytest.raises(UserError, match="data.loader: dali .* 'image' needs; use data.loader=cpu"):
+            make()
+        return
+    batches = make()
+    try:
+        batch = next(batches)
+        oracle = reference_views(source, InputSpec((view,)), 3, 0, batch.ids)["image"]
+        assert batch.views["image"].shape == oracle.shape == (view.copies, 8, 3, view.side, view.side)
+        assert batch.views["image"][0].is_contiguous(memory_format=torch.channels_last)
+        error = grey_levels(batch.views["image"], oracle, view)
+        exact = loader != "dali" and name in ("window", "aliased", "aliased cubic", "lanczos")
+        assert error.mean() < (0.15 if exact else 0.6) and error.flatten().quantile(0.99) < (1.6 if exact else 5)
+    finally:
+        batches.close()
+
+
+def test_the_choice_of_a_loader_knows_the_views(photo_folder):
+    source = open_source(photo_folder)
+    window = InputSpec((PLAIN, RARE["window"]))
+    assert choose_loader(source, "auto", "cuda", window) == ("cpu", "dali cuts no windows")
+    assert choose_loader(source, "auto", "cuda", InputSpec((PLAIN,)))[0] == "dali"
+    with pytest.raises(UserError, match="data.loader: dali cuts no windows; use data.loader=cpu"):
+        choose_loader(source, "dali", "cpu", window)

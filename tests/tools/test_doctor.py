@@ -14,7 +14,7 @@ from headrace.tools import doctor_measure
 from headrace.tools.doctor import main, table
 from headrace.tools.doctor_advice import PREPARATION, Measured, Timing, advise, binding, max_side
 from headrace.tools.doctor_measure import measure
-from headrace.train.pretrain import load_recipe
+from headrace.train.recipe import load_recipe
 
 
 def timing(microseconds):

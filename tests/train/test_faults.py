@@ -12,12 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-import headrace
+from headrace.benchmarks import processes
 from headrace.errors import UserError
 from headrace.train import checkpoint, pretrain
 from headrace.train.metrics import read_metrics
 
-ROOT = Path(headrace.__file__).parent
 TINY = [
     "mae_vit-tiny",
     "algorithm.view.size=32",
@@ -94,20 +93,19 @@ def test_a_new_run_forgets_the_quarantine_of_an_old_one(photo_folder, tmp_path):
 
 def test_two_processes_share_the_quarantine_and_the_cap(damaged, tmp_path):
     """Neither process finds more than the cap alone; the one that notices says so, whichever it is."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += [ROOT / "train" / "pretrain.py", *TINY, f"data.train={damaged}", "train.max_steps=6"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
     def run(out, max_bad):
-        arguments = map(str, [*command, f"train.out={tmp_path / out}", f"data.max_bad={max_bad}"])
-        return subprocess.run(arguments, capture_output=True, text=True, env=environment, timeout=120)
+        arguments = [*TINY, f"data.train={damaged}", "train.max_steps=6", f"data.max_bad={max_bad}"]
+        log = tmp_path / f"{out}.log"
+        codes = processes.run([*arguments, f"train.out={tmp_path / out}"], log, world=2)
+        return codes, log.read_text()
 
-    fine = run("fine", 0.2)
-    assert fine.returncode == 0, fine.stderr
+    codes, said = run("fine", 0.2)
+    assert codes == [0, 0], said
     assert quarantined(tmp_path / "fine") == [5, 6, 13, 20]
-    assert "4 images could not be decoded" in fine.stdout
-    stopped = run("stopped", 0.13)
-    assert stopped.returncode != 0 and "4 of 24 images cannot be read or decoded" in stopped.stderr
+    assert "4 images could not be decoded" in said
+    codes, said = run("stopped", 0.13)
+    assert codes == [2, 2] and "4 of 24 images cannot be read or decoded" in said
     assert not (tmp_path / "stopped" / "encoder.safetensors").exists()
 
 

@@ -1,5 +1,7 @@
 """k-NN against scikit-learn, features against a plain forward, and the command on a trained encoder."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from headrace.pipelines.sources import open_source
 from headrace.pipelines.spec import InputSpec, ViewSpec
 from headrace.train import knn
 from headrace.train.embed import Features, embed, evaluation_view
-from headrace.train.knn import knn_accuracy
+from headrace.train.knn import knn_accuracy, nearest, vote
 
 
 def features(n, classes, seed):
@@ -32,7 +34,24 @@ def test_accuracy_is_scikit_learns(k, temperature):
     classifier = KNeighborsClassifier(min(k, 300), weights=weights, algorithm="brute").fit(unit(bank), bank.labels)
     expected = (classifier.predict(unit(queries)) == queries.labels.numpy()).mean()
     assert 0.25 < expected < 0.99
-    assert knn_accuracy(bank, queries, k=k, temperature=temperature, chunk=64) == pytest.approx(expected)
+    assert knn_accuracy(bank, queries, k=k, temperature=temperature) == pytest.approx(expected)
+
+
+def test_the_search_is_exact_however_little_memory_it_has():
+    """Blocks of 20 rows of the bank and chunks of a few queries against all distances at once, in double precision."""
+    bank, queries = features(310, 5, 0).vectors, features(37, 5, 1).vectors
+    unit = lambda x: x.double() / x.double().norm(dim=1, keepdim=True)
+    similarity, rows = nearest(bank, queries, 20, memory=4 * 4 * 16 * 20 / 2**30)
+    expected = (unit(queries) @ unit(bank).T).sort(dim=1, descending=True)
+    assert torch.equal(rows, expected.indices[:, :20])
+    assert (similarity - expected.values[:, :20]).abs().max() < 1e-6
+
+
+def test_votes_written_out():
+    similarity, labels = torch.tensor([[0.9, 0.8, 0.79]]), torch.tensor([[2, 0, 0]])
+    got = vote(similarity, labels, 4, temperature=0.1)[0] * np.exp(0.9 / 0.1)
+    assert got.tolist() == pytest.approx([np.exp(8.0) + np.exp(7.9), 0, np.exp(9.0), 0], rel=1e-5)
+    assert vote(similarity, labels, 4, temperature=1e-3).argmax() == 2  # exp(900) would be no number
 
 
 class Mean(nn.Module):
@@ -75,7 +94,7 @@ def stripes(tmp_path_factory):
     return root
 
 
-def test_command(stripes, tmp_path, capsys):
+def test_command(stripes, tmp_path, capsys, monkeypatch):
     from headrace.train import pretrain
 
     overrides = [
@@ -100,14 +119,18 @@ def test_command(stripes, tmp_path, capsys):
         ]
     )
     capsys.readouterr()
-    arguments = ["--checkpoint", str(tmp_path), "--train", f"{stripes}/train", "--val", f"{stripes}/val", "--k", "3"]
+    monkeypatch.chdir(tmp_path)
+    arguments = [str(tmp_path), "--train", f"{stripes}/train", "--val", f"{stripes}/val", "--k", "3", "1"]
     assert knn.main(arguments) == 0
-    assert capsys.readouterr().out.startswith("k-NN top-1 100.00%  (k 3, temperature 0.07, 12 neighbours, 6 queries")
+    assert capsys.readouterr().out.startswith("k-NN, 12 neighbours, 6 queries")
+    row = json.loads((tmp_path / "evaluation.jsonl").read_text())
+    assert row["figures"] == [{"k": k, "temperature": 0.07, "top1": 1.0, "top5": 1.0} for k in (1, 3)]
+    assert (row["protocol"], row["data"]["neighbours"], row["data"]["queries"]) == ("knn", 12, 6)
     with pytest.raises(UserError, match="--val: .* has no labels"):
-        knn.main([*arguments[:4], "--val", f"{stripes}/val/red"])
+        knn.main([*arguments[:3], "--val", f"{stripes}/val/red"])
     (stripes / "other" / "green").mkdir(parents=True, exist_ok=True)
     (stripes / "other" / "blue").mkdir(parents=True, exist_ok=True)
     for name in ("green", "blue"):
         Image.new("RGB", (40, 40), name).save(stripes / "other" / name / "x.png")
     with pytest.raises(UserError, match="has other classes than"):
-        knn.main([*arguments[:4], "--val", f"{stripes}/other"])
+        knn.main([*arguments[:3], "--val", f"{stripes}/other"])

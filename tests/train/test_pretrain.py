@@ -2,10 +2,6 @@
 
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +12,12 @@ from safetensors.torch import load_file
 
 import headrace
 from headrace import kernels
+from headrace.benchmarks import processes
 from headrace.errors import UserError
 from headrace.train import checkpoint, pretrain
 from headrace.train.metrics import read_metrics
+from headrace.train.recipe import load_recipe
+from headrace.train.step import Stepper
 
 ROOT = Path(headrace.__file__).parent
 TINY_MAE = [
@@ -54,27 +53,6 @@ def run(name, data, out, *overrides):
     return pretrain.main(arguments)
 
 
-def torchrun(processes, *command, check=True):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node",
-            str(processes),
-            *map(str, command),
-        ],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=ROOT,
-        check=check,
-        timeout=240,
-    )
-
-
 def losses(out):
     return [row["loss"] for row in read_metrics(out)]
 
@@ -84,7 +62,8 @@ def test_two_processes_have_the_gradients_of_one(name, photo_folder, tmp_path):
     worker = Path(__file__).with_name("gradients_worker.py")
     files = [tmp_path / f"{n}.pt" for n in (1, 2)]
     for n, file in zip((1, 2), files):
-        torchrun(n, worker, name, photo_folder, file)
+        arguments = [str(argument) for argument in (worker, name, photo_folder, file)]
+        assert processes.run(arguments, tmp_path / "log", world=n) == [0] * n, (tmp_path / "log").read_text()
     one, two = (torch.load(file, weights_only=True) for file in files)
     assert one.keys() == two.keys()
     largest = max(g.norm() for key, g in one.items() if not key.startswith("buffer"))
@@ -93,49 +72,27 @@ def test_two_processes_have_the_gradients_of_one(name, photo_folder, tmp_path):
         assert (one[key].float() - two[key].float()).norm().item() < 2e-4 * scale, key
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_interrupted_and_resumed_equals_undisturbed(name, photo_folder, tmp_path, monkeypatch):
+def test_interrupted_and_resumed_equals_undisturbed(photo_folder, tmp_path, monkeypatch):
     """The run dies at a random step; neither the curve nor the weights show it."""
     steps, every = 9, 2
-    assert run(name, photo_folder, tmp_path / "whole", f"train.max_steps={steps}") == 0
+    assert run("mae", photo_folder, tmp_path / "whole", f"train.max_steps={steps}") == 0
     stop = int(np.random.default_rng().integers(every + 1, steps))
-    true_step = pretrain.train.__globals__["train_step"]
-    calls = []
+    true_step = Stepper.__call__
 
-    def dying_step(*arguments, **keywords):
-        calls.append(1)
-        if len(calls) == stop:
+    def dying_step(self, batch, progress):
+        if progress.step == stop - 1:
             raise RuntimeError("killed")
-        return true_step(*arguments, **keywords)
+        return true_step(self, batch, progress)
 
     overrides = (f"train.max_steps={steps}", f"train.save_every={every}")
     with monkeypatch.context() as patched:
-        patched.setitem(pretrain.train.__globals__, "train_step", dying_step)
+        patched.setattr(Stepper, "__call__", dying_step)
         with pytest.raises(RuntimeError, match="killed"):
-            run(name, photo_folder, tmp_path / "broken", *overrides)
-    assert run(name, photo_folder, tmp_path / "broken", *overrides) == 0
+            run("mae", photo_folder, tmp_path / "broken", *overrides)
+    assert run("mae", photo_folder, tmp_path / "broken", *overrides) == 0
     assert losses(tmp_path / "broken") == losses(tmp_path / "whole"), f"died at step {stop}"
     weights = [checkpoint.newest(tmp_path / out)[1]["model"] for out in ("broken", "whole")]
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[1])
-
-
-def test_sigkill_leaves_a_run_that_resumes(photo_folder, tmp_path):
-    """A real process, a real SIGKILL; then the same command line again."""
-    command = [sys.executable, "-m", "headrace.cli", "pretrain", *RUNS["mae"], f"data.train={photo_folder}"]
-    command += ["train.batch_size=8", "train.log_every=1", "train.save_every=1", "train.device=cpu", "data.threads=1"]
-    command += ["train.max_steps=40"]
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
-    process = subprocess.Popen([*command, f"train.out={killed}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    deadline = time.time() + 120
-    while len(checkpoint.checkpoints(killed)) < 2 and time.time() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert 0 < checkpoint.newest(killed)[1]["step"] < 40
-    for out in (killed, whole):
-        subprocess.run([*command, f"train.out={out}"], check=True, capture_output=True, timeout=120)
-    assert [row["step"] for row in read_metrics(killed)] == list(range(1, 41))
-    assert losses(killed) == losses(whole)
 
 
 def test_what_a_run_leaves(photo_folder, tmp_path):
@@ -150,7 +107,7 @@ def test_what_a_run_leaves(photo_folder, tmp_path):
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert all(0 <= row["data_wait"] <= 1 and row["images_per_s"] > 0 for row in rows)
     assert (out / "config.yaml").exists()
-    again = pretrain.load_recipe(str(out / "config.yaml"), [])
+    again = load_recipe(str(out / "config.yaml"), [])
     assert again.plain() == state["config"]
     path, algorithm = checkpoint.load_algorithm(out)
     assert path.name == "step-00000006.pt"
@@ -243,35 +200,34 @@ def test_a_recipe_swaps_a_kernel(photo_folder, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_torchrun(name, photo_folder, tmp_path):
-    """The entry of torchrun on two processes: the curve of one process, to rounding."""
+def test_two_processes_have_the_curve_of_one(name, photo_folder, tmp_path):
+    """To rounding, and with the options that change how gradients travel."""
     arguments = [
         *RUNS[name],
         f"data.train={photo_folder}",
         "train.batch_size=8",
-        "train.max_steps=4",
+        "train.max_steps=3",
         "train.log_every=1",
         "train.device=cpu",
         "data.threads=1",
         "optim.lr=0.0001",  # a rate at which the loss does not leap and rounding stays rounding
     ]
-    torchrun(2, ROOT / "train" / "pretrain.py", *arguments, f"train.out={tmp_path / 'two'}")
-    assert pretrain.main([*arguments, f"train.out={tmp_path / 'one'}"]) == 0
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=2e-3)
+    for world, option in (
+        (1, "train.unused_parameters=false"),
+        (2, "train.unused_parameters=false"),
+        (2, "train.unused_parameters=true"),
+    ):
+        out = tmp_path / f"{world}{option[-4:]}"
+        codes = processes.run([*arguments, f"train.out={out}", option], tmp_path / "log", world=world)
+        assert codes == [0] * world, (tmp_path / "log").read_text()
+        assert losses(out) == pytest.approx(losses(tmp_path / "1alse"), rel=1e-3)
+        norms = [[row["metrics"]["grad_norm"] for row in read_metrics(run)] for run in (out, tmp_path / "1alse")]
+        assert norms[0] == pytest.approx(norms[1], rel=1e-3)
 
 
-def test_indivisible_batch_under_torchrun(photo_folder, tmp_path):
-    result = torchrun(
-        2,
-        ROOT / "train" / "pretrain.py",
-        *RUNS["mae"],
-        f"data.train={photo_folder}",
-        f"train.out={tmp_path / 'x'}",
-        "train.batch_size=7",
-        "train.max_steps=1",
-        "train.device=cpu",
-        check=False,
-    )
+def test_indivisible_batch_on_two_processes(photo_folder, tmp_path):
+    arguments = [*RUNS["mae"], f"data.train={photo_folder}", f"train.out={tmp_path / 'x'}", "train.batch_size=7"]
+    codes = processes.run([*arguments, "train.max_steps=1", "train.device=cpu"], tmp_path / "log", world=2)
     line = "headrace: train.batch_size: 7 images do not divide among 2 processes; use a multiple of 2"
-    assert result.returncode != 0 and result.stderr.count(line) == 1
+    assert codes == [2, 2] and (tmp_path / "log").read_text().count(line) == 1
     assert not (tmp_path / "x").exists()

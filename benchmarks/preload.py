@@ -1,0 +1,8 @@
+"""What the fork server of `processes.py` imports once. One thread: a fork does not take others along."""
+
+import torch
+
+from headrace.pipelines import cpu_loader, memory_loader  # noqa: F401
+from headrace.train import pretrain  # noqa: F401
+
+torch.set_num_threads(1)

@@ -1,0 +1,186 @@
+"""Which patches of an image an algorithm does not see: one class for each rule. Part of the contracts of `spec.py`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class MaskSpec:
+    """Which patches of a `grid` (rows, columns) are hidden from the encoder. A subclass says by which rule."""
+
+    grid: tuple[int, int] = (14, 14)
+
+    @property
+    def patches(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def hidden(self) -> int | None:
+        """How many patches every sample hides; None where that differs from sample to sample or batch to batch."""
+        raise NotImplementedError
+
+
+def _share(key: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise ValueError(f"{key}: the hidden share lies in [0, 1), not {value}")
+
+
+@dataclass(frozen=True)
+class RandomMask(MaskSpec):
+    """Every sample keeps ``int(patches * (1 - ratio))`` patches, chosen uniformly (MAE, arXiv 2111.06377)."""
+
+    ratio: float = 0.75
+
+    def __post_init__(self) -> None:
+        _share("ratio", self.ratio)
+        if self.hidden == self.patches:
+            raise ValueError(f"ratio: {self.ratio} of a {self.grid[0]}x{self.grid[1]} grid leaves no visible patch")
+
+    @property
+    def hidden(self) -> int:
+        return self.patches - int(self.patches * (1 - self.ratio))
+
+
+@dataclass(frozen=True)
+class CellMask(MaskSpec):
+    """``ceil(cells * ratio)`` square cells of `cell` x `cell` patches, chosen uniformly (SimMIM, arXiv 2111.09886)."""
+
+    grid: tuple[int, int] = (48, 48)
+    cell: int = 8
+    ratio: float = 0.6
+
+    def __post_init__(self) -> None:
+        _share("ratio", self.ratio)
+        if self.grid[0] % self.cell or self.grid[1] % self.cell:
+            raise ValueError(f"cell: {self.cell} does not divide a {self.grid[0]}x{self.grid[1]} grid")
+
+    @property
+    def hidden(self) -> int:
+        cells = self.patches // self.cell**2
+        return math.ceil(cells * self.ratio) * self.cell**2
+
+
+@dataclass(frozen=True)
+class BlockMask(MaskSpec):
+    """Rectangles until exactly `count` patches are hidden (BEiT, arXiv 2106.08254, algorithm 1)."""
+
+    count: int = 75
+    min_block: int = 16
+    max_block: int | None = None  # patches of one rectangle; None: `count`
+    min_aspect: float = 0.3  # the shape of a rectangle is log-uniform in [min_aspect, 1 / min_aspect]
+
+    def __post_init__(self) -> None:
+        if not 0 < self.count < self.patches:
+            raise ValueError(f"count: needs 0 < count < {self.patches} patches, not {self.count}")
+        if self.min_block < 1 or (self.max_block is not None and self.max_block < 1):
+            raise ValueError(f"min_block, max_block: must be at least 1, not {self.min_block}, {self.max_block}")
+        if not 0 < self.min_aspect <= 1:
+            raise ValueError(f"min_aspect: lies in (0, 1], not {self.min_aspect}")
+
+    @property
+    def hidden(self) -> int:
+        return self.count
+
+
+@dataclass(frozen=True)
+class SharedMask(MaskSpec):
+    """One mask of ``int(patches * (ratio + u))``, u ~ U(0, spread), for the whole batch (MixMIM, arXiv 2205.13137).
+
+    Every rank has its own, drawn from the id of its batch's first sample; `per_sample` draws one for each sample. The
+    grid is that of the last stage; earlier ones repeat its cells.
+    """
+
+    grid: tuple[int, int] = (7, 7)
+    ratio: float = 0.5
+    spread: float = 0.0
+    per_sample: bool = False
+
+    def __post_init__(self) -> None:
+        _share("ratio, spread", self.ratio + self.spread)
+
+    @property
+    def hidden(self) -> int | None:
+        return None if self.spread else int(self.patches * self.ratio)
+
+
+@dataclass(frozen=True)
+class WeightedMask(RandomMask):
+    """`RandomMask`'s counts; which patches, the algorithm says with `masks.weighted_mask` (MILAN, arXiv 2208.06049)."""
+
+
+@dataclass(frozen=True)
+class TargetBlocksMask(MaskSpec):
+    """`targets` rectangles to be predicted, and a context without them (I-JEPA, arXiv 2301.08243).
+
+    The shares are of the grid. One shape for all rectangles of a batch would change from batch to batch; here the
+    shape is fixed by `target_scale` and `target_ratio` (height / width), and the context is cut to `kept` patches.
+    """
+
+    targets: int = 4
+    target_scale: float = 0.175
+    target_ratio: float = 1.0
+    context_scale: float = 0.925
+    kept: int = 48  # patches of the context, chosen uniformly of those that are left
+
+    def __post_init__(self) -> None:
+        for key in ("target_scale", "context_scale"):
+            if not 0 < getattr(self, key) <= 1:
+                raise ValueError(f"{key}: a share lies in (0, 1], not {getattr(self, key)}")
+        if self.targets < 1 or self.target_ratio <= 0:
+            raise ValueError(f"targets, target_ratio: must be positive, not {self.targets}, {self.target_ratio}")
+        rows, columns = self.target_shape
+        left = self.patches - self.targets * rows * columns  # where no two of them overlap
+        if not 0 < self.kept <= left:
+            raise ValueError(
+                f"kept: {self.targets} targets of {rows}x{columns} leave {left} patches, kept is {self.kept}"
+            )
+
+    @property
+    def target_shape(self) -> tuple[int, int]:
+        """Rows and columns of a target."""
+        return self._shape(self.target_scale, self.target_ratio)
+
+    @property
+    def context_shape(self) -> tuple[int, int]:
+        """Rows and columns of the square that the context is taken from, as far as it has enough patches."""
+        return self._shape(self.context_scale, 1.0)
+
+    def _shape(self, scale: float, ratio: float) -> tuple[int, int]:
+        rows, columns = math.sqrt(self.patches * scale * ratio), math.sqrt(self.patches * scale / ratio)
+        return min(self.grid[0], max(1, round(rows))), min(self.grid[1], max(1, round(columns)))
+
+    @property
+    def hidden(self) -> int:
+        return self.patches - self.kept
+
+
+@dataclass(frozen=True)
+class VariedMask(MaskSpec):
+    """Block-wise; a sample is masked with probability `chance`, by a share ~ U(`ratio`) (iBOT, arXiv 2111.07832)."""
+
+    chance: float = 0.5
+    ratio: tuple[float, float] = (0.1, 0.5)
+
+    def __post_init__(self) -> None:
+        _share("ratio", self.ratio[1])
+        if not 0 <= self.chance <= 1 or not 0 <= self.ratio[0] <= self.ratio[1]:
+            raise ValueError("chance, ratio: needs a probability, and 0 <= low <= high")
+
+    @property
+    def hidden(self) -> None:
+        return None
+
+
+@dataclass
+class Mask:
+    """Hidden patches of a batch, on the device. `keep` and `restore` exist where every sample hides as many."""
+
+    hidden: torch.Tensor  # (B, L) bool; of a SharedMask (1, L) unless it is `per_sample`
+    keep: torch.Tensor | None = None  # (B, K) int64: indices of the visible patches, in the order the encoder sees them
+    restore: torch.Tensor | None = None  # (B, L) int64: cat(visible, hidden)[restore] is raster order
+    noise: torch.Tensor | None = None  # (B, L) float32 in [0, 1): what a WeightedMask's choice is drawn from
+    targets: torch.Tensor | None = None  # (B, targets, T) int64: patches of each of a TargetBlocksMask's rectangles
