@@ -88,7 +88,7 @@ class MAE(Algorithm):
 
     @property
     def pictures(self) -> str | None:
-        return UP_TO_CONTRAST if self.config.normalize_pixels else "Hidden patches are predicted."
+        return UP_TO_CONTRAST if self.config.normalize_pixels else "The network predicts the pixels themselves."
 
     @torch.no_grad()
     def reconstruct(self, images: torch.Tensor, mask: Mask) -> torch.Tensor:

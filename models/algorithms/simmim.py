@@ -18,13 +18,11 @@ from ..backbones.vit import ViT
 from ..reconstruct import fill_hidden
 from ..smoke import tiny_backbone, tiny_view
 
-CELL = 32  # pixels
-
 
 class SimMIM(Algorithm):
     """A learned token replaces hidden patches at the input; one linear layer predicts the raw pixels of each output.
 
-    Loss: mean absolute error over the pixels of hidden cells of 32 x 32, of the channel-normalised image.
+    Loss: mean absolute error over the pixels of hidden cells, of the channel-normalised image.
     """
 
     @dataclass(frozen=True)
@@ -33,13 +31,14 @@ class SimMIM(Algorithm):
         view: ViewSpec = view("simmim")
         backbone: Swin.Config | ViT.Config = Swin.Config(name="swin_base", window=6)
         mask_ratio: float = 0.6
+        cell: int = 32  # pixels on the side of what is hidden as a whole
 
         def __post_init__(self) -> None:
-            if self.view.count != 1 or self.view.size % CELL:
+            if self.view.count != 1 or self.view.size % self.cell:
                 got = f"{self.view.count} of {self.view.size} px"
-                raise ValueError(f"view: needs one view whose size is a multiple of {CELL}, got {got}")
-            if CELL % self.token:
-                raise ValueError(f"backbone: patches of {self.token} px do not divide cells of {CELL} px")
+                raise ValueError(f"view: needs one view whose size is a multiple of cell ({self.cell}), got {got}")
+            if self.cell % self.output:
+                raise ValueError(f"cell: {self.cell} px are no multiple of the {self.output} px that a token predicts")
 
         @property
         def token(self) -> int:
@@ -54,10 +53,10 @@ class SimMIM(Algorithm):
         @property
         def mask(self) -> CellMask:
             side = self.view.size // self.token
-            return CellMask(grid=(side, side), cell=CELL // self.token, ratio=self.mask_ratio)
+            return CellMask(grid=(side, side), cell=self.cell // self.token, ratio=self.mask_ratio)
 
         def smoke(self) -> SimMIM.Config:
-            return replace(self, view=tiny_view(self.view, 2 * CELL), backbone=tiny_backbone(self.backbone))
+            return replace(self, view=tiny_view(self.view, 2 * self.cell), backbone=tiny_backbone(self.backbone))
 
     def __init__(self, config: Config = Config()) -> None:
         super().__init__()
@@ -111,7 +110,7 @@ class SimMIM(Algorithm):
 
     @property
     def pictures(self) -> str:
-        return "Hidden patches are predicted."
+        return "The network predicts the pixels themselves."
 
     @torch.no_grad()
     def reconstruct(self, images: torch.Tensor, mask: Mask) -> torch.Tensor:
