@@ -1,0 +1,68 @@
+"""Barlow Twins: Self-Supervised Learning via Redundancy Reduction (Zbontar et al. 2021, arXiv 2103.03230)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import nn
+
+from ...kernels.cross_correlation import cross_correlation
+from ...pipelines.recipes import view
+from ...pipelines.spec import Batch, InputSpec, ViewSpec
+from ..algorithm import Algorithm, Progress, StepOutput
+from ..backbones import BackboneConfig, ResNet, build_backbone
+from ..distributed import all_reduce_sum, world_size
+from ..heads import projection_mlp
+from ..smoke import tiny_backbone, tiny_view
+
+
+class BarlowTwins(Algorithm):
+    """The cross-correlation matrix of the two views' embeddings is to be the identity.
+
+    Mean and variance are those of the global batch, as in the authors' code, and so is the gradient: it does not
+    depend on the number of processes. (Theirs is smaller by that number, which LARS' layer-wise ratio takes back for
+    weights but not for biases and norms.)
+    """
+
+    @dataclass(frozen=True)
+    class Config(Algorithm.Config):
+        name: Literal["barlowtwins"] = "barlowtwins"
+        first: ViewSpec = view("barlow.first")
+        second: ViewSpec = view("barlow.second")
+        backbone: BackboneConfig = ResNet.Config("resnet50")
+        projection: int = 8192  # width of all layers of the projector
+        off_diagonal: float = 0.0051  # lambda, the weight of the elements beside the diagonal
+
+        def smoke(self) -> BarlowTwins.Config:
+            tiny = {"first": tiny_view(self.first), "second": tiny_view(self.second)}
+            return replace(self, **tiny, backbone=tiny_backbone(self.backbone), projection=32)
+
+    def __init__(self, config: Config = Config()) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = build_backbone(config.backbone, config.first.size)
+        width = config.projection
+        self.head = projection_mlp(self.backbone.features, width, width, layers=3, last_norm=None)
+
+    @property
+    def encoder(self) -> nn.Module:
+        return self.backbone
+
+    def inputs(self) -> InputSpec:
+        return InputSpec(views=(self.config.first, self.config.second))
+
+    def forward(self, batch: Batch, progress: Progress) -> StepOutput:
+        views = [batch.views[spec.name][0] for spec in self.inputs().views]
+        features = [self.backbone(x) for x in views]  # each view with batch statistics of its own
+        z1, z2 = (self.head(x).float() for x in features)
+        loss = cross_correlation(standardize(z1), standardize(z2), weight=self.config.off_diagonal)
+        return StepOutput(loss=loss, embedding=features[0].detach())
+
+
+def standardize(z: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
+    """(B, D) with mean 0 and variance 1 over the global batch: batch normalisation without learned scale and shift."""
+    count = len(z) * world_size()
+    centred = z - all_reduce_sum(z.sum(0)) / count
+    return centred * (all_reduce_sum(centred.square().sum(0)) / count + eps).rsqrt()
