@@ -35,6 +35,9 @@ setup(
     ],
     extras_require={
         "ffcv": ["ffcv"],
+        "timm": ["timm"],
+        "tensorboard": ["tensorboard"],
+        "wandb": ["wandb"],
         "dev": ["pytest", "pytest-timeout", "hypothesis", "scikit-learn", "scipy", "ruff"],
     },
 )

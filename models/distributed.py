@@ -1,4 +1,4 @@
-"""Collectives that autograd can see, so that W processes compute the gradient of one."""
+"""Collectives, most of which autograd can see, so that W processes compute the gradient of one."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ class _AllReduceSum(torch.autograd.Function):
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
+        x = x.contiguous()  # images may be channels-last, which collectives do not take
         parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, x.contiguous())
+        dist.all_gather(parts, x)
         return torch.stack(parts)
 
     @staticmethod
@@ -47,6 +48,46 @@ def gather_with_gradient(x: torch.Tensor) -> torch.Tensor:
     mean over its own rows, averaging gradients over ranks then gives the gradient of the global mean exactly.
     """
     return x[None] if world_size() == 1 else _Gather.apply(x)
+
+
+def all_reduce_sum(x: torch.Tensor) -> torch.Tensor:
+    """Sum of `x` over all ranks; the gradient is the sum over ranks of what each makes of the result."""
+    return x if world_size() == 1 else _AllReduceSum.apply(x)
+
+
+def rank() -> int:
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+@torch.no_grad()
+def shuffle_across_ranks(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A random redistribution of the global batch, and what `unshuffle_across_ranks` needs to undo it.
+
+    x (B, ...) of each rank -> (B, ...), so that what a batch normalisation sees together changes (MoCo, arXiv
+    1911.05722, section 3.3). One rank keeps its batch, since a permutation changes no statistics.
+    """
+    everything = gather_with_gradient(x).flatten(0, 1)
+    order = torch.randperm(len(everything), device=x.device)
+    if world_size() > 1:
+        dist.broadcast(order, src=0)
+    mine = everything[order.view(world_size(), -1)[rank()]]
+    return torch.empty_like(x).copy_(mine), order.argsort()  # in the memory format of x
+
+
+@torch.no_grad()
+def unshuffle_across_ranks(x: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
+    """(B, ...) of each rank, computed from a shuffled batch -> those of its own samples."""
+    return gather_with_gradient(x).flatten(0, 1)[inverse.view(world_size(), -1)[rank()]]
+
+
+@torch.no_grad()
+def average_buffers(module: nn.Module) -> None:
+    """Makes floating-point buffers (running statistics) the mean over ranks, where batch normalisation is per rank."""
+    if world_size() > 1:
+        for buffer in module.buffers():
+            if buffer.is_floating_point():
+                dist.all_reduce(buffer)
+                buffer /= world_size()
 
 
 class _CpuSyncBatchNorm(_BatchNorm):
@@ -76,8 +117,11 @@ class _CpuSyncBatchNorm(_BatchNorm):
 
 
 def synchronize_batch_norm(module: nn.Module, device: torch.device) -> nn.Module:
-    """`module` with every batch normalisation taking its statistics over all ranks; unchanged in a single process."""
-    if world_size() == 1:
+    """`module` with every batch normalisation taking its statistics over all ranks.
+
+    Unchanged in a single process, and where an `Algorithm` wants `local_batch_norm`.
+    """
+    if world_size() == 1 or getattr(module, "local_batch_norm", False):
         return module
     if device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(module)

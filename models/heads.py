@@ -1,23 +1,75 @@
-"""Projection heads."""
+"""Projection and prediction heads."""
 
 from __future__ import annotations
 
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
 from torch import nn
 
 
-def projection_mlp(features: int, hidden: int, output: int, layers: int = 2) -> nn.Sequential:
-    """(B, features) -> (B, output): linear layers without bias, each followed by batch normalisation, ReLU in between.
+def projection_mlp(
+    features: int,
+    hidden: int,
+    output: int,
+    layers: int = 2,
+    *,
+    bias: bool = False,
+    last_bias: bool = False,
+    last_norm: Literal["affine", "plain"] | None = "affine",
+) -> nn.Sequential:
+    """(B, features) -> (B, output): `layers` linear layers, batch normalisation and ReLU between them.
 
-    SimCLR's head (arXiv 2002.05709, section 4.2) with the batch normalisations of the authors' code.
+    SimCLR's head (arXiv 2002.05709, section 4.2) in the forms that later papers gave it: `bias` is that of all layers
+    but the last, `last_bias` the last one's, and `last_norm` the batch normalisation after it, with learned scale and
+    shift (affine), without (plain), or none.
     """
     modules: list[nn.Module] = []
-    for layer in range(layers):
-        last = layer == layers - 1
-        modules += [
-            nn.Linear(features, output if last else hidden, bias=False),
-            nn.BatchNorm1d(output if last else hidden),
-        ]
-        if not last:
-            modules.append(nn.ReLU(inplace=True))
+    for _ in range(layers - 1):
+        modules += [nn.Linear(features, hidden, bias=bias), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True)]
         features = hidden
+    modules.append(nn.Linear(features, output, bias=last_bias))
+    if last_norm is not None:
+        modules.append(nn.BatchNorm1d(output, affine=last_norm == "affine"))
     return nn.Sequential(*modules)
+
+
+class UnitLinear(nn.Linear):
+    """Prototypes: a linear layer without bias whose rows have length 1 whatever the weights' length.
+
+    (B, D) rows of unit length -> (B, K) cosines with K prototypes.
+    """
+
+    def __init__(self, features: int, prototypes: int) -> None:
+        super().__init__(features, prototypes, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, F.normalize(self.weight, dim=1))
+
+
+class DINOHead(nn.Sequential):
+    """DINO's head (arXiv 2104.14294, appendix C): three layers with GELU, unit length, cosines with K prototypes.
+
+    (B, features) -> (B, prototypes). The authors' weight normalisation with its gain fixed at 1 is `UnitLinear`.
+    """
+
+    def __init__(self, features: int, hidden: int, bottleneck: int, prototypes: int) -> None:
+        mlp = nn.Sequential(
+            nn.Linear(features, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, bottleneck)
+        )
+        for layer in mlp[::2]:
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+        super().__init__(mlp, UnitLinear(bottleneck, prototypes))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self[1](F.normalize(self[0](x), dim=1))
+
+
+def classifier(features: int, classes: int, std: float = 0.01) -> nn.Linear:
+    """(B, features) -> (B, classes), weights from N(0, std), biases 0."""
+    layer = nn.Linear(features, classes)
+    nn.init.normal_(layer.weight, std=std)
+    nn.init.zeros_(layer.bias)
+    return layer

@@ -20,17 +20,13 @@ from .decode import decode
 from .jpeg import jpeg_header
 
 
-def decode_fast(data, room: np.ndarray | None = None) -> np.ndarray:
-    """(H, W, 3) uint8 RGB, equal to `decode.decode` bit for bit; in `room`, a 1-D uint8 array, if that is large enough.
-
-    Raises `DecodeError`.
-    """
+def decode_fast(data) -> np.ndarray:
+    """(H, W, 3) uint8 RGB, equal to `decode.decode` bit for bit. Raises `DecodeError`."""
     header = jpeg_header(data)
     if simplejpeg is None or header is None or header.components == 4 or header.orientation != 1:
         return decode(data)
-    fits = room is not None and header.height * header.width * 3 <= room.size
     try:
-        return simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False, buffer=room if fits else None)
+        return simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False)
     except ValueError:  # libjpeg's warnings included: whether the file counts as damaged is for Pillow to say
         return decode(data)
 

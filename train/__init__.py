@@ -1,11 +1,17 @@
 """From batches to an encoder, and how good it is.
 
 pretrain.py      the entry of torchrun: recipe -> run
+recipe.py        a recipe's sections, --smoke, `headrace recipes`
 settings.py      the recipe sections that belong to training: data, train, optim
 config.py        YAML recipes -> checked dataclasses (recipe_yaml.py: YAML with positions)
-loop.py          the loop
-optim.py         parameter groups and optimizers          schedules.py   learning rates as arrays
-checkpoint.py    atomic save, newest readable, resume     distributed.py  process group, launch facts
-metrics.py       console, metrics.jsonl, loss curve
-embed.py         features of a data set                   knn.py          weighted k-NN on them
+loop.py          the loop                             step.py         one optimizer step, its guard and its parts
+optim.py         parameter groups and optimizers      lars.py         LARS and LAMB
+schedules.py     rates and decays as arrays           transforms.py   recomputed activations, compilation
+checkpoint.py    atomic save, newest readable, resume
+distributed.py   process group, launch facts          signals.py      how a run is asked to stop
+run_directory.py one run at a time, its environment   interval.py     means between two logging steps, collapse
+metrics.py       console, metrics.jsonl, loss curve   trackers.py     TensorBoard, Weights & Biases
+profiler.py      a trace of some steps                score.py        k-NN on the way
+sweep.py         a module over a whole set            sharding.py     FSDP2
+embed.py         features of a data set               knn.py          weighted k-NN on them
 """

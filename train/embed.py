@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -12,6 +14,8 @@ from ..pipelines.loaders import choose_loader, make_loader
 from ..pipelines.order import Order
 from ..pipelines.spec import ByteSource, InputSpec, ViewSpec
 
+_SMALL = 32  # pixels; such images show their thing from edge to edge, and have no margin to cut off
+
 
 @dataclass
 class Features:
@@ -20,14 +24,17 @@ class Features:
     vectors: torch.Tensor  # (N, D) float32 on the CPU
     labels: torch.Tensor  # (N,) int64, -1 without labels
     left_out: list[str]  # "key: reason" of the others
+    place: Path | None = None  # the folder that holds them, if they are on disk
 
 
 def evaluation_view(training: ViewSpec) -> ViewSpec:
-    """The deterministic counterpart of a training view: its middle square at the same size and normalisation."""
+    """The deterministic counterpart of a training view: its middle square at the same size and normalisation, seven
+    eighths of the short side, or all of it at 32 px."""
     return ViewSpec(
         name="evaluation",
         size=training.size,
         crop="center",
+        center_fraction=1.0 if training.size <= _SMALL else 0.875,
         interpolation=training.interpolation,
         flip=0.0,
         mean=training.mean,
@@ -36,36 +43,46 @@ def evaluation_view(training: ViewSpec) -> ViewSpec:
 
 
 @torch.inference_mode()
-def embed(
+def embed_batches(
     encoder: nn.Module,
     source: ByteSource,
     view: ViewSpec,
+    left_out: list[str],
     *,
     loader: str = "auto",
     batch_size: int = 256,
     device: torch.device | str = "cpu",
     threads: int | None = None,
-) -> Features:
-    """Features of all images of a source under a view with `count` 1; the encoder is called in evaluation mode."""
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """(ids (B,), vectors (B, ...) float32 on the CPU) batch by batch, in the order of the source.
+
+    The encoder is called in evaluation mode with `view`, of which one copy is made. Images that cannot be decoded have
+    no row; at the end `left_out` says which they are.
+    """
     order = Order(len(source), min(batch_size, len(source)), shuffle=False, last="pad")
     inputs = InputSpec(views=(replace(view, count=1),))
-    kind, _ = choose_loader(source, loader, device)
+    kind, _ = choose_loader(source, loader, device, inputs)
     if kind == "webdataset":
         raise UserError(
             f"{source.name}: a stream, whose images come in no fixed order; copy the shards to evaluate on them"
         )
     batches = make_loader(source, inputs, order, kind=kind, threads=threads, device=device)
     encoder = encoder.to(device).eval()
-    vectors, labels = [], []
     try:
         for step in range(order.steps_per_epoch):
             batch = next(batches)
             fresh = min(len(batch.ids), len(source) - step * len(batch.ids))  # the rest pads the last batch
             asked = order.ids(step)[:fresh]
             own = asked == batch.ids[:fresh]  # the others stand in for undecodable images
-            vectors.append(encoder(batch.views[view.name][0])[:fresh][own.to(device)].float().cpu())
-            labels.append(torch.tensor([source.label(i) for i in asked[own].tolist()]))
-        left_out = batches.stats().replaced
+            yield asked[own], encoder(batch.views[view.name][0])[:fresh][own.to(device)].float().cpu()
+        left_out += batches.stats().replaced
     finally:
         batches.close()
-    return Features(torch.cat(vectors), torch.cat(labels), left_out)
+
+
+def embed(encoder: nn.Module, source: ByteSource, view: ViewSpec, **options) -> Features:
+    """Features of all images of a source, in memory; for `options` see `embed_batches`."""
+    left_out: list[str] = []
+    ids, vectors = zip(*embed_batches(encoder, source, view, left_out, **options))
+    labels = torch.tensor([source.label(i) for i in torch.cat(ids).tolist()])
+    return Features(torch.cat(vectors), labels, left_out)

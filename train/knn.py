@@ -3,70 +3,117 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 
 from ..errors import UserError
-from ..pipelines.sources import open_source
-from .checkpoint import load_algorithm
 from .distributed import pick_device
-from .embed import Features, embed, evaluation_view
+from .embed import Features
+from .embed_store import stored_features
+from .evaluate import (
+    Stopwatch,
+    accuracies,
+    add_arguments,
+    add_sets,
+    encoder_of,
+    labelled_sets,
+    options_of,
+    positive,
+    record,
+    table,
+)
+
+_GIB = 2**30
 
 
-def knn_accuracy(
-    bank: Features, queries: Features, *, k: int = 20, temperature: float = 0.07, chunk: int = 1024
-) -> float:
-    """Top-1 accuracy in [0, 1].
+@torch.inference_mode()
+def nearest(
+    bank: torch.Tensor, queries: torch.Tensor, k: int, *, memory: float = 1.0, device: torch.device | str = "cpu"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine similarities (Q, k) and rows of the bank (Q, k), nearest first: exact, on the CPU.
 
-    Cosine similarity s; the k nearest bank rows vote for their class with weight exp(s / temperature)
-    (arXiv 1805.01978, section 3.4). `chunk` queries at a time bound the memory to chunk x bank similarities.
+    Bank (N, D) and queries (Q, D) may be memory-mapped: a block of the bank is read and normalised once and meets the
+    queries in chunks. Beside the queries and the result that takes at most about `memory` GiB.
     """
-    k = min(k, len(bank.labels))
-    rows = F.normalize(bank.vectors, dim=1)
-    classes = int(bank.labels.max()) + 1
-    correct = 0
-    for start in range(0, len(queries.labels), chunk):
-        similarity = F.normalize(queries.vectors[start : start + chunk], dim=1) @ rows.T
-        nearest, neighbours = similarity.topk(k, dim=1)
-        votes = torch.zeros(len(nearest), classes).scatter_add_(
-            1, bank.labels[neighbours], (nearest / temperature).exp()
-        )
-        correct += (votes.argmax(1) == queries.labels[start : start + chunk]).sum().item()
-    return correct / len(queries.labels)
+    device, width, k = torch.device(device), bank.shape[1], min(k, len(bank))
+    budget = memory * _GIB / 4  # figures of 4 bytes
+    rows = max(k, min(len(bank), int(budget / 4 / width)))  # a block as read and as normalised: half of the budget
+    chunk = max(1, min(len(queries), int(budget / 4 / (rows + 4 * k))))  # similarities, the best of them
+    units = F.normalize(queries.float(), dim=1)
+    best = torch.full((len(queries), k), -torch.inf)
+    where = torch.zeros((len(queries), k), dtype=torch.int64)
+    for start in range(0, len(bank), rows):
+        block = F.normalize(bank[start : start + rows].to(device).float(), dim=1)
+        for first in range(0, len(queries), chunk):
+            own = slice(first, first + chunk)
+            found, at = (units[own].to(device) @ block.T).topk(min(k, len(block)), dim=1)
+            found, at = torch.cat([best[own], found.cpu()], 1), torch.cat([where[own], at.cpu() + start], 1)
+            best[own], order = found.topk(k, dim=1)
+            where[own] = at.gather(1, order)
+    return best, where
+
+
+def vote(similarity: torch.Tensor, labels: torch.Tensor, classes: int, temperature: float) -> torch.Tensor:
+    """(Q, classes): sums of exp(s / temperature) over the neighbours (Q, k) of a class (arXiv 1805.01978, section 3.4).
+
+    Every row is divided by its largest term, which keeps low temperatures finite.
+    """
+    weights = ((similarity - similarity[:, :1]) / temperature).exp()
+    return torch.zeros(len(similarity), classes).scatter_add_(1, labels, weights)
+
+
+def knn_table(
+    bank: Features,
+    queries: Features,
+    *,
+    ks: Sequence[int],
+    temperatures: Sequence[float],
+    memory: float = 1.0,
+    device: torch.device | str = "cpu",
+) -> list[dict[str, float]]:
+    """A row ``{k, temperature, top1, top5}`` for each pair, of one search; accuracies lie in [0, 1]."""
+    similarity, rows = nearest(bank.vectors, queries.vectors, max(ks), memory=memory, device=device)
+    labels, classes = bank.labels[rows], int(bank.labels.max()) + 1
+    figures = []
+    for k in ks:
+        for temperature in temperatures:
+            scores = vote(similarity[:, :k], labels[:, :k], classes, temperature)
+            figures.append({"k": k, "temperature": temperature, **accuracies(scores, queries.labels)})
+    return figures
+
+
+def knn_accuracy(bank: Features, queries: Features, *, k: int = 20, temperature: float = 0.07) -> float:
+    """Top-1 accuracy in [0, 1] of one pair: see `knn_table`."""
+    return knn_table(bank, queries, ks=[k], temperatures=[temperature])[0]["top1"]
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="headrace knn", description="k-NN accuracy of a pre-trained encoder.")
-    parser.add_argument("--checkpoint", required=True, help="a .pt checkpoint or a run directory")
-    parser.add_argument("--train", required=True, help="labelled shards or folder the neighbours come from")
-    parser.add_argument("--val", required=True, help="labelled shards or folder to classify")
-    parser.add_argument("--k", type=int, default=20)
-    parser.add_argument("--temperature", type=float, default=0.07)
-    parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser = argparse.ArgumentParser(prog="headrace knn", description="k-NN accuracy of an encoder.")
+    add_arguments(parser)
+    add_sets(parser)
+    parser.add_argument("--k", type=positive, nargs="+", default=[10, 20, 100, 200], help="neighbours (10 20 100 200)")
+    parser.add_argument("--temperature", type=float, nargs="+", default=[0.07], help="of the votes (0.07)")
+    parser.add_argument("--memory", type=float, default=1.0, help="GiB that the search may take (1)")
     arguments = parser.parse_args(argv)
-    if arguments.k < 1 or arguments.temperature <= 0 or arguments.batch_size < 1:
-        raise UserError("--k and --batch-size must be at least 1, --temperature positive")
+    if min(arguments.temperature) <= 0 or arguments.memory <= 0:
+        raise UserError("--temperature, --memory: must be positive")
 
-    path, algorithm = load_algorithm(arguments.checkpoint)
-    bank_source, query_source = open_source(arguments.train), open_source(arguments.val)
-    for flag, source in (("--train", bank_source), ("--val", query_source)):
-        if source.classes is None:
-            raise UserError(f"{flag}: {source.name} has no labels; k-NN needs a folder per class")
-    if bank_source.classes != query_source.classes:
-        raise UserError(
-            f"--val: {query_source.name} has other classes than {bank_source.name}; use the same class folders"
-        )
-    view = evaluation_view(algorithm.inputs().views[0])
-    options = {"batch_size": arguments.batch_size, "device": pick_device(arguments.device)}
-    bank = embed(algorithm.encoder, bank_source, view, **options)
-    queries = embed(algorithm.encoder, query_source, view, **options)
-    accuracy = knn_accuracy(bank, queries, k=arguments.k, temperature=arguments.temperature)
-    print(
-        f"k-NN top-1 {accuracy:.2%}  (k {arguments.k}, temperature {arguments.temperature}, "
-        f"{len(bank.labels):,} neighbours, {len(queries.labels):,} queries, {path})"
+    watch, encoder = Stopwatch(), encoder_of(arguments)
+    sources, options = labelled_sets(arguments.train, arguments.val), options_of(arguments)
+    bank, queries = (stored_features(encoder, source, arguments.features, **options) for source in sources)
+    figures = knn_table(
+        bank,
+        queries,
+        ks=sorted(set(arguments.k)),
+        temperatures=sorted(set(arguments.temperature)),
+        memory=arguments.memory,
+        device=pick_device(arguments.device),
     )
+    data = {"train": sources[0].name, "val": sources[1].name, "neighbours": len(bank.labels)}
+    record(arguments.results, "knn", encoder, data | {"queries": len(queries.labels)}, {}, figures, watch)
+    table(f"k-NN, {len(bank.labels):,} neighbours, {len(queries.labels):,} queries, {encoder.name}", figures)
     for line in bank.left_out + queries.left_out:
         print(f"left out: {line}")
     return 0

@@ -2,140 +2,111 @@
 
 from __future__ import annotations
 
-import math
-import time
+import inspect
 from collections.abc import Callable
+from pathlib import Path
 
-import numpy as np
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import UserError
-from ..models.algorithm import Algorithm, Progress, StepOutput
+from ..models.algorithm import Algorithm, Embed, Progress
 from ..pipelines.rng import stream_key
 from ..pipelines.spec import Batch, Loader
 from .distributed import Launch
+from .interval import Interval
 from .metrics import MetricsLog
+from .profiler import profiled
 from .settings import TrainSettings
+from .sharding import is_sharded
+from .signals import StopRequest
+from .step import Stepper
+from .transforms import compiled_graphs
 
 
-def wrap(algorithm: Algorithm, launch: Launch) -> nn.Module:
-    """The algorithm, its gradients averaged over ranks where there are several."""
-    if launch.world == 1:
+def wrap(algorithm: Algorithm, launch: Launch, *, unused_parameters: bool = False) -> nn.Module:
+    """The algorithm, its gradients averaged over ranks where there are several.
+
+    DDP's static graph is no option: with collectives in the backward pass (batch normalisation over processes, gathered
+    embeddings) its gradients are wrong by up to the number of processes (torch 2.15).
+    """
+    if launch.world == 1 or is_sharded(algorithm):
         return algorithm
     device_ids = [launch.device] if launch.device.type == "cuda" else None
-    return DistributedDataParallel(
-        algorithm, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True
-    )
-
-
-def train_step(
-    model: nn.Module,
-    batch: Batch,
-    progress: Progress,
-    optimizer: torch.optim.Optimizer,
-    *,
-    lr: float,
-    clip_grad: float | None,
-    autocast: bool,
-) -> StepOutput:
-    """Forward, backward, clip, step. No host synchronisation."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    with torch.autocast(next(model.parameters()).device.type, torch.bfloat16, enabled=autocast):
-        output = model(batch, progress)
-    optimizer.zero_grad(set_to_none=True)
-    output.loss.backward()
-    if clip_grad is not None:
-        nn.utils.clip_grad_norm_(model.parameters(), clip_grad)
-    optimizer.step()
-    return output
+    options = {"gradient_as_bucket_view": True, "find_unused_parameters": unused_parameters}
+    newer = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    options["forward_sync_buffers" if newer else "broadcast_buffers"] = False
+    return DistributedDataParallel(algorithm, device_ids=device_ids, **options)
 
 
 def train(
-    algorithm: Algorithm,
+    stepper: Stepper,
     loader: Loader,
-    optimizer: torch.optim.Optimizer,
-    lrs: np.ndarray,
     settings: TrainSettings,
     launch: Launch,
     log: MetricsLog,
     *,
+    out: Path,
     first_step: int,
-    clip_grad: float | None,
+    total_steps: int,
+    embed: Embed,
     save: Callable[[int], None],
-) -> None:
-    """Steps `first_step` .. len(lrs) - 1; `save(finished_steps)` every `save_every` steps and at the end.
+    score: Callable[[], dict[str, float]] | None = None,
+) -> int:
+    """Steps `first_step` .. total_steps - 1; returns how many are finished, fewer after SIGTERM or SIGUSR1.
 
-    Raises `UserError` when the loss is no longer a number (looked at on logging steps only).
+    `save(finished_steps)` is called every `save_every` steps and at the end, `score()` every `knn_every` epochs.
+    Raises `UserError` when `max_skipped` steps in a row had no finite gradient (looked at on logging steps).
     """
-    model = wrap(algorithm, launch).train()
-    total_steps, interval = len(lrs), _Interval(launch, settings.batch_size, loader)
-    for step in range(first_step, total_steps):
-        batch = next(loader)
-        # everything a step draws (dropout, drop path) is a function of (seed, step, rank), so there is no state to save
-        torch.manual_seed(stream_key(settings.seed, f"step/{launch.rank}", step))
-        progress = Progress(step, total_steps, loader.steps_per_epoch)
-        output = train_step(
-            model,
-            batch,
-            progress,
-            optimizer,
-            lr=float(lrs[step]),
-            clip_grad=clip_grad,
-            autocast=settings.precision == "bf16",
-        )
-        algorithm.after_step(progress)
-        interval.add(output)
-        finished = step + 1
-        if finished % settings.log_every == 0 or finished == total_steps:
-            row = interval.row(finished, batch.epoch, lrs[step], total_steps)
-            if not math.isfinite(row["loss"]):
-                raise UserError(
-                    f"step {finished}: the loss is {row['loss']}; lower optim.lr, or set train.precision=fp32, "
-                    "and start again from the last checkpoint"
+    algorithm, lrs = stepper.algorithm, stepper.schedules.lrs
+    stepper.model.train()
+    interval, per_epoch = Interval(launch, settings.batch_size, loader), loader.steps_per_epoch
+    with StopRequest(launch.control) as stop, profiled(settings.profile, out, launch.is_main) as profiler:
+        for step in range(first_step, total_steps):
+            progress = Progress(step, total_steps, per_epoch)
+            if step % per_epoch == 0:
+                torch.manual_seed(stream_key(settings.seed, "epoch", progress.epoch))  # the same on all ranks
+                algorithm.start_epoch(progress, embed)
+                stepper.watch_buffers()
+            batch = next(loader)
+            # everything a step draws (dropout, drop path) is a function of (seed, step, rank): no state to save
+            torch.manual_seed(stream_key(settings.seed, f"step/{launch.rank}", step))
+            interval.add(stepper(batch, progress))
+            profiler(step)
+            finished, stopped = step + 1, stop.agreed()
+            last = stopped or finished == total_steps
+            scored = score is not None and finished % (per_epoch * settings.knn_every) == 0
+            if finished % settings.log_every == 0 or last or scored:
+                row = interval.row(finished, batch.epoch, lrs[step], total_steps, stepper.skipped_in_row)
+                if settings.compile:
+                    row["metrics"]["graphs"] = compiled_graphs()
+                if scored:
+                    row["metrics"] |= score()
+                    stepper.model.train()
+                    interval.restart()
+                log.row(row)
+                log.warn(interval.warning(row))
+                if row.get("skipped_in_row", 0) >= settings.max_skipped:
+                    raise UserError(_not_finite(row, batch, out, launch))
+            if last or finished % settings.save_every == 0:
+                save(finished)
+            if stopped:
+                log.warn(
+                    f"stopped by {stop.signal or 'a signal to another process'} after step {finished}; "
+                    "the same command continues there"
                 )
-            log.row(row)
-        if finished == total_steps or (settings.save_every and finished % settings.save_every == 0):
-            save(finished)
+                return finished
+    return total_steps
 
 
-class _Interval:
-    """Sums between two logging steps, kept on the device."""
-
-    def __init__(self, launch: Launch, batch_size: int, loader: Loader) -> None:
-        self._launch, self._batch_size, self._loader = launch, batch_size, loader
-        self._reset()
-
-    def _reset(self) -> None:
-        self._steps, self._sums = 0, {}
-        self._began, self._waited = time.perf_counter(), self._loader.stats().wait_seconds
-
-    def add(self, output: StepOutput) -> None:
-        self._steps += 1
-        for name, value in {"loss": output.loss.detach(), **output.metrics}.items():
-            self._sums[name] = self._sums.get(name, 0) + value
-
-    def row(self, step: int, epoch: int, lr: float, total_steps: int) -> dict:
-        """Means over the interval and over ranks; starts the next interval."""
-        means = torch.stack([value.float() for value in self._sums.values()]) / self._steps
-        if self._launch.world > 1:
-            dist.all_reduce(means)
-            means /= self._launch.world
-        loss, *metrics = means.tolist()  # the one synchronisation of the interval
-        seconds = time.perf_counter() - self._began
-        row = {
-            "step": step,
-            "epoch": epoch,
-            "loss": loss,
-            "lr": float(lr),
-            "images_per_s": self._batch_size * self._steps / seconds,
-            "data_wait": (self._loader.stats().wait_seconds - self._waited) / seconds,
-            "eta_s": (total_steps - step) * seconds / self._steps,
-        }
-        if metrics:
-            row["metrics"] = dict(zip(list(self._sums)[1:], metrics))
-        self._reset()
-        return row
+def _not_finite(row: dict, batch: Batch, out: Path, launch: Launch) -> str:
+    """Leaves the batch on disk; returns what to tell the user."""
+    path = out / f"not-finite-step-{row['step']:08d}-rank-{launch.rank}.pt"
+    mask = None if batch.mask is None else {key: value for key, value in vars(batch.mask).items() if value is not None}
+    torch.save({"step": batch.step, "ids": batch.ids, "views": batch.views, "mask": mask, "labels": batch.labels}, path)
+    return (
+        f"step {row['step']}: loss or gradient not finite in {row['skipped_in_row']} steps in a row, all left out; "
+        f"this batch is in {path}; lower optim.lr, set optim.clip_grad or train.precision=bf16 or fp32, and start "
+        "again from the last checkpoint"
+    )

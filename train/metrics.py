@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from .trackers import Tracker
+
+_TRACKED = ("loss", "lr", "images_per_s", "data_wait")
 _COLUMNS = ("loss {loss:.4f}", "lr {lr:.2e}", "{images_per_s:,.0f} img/s", "data wait {data_wait:.1%}")
 
 
 def describe(row: dict) -> str:
     """One row of metrics for a person."""
     parts = [text.format(**row) for text in _COLUMNS]
-    parts += [f"{name} {value:.4f}" for name, value in row.get("metrics", {}).items()]
+    parts += [f"{name} {value:.4g}" for name, value in row.get("metrics", {}).items()]
+    if "skipped" in row:
+        parts.append(f"{row['skipped']} steps left out, their gradient was not finite")
     return " · ".join(parts + [f"ETA {duration(row['eta_s'])}"])
 
 
@@ -32,8 +38,10 @@ class MetricsLog:
     Rows of steps from `first_step` on are removed at the start: a resumed run writes them again.
     """
 
-    def __init__(self, folder: Path, first_step: int, total_steps: int, enabled: bool) -> None:
-        self._enabled, self._total = enabled, total_steps
+    def __init__(
+        self, folder: Path, first_step: int, total_steps: int, enabled: bool, trackers: Sequence[Tracker] = ()
+    ) -> None:
+        self._enabled, self._total, self._trackers = enabled, total_steps, trackers
         if not enabled:
             return
         path = folder / "metrics.jsonl"
@@ -55,14 +63,23 @@ class MetricsLog:
         if not self._enabled:
             return
         self._file.write(json.dumps(row) + "\n")
+        for tracker in self._trackers:
+            tracker(row["step"], {key: row[key] for key in _TRACKED} | row.get("metrics", {}))
         if self._progress:
             self._progress.update(self._task, completed=row["step"], description=describe(row))
         else:
             print(f"step {row['step']}/{self._total} · {describe(row)}", flush=True)
 
+    def warn(self, text: str | None) -> None:
+        """Something to be read by a person, on a line of its own."""
+        if self._enabled and text:
+            print(f"headrace: {text}", file=sys.stderr, flush=True)
+
     def close(self) -> None:
         if self._enabled and not self._file.closed:
             self._file.close()
+            for tracker in self._trackers:
+                tracker.close()
             if self._progress:
                 self._progress.stop()
 

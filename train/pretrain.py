@@ -1,14 +1,17 @@
 """Pre-training: ``torchrun --nproc-per-node N train/pretrain.py <recipe> [section.key=value ...]``.
 
-One batch can be followed from here: `train.loop.train` -> `Loader.__next__` -> `Algorithm.forward` -> `train_step`.
+One batch can be followed from here: `train.loop.train` -> `Loader.__next__` -> `step.Stepper` -> `Algorithm.forward`.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,55 +21,27 @@ from safetensors.torch import save_file
 import headrace
 from headrace import kernels
 from headrace.errors import UserError, run_command
-from headrace.models.algorithm import Algorithm
+from headrace.models.algorithm import Embed
 from headrace.models.algorithms import find_algorithm
 from headrace.models.distributed import synchronize_batch_norm
 from headrace.pipelines.loaders import choose_loader, make_loader
 from headrace.pipelines.order import Order, shard_sizes
 from headrace.pipelines.quarantine import QUARANTINE_FILE, Quarantine
 from headrace.pipelines.sources import open_source
-from headrace.train import checkpoint, config
+from headrace.pipelines.spec import ByteSource, Loader
+from headrace.train import checkpoint
 from headrace.train.distributed import Launch, launch, pick_device
-from headrace.train.loop import train
-from headrace.train.metrics import MetricsLog
-from headrace.train.optim import build_optimizer, peak_lr
-from headrace.train.schedules import warmup_cosine
-from headrace.train.settings import AdamWSettings, DataSettings, SGDSettings, TrainSettings
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """A checked recipe; one attribute per section."""
-
-    name: str
-    resolved: str  # as YAML, with the origin of each value
-    algorithm: Algorithm.Config
-    data: DataSettings
-    train: TrainSettings
-    optim: AdamWSettings | SGDSettings
-    kernels: dict[str, str]
-
-    def plain(self) -> dict:
-        """The sections as dicts, lists and scalars."""
-        return config.plain({key: getattr(self, key) for key in ("algorithm", "data", "train", "optim", "kernels")})
-
-
-def load_recipe(path: str, overrides: list[str]) -> Recipe:
-    """Reads and checks a recipe. Raises `UserError` naming every problem."""
-    tree = config.load(path, overrides)
-    algorithm = find_algorithm(tree.get("algorithm.name").value)
-    types = {
-        "description": str | None,
-        "algorithm": algorithm.Config,
-        "data": DataSettings,
-        "train": TrainSettings,
-        "optim": AdamWSettings | SGDSettings,
-        "kernels": dict[str, str],
-    }
-    sections = config.build(tree, types)
-    resolved = config.show(tree, sections)
-    sections.pop("description")
-    return Recipe(name=Path(path).stem, resolved=resolved, **sections)
+from headrace.train.loop import train, wrap
+from headrace.train.metrics import MetricsLog, duration
+from headrace.train.optim import Schedules, build_optimizer
+from headrace.train.recipe import Recipe, load_recipe, smoke, smoke_images
+from headrace.train.run_directory import locked, write_environment
+from headrace.train.score import knn_score
+from headrace.train.sharding import check_shardable, gathered, shard, shared_model, shared_optimizer
+from headrace.train.step import Stepper
+from headrace.train.sweep import sweep
+from headrace.train.trackers import make_tracker
+from headrace.train.transforms import checkpoint_blocks
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -76,106 +51,187 @@ def main(argv: list[str] | None = None) -> int:
         "overrides", nargs="*", metavar="section.key=value", help="e.g. data.train=shards train.max_steps=50"
     )
     parser.add_argument("--show", action="store_true", help="print the resolved recipe with the origin of each value")
-    arguments = parser.parse_args(argv)
+    parser.add_argument(
+        "--smoke",
+        action="store_true",
+        help="20 steps of a tiny model on the CPU, on generated images unless data.train",
+    )
+    arguments = parser.parse_intermixed_args(argv)
     if os.getcwd() not in sys.path:  # so that a recipe can name algorithms and kernels beside it
         sys.path.append(os.getcwd())
     recipe = load_recipe(arguments.recipe, arguments.overrides)
+    if arguments.smoke:
+        recipe = smoke(recipe)
     if arguments.show:
         print(recipe.resolved, end="")
         return 0
-    with launch(pick_device(recipe.train.device)) as process:
-        pretrain(recipe, process)
+    if recipe.train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+    with launch(pick_device(recipe.train.device), recipe.train.timeout) as process:
+        pretrain(recipe, process, smoke_images() if arguments.smoke and recipe.data.train is None else None)
     return 0
 
 
-def pretrain(recipe: Recipe, process: Launch) -> Path:
-    """Runs (or resumes) a recipe in this process; returns the run directory.
+def pretrain(recipe: Recipe, process: Launch, source: ByteSource | None = None) -> Path:
+    """Runs (or resumes) a recipe in this process, on `source` if given; returns the run directory.
 
-    Leaves there: config.yaml, step-XXXXXXXX.pt, metrics.jsonl, quarantine.jsonl if there are bad images and, at the
-    end, encoder.safetensors.
+    Leaves there: config.yaml, environment.jsonl, step-XXXXXXXX.pt, metrics.jsonl, quarantine.jsonl if there are bad
+    images and, at the end, encoder.safetensors.
     """
-    settings = recipe.train
-    out = Path(settings.out or f"runs/{recipe.name}")
-    if recipe.data.train is None:
-        raise UserError("data.train: missing; give a folder of shards or of images, e.g. data.train=path/to/shards")
-    source = open_source(recipe.data.train)
+    settings, out = recipe.train, recipe.out
+    if source is None:
+        if recipe.data.train is None:
+            raise UserError("data.train: missing; give a folder of shards or of images, e.g. data.train=path/to/shards")
+        source = open_source(recipe.data.train)
     blocks = shard_sizes(source) if recipe.data.block == "shard" else recipe.data.block
     order = Order(len(source), settings.batch_size, seed=settings.seed, last=recipe.data.last_batch, blocks=blocks)
+    share = len(order.ids(0, process.rank, process.world))
+    if share % settings.accumulate:
+        raise UserError(f"train.accumulate: {settings.accumulate} does not divide the {share} images of a process")
     total_steps = settings.max_steps or settings.epochs * order.steps_per_epoch
-    resumed = _find_resume(recipe, out)
 
     kernels.configure(recipe.kernels)
+    torch.use_deterministic_algorithms(settings.deterministic)
+    torch.backends.cudnn.benchmark = not settings.deterministic  # every step has the same shapes
     torch.manual_seed(settings.seed)  # every rank starts from the same weights
     algorithm = find_algorithm(recipe.algorithm.name)(recipe.algorithm)
     algorithm = synchronize_batch_norm(algorithm, process.device).to(process.device, memory_format=torch.channels_last)
+    algorithm.prepare(len(source))
+    if settings.checkpointing:
+        checkpoint_blocks(algorithm)
+    if settings.shard:
+        check_shardable(settings, recipe.optim)
+        shard(algorithm, process)
     optimizer = build_optimizer(algorithm, recipe.optim)
-    kind, why = choose_loader(source, recipe.data.loader, process.device)
-    if process.is_main and not resumed:  # what another run has found may have been repaired since
-        (out / QUARANTINE_FILE).unlink(missing_ok=True)
-    process.barrier()
-    quarantine = Quarantine(source, recipe.data.max_bad, out / QUARANTINE_FILE)
-    loader = make_loader(
-        source,
-        algorithm.inputs(),
-        order,
-        kind=kind,
-        threads=recipe.data.threads or max(1, (os.cpu_count() or 1) // process.local_world),
-        seed=settings.seed,
-        device=process.device,
-        rank=process.rank,
-        world=process.world,
-        quarantine=quarantine,
-    )
-    try:
-        first_step = 0
-        if resumed:
-            first_step = _restore(resumed[1], algorithm, optimizer, loader)
-        if process.is_main:
-            _announce(recipe, process, source, f"{kind} ({why})", algorithm, order, total_steps, resumed)
-        if first_step >= total_steps:
-            return out
-        if process.is_main:
-            out.mkdir(parents=True, exist_ok=True)
-            (out / "config.yaml").write_text(recipe.resolved)
+    kind, why = choose_loader(source, recipe.data.loader, process.device, algorithm.inputs())
+    threads = recipe.data.threads or max(1, (os.cpu_count() or 1) // process.local_world)
+    score = knn_score(recipe, process, algorithm, source, threads)
+
+    with locked(out) if process.is_main else nullcontext():
+        resumed = _find_resume(recipe, out)
+        process.require_equal(_facts(recipe, source, resumed))
+        if process.is_main and not resumed:  # what another run has found may have been repaired since
+            (out / QUARANTINE_FILE).unlink(missing_ok=True)
         process.barrier()
-
-        def save(step: int) -> None:
-            if process.is_main:
-                state = {
-                    "model": algorithm.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "step": step,
-                    "loader": loader.state_dict(),
-                    "config": recipe.plain(),
-                    "version": headrace.__version__,
-                }
-                checkpoint.save(out, step, state, settings.keep)
-
-        peak = peak_lr(recipe.optim, settings.batch_size)
-        lrs = warmup_cosine(peak, total_steps, round(recipe.optim.warmup * total_steps), peak * recipe.optim.final_lr)
-        log = MetricsLog(out, first_step, total_steps, process.is_main)
+        quarantine = Quarantine(source, recipe.data.max_bad, out / QUARANTINE_FILE)
+        loader = make_loader(
+            source,
+            algorithm.inputs(),
+            order,
+            kind=kind,
+            threads=threads,
+            hw_decoder_load=recipe.data.hw_decoder_load,
+            seed=settings.seed,
+            device=process.device,
+            dtype=torch.bfloat16 if settings.precision == "bf16" and process.device.type == "cuda" else torch.float32,
+            rank=process.rank,
+            world=process.world,
+            quarantine=quarantine,
+        )
         try:
-            train(
+            if process.is_main:
+                _announce(recipe, process, source, f"{kind} ({why})", algorithm, order, total_steps, resumed)
+            first_step = resumed[1]["step"] if resumed else 0
+            if first_step >= total_steps:
+                return out
+            schedules = Schedules(recipe.optim, settings.batch_size, total_steps, order.steps_per_epoch)
+            if settings.compile:
+                algorithm.compile()
+            stepper = Stepper(
+                wrap(algorithm, process, unused_parameters=settings.unused_parameters),
                 algorithm,
-                loader,
                 optimizer,
-                lrs,
-                settings,
-                process,
-                log,
-                first_step=first_step,
+                schedules,
+                precision=settings.precision,
+                accumulate=settings.accumulate,
                 clip_grad=recipe.optim.clip_grad,
-                save=save,
             )
+            if resumed:
+                _restore(resumed[1], stepper, loader)
+            embed = partial(sweep, source=source, process=process, batch_size=settings.batch_size, threads=threads)
+            finished = _train(recipe, process, loader, stepper, embed, score, first_step, total_steps)
+            process.barrier()  # until then others may still find bad images
+            if finished == total_steps:
+                weights = gathered(algorithm.encoder.state_dict())
+                if process.is_main:
+                    quarantine.refresh()
+                    _finish(out, weights, recipe, quarantine)
         finally:
-            log.close()
-        process.barrier()  # until then others may still find bad images
-        if process.is_main:
-            quarantine.refresh()
-            _finish(out, algorithm, recipe, quarantine)
-    finally:
-        loader.close()
+            loader.close()
     return out
+
+
+def _train(
+    recipe: Recipe,
+    process: Launch,
+    loader: Loader,
+    stepper: Stepper,
+    embed: Embed,
+    score: Callable[[], dict[str, float]] | None,
+    first_step: int,
+    total_steps: int,
+) -> int:
+    """The steps, with what the first process writes of them; returns how many are finished."""
+    settings, out = recipe.train, recipe.out
+    trackers, writer, began = [], None, time.perf_counter()
+    if process.is_main:
+        (out / "config.yaml").write_text(recipe.resolved)
+        write_environment(out, process.device, process.world)
+        writer = checkpoint.Writer(out, settings.keep, settings.keep_every)
+        trackers = [make_tracker(kind, out, recipe.name, recipe.plain(), first_step) for kind in settings.trackers]
+
+    def save(step: int) -> None:
+        state = {
+            "model": gathered(stepper.algorithm.state_dict()),
+            "optimizer": gathered(stepper.optimizer.state_dict()),
+            "scaler": stepper.scaler.state_dict(),
+            "step": step,
+            "loader": loader.state_dict(),
+            "config": recipe.plain(),
+            "version": headrace.__version__,
+        }
+        if writer:
+            writer.save(step, state)
+
+    log = MetricsLog(out, first_step, total_steps, process.is_main, trackers)
+    try:
+        finished = train(
+            stepper,
+            loader,
+            settings,
+            process,
+            log,
+            out=out,
+            first_step=first_step,
+            total_steps=total_steps,
+            embed=embed,
+            save=save,
+            score=score,
+        )
+    finally:
+        log.close()
+        if writer:
+            writer.finish()
+    if process.is_main:
+        print(_summary(finished - first_step, time.perf_counter() - began, recipe, loader), flush=True)
+    return finished
+
+
+def _facts(recipe: Recipe, source: ByteSource, resumed: tuple[Path, dict] | None) -> dict[str, object]:
+    """What must be the same on all processes; paths may differ."""
+    sections = recipe.plain()
+    for key in ("train", "val"):
+        sections["data"].pop(key)
+    sections["train"].pop("out")
+    keys = [source.key(i) for i in range(0, len(source), max(1, len(source) // 16))]
+    return {
+        "the version of headrace": headrace.__version__,
+        "the version of torch": torch.__version__,
+        "the number of training images": len(source),
+        "which training images there are": [key.rpartition("/")[2] for key in keys],
+        "the checkpoint to continue from (train.out must be seen by all)": resumed and resumed[1]["step"],
+        **{f"the section {name}": section for name, section in sections.items()},
+    }
 
 
 def _find_resume(recipe: Recipe, out: Path) -> tuple[Path, dict] | None:
@@ -194,11 +250,20 @@ def _find_resume(recipe: Recipe, out: Path) -> tuple[Path, dict] | None:
     return found
 
 
-def _restore(state: dict, algorithm: Algorithm, optimizer: torch.optim.Optimizer, loader) -> int:
-    algorithm.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
+def _restore(state: dict, stepper: Stepper, loader: Loader) -> None:
+    stepper.algorithm.load_state_dict(shared_model(state["model"], stepper.algorithm))
+    stepper.watch_buffers()
+    options = [
+        {key: value for key, value in group.items() if key != "params"} for group in stepper.optimizer.param_groups
+    ]
+    parameters = [p for group in stepper.optimizer.param_groups for p in group["params"]]
+    stepper.optimizer.load_state_dict(shared_optimizer(state["optimizer"], parameters))
+    for group, own in zip(
+        stepper.optimizer.param_groups, options
+    ):  # what the recipe says now counts, not what it said then
+        group.update(own)
+    stepper.scaler.load_state_dict(state["scaler"])
     loader.load_state_dict(state["loader"])
-    return state["step"]
 
 
 def _announce(recipe, process, source, loader, algorithm, order, total_steps, resumed) -> None:
@@ -208,24 +273,39 @@ def _announce(recipe, process, source, loader, algorithm, order, total_steps, re
         device = torch.cuda.get_device_name(process.device)
     parameters = sum(p.numel() for p in algorithm.parameters()) / 1e6
     labels = f"{len(source.classes)} classes" if source.classes else "no labels"
+    batch = f"global batch {settings.batch_size}"
+    if settings.accumulate > 1:
+        batch += f" in {settings.accumulate} parts"
+    how = [settings.precision]
+    how += [key for key in ("deterministic", "checkpointing", "compile", "shard") if getattr(settings, key)]
     rows = {
-        "recipe": f"{recipe.name} -> {settings.out or f'runs/{recipe.name}'}",
-        "algorithm": f"{recipe.algorithm.name}, {parameters:.2f} M parameters, {settings.precision}",
+        "recipe": f"{recipe.name} -> {recipe.out}",
+        "algorithm": f"{recipe.algorithm.name}, {parameters:.2f} M parameters, {', '.join(how)}",
         "data": f"{source.name}: {len(source):,} images, {labels}",
         "loader": loader,
-        "processes": f"{process.world} on {device}, global batch {settings.batch_size}",
+        "processes": f"{process.world} on {device}, {batch}",
         "steps": f"{total_steps:,} ({total_steps / order.steps_per_epoch:.1f} epochs of {order.steps_per_epoch:,})",
         "resumed": f"{resumed[0]} at step {resumed[1]['step']}" if resumed else "no, a new run",
     }
     for row in kernels.report(process.device.type):
-        rows[f"kernel {row.op}"] = f"{row.chosen} ({row.why})"
+        operator = row.op if row.why == "automatic" else f"{row.op} ({row.why})"
+        rows[f"{row.chosen} kernels"] = ", ".join(filter(None, (rows.get(f"{row.chosen} kernels"), operator)))
     width = max(map(len, rows))
     print("\n".join(f"{key:<{width}}  {value}" for key, value in rows.items()), flush=True)
 
 
-def _finish(out: Path, algorithm: Algorithm, recipe: Recipe, quarantine: Quarantine) -> None:
+def _summary(steps: int, seconds: float, recipe: Recipe, loader: Loader) -> str:
+    stats, rate = loader.stats(), steps * recipe.train.batch_size / seconds
+    parts = [f"{steps:,} steps in {duration(seconds)}, {rate:,.0f} images/s"]
+    parts.append(f"{stats.wait_seconds / seconds:.1%} of the time waiting for data")
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        parts.append(f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB of GPU memory at the most")
+    return "; ".join(parts)
+
+
+def _finish(out: Path, weights: dict[str, torch.Tensor], recipe: Recipe, quarantine: Quarantine) -> None:
     """Writes the encoder alone and reports what was replaced."""
-    tensors = {key: value.detach().cpu().contiguous() for key, value in algorithm.encoder.state_dict().items()}
+    tensors = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
     save_file(tensors, out / "encoder.safetensors", metadata={"config": yaml.safe_dump(recipe.plain()["algorithm"])})
     if quarantine:
         print(f"{len(quarantine):,} images could not be decoded and were replaced by others ({out / QUARANTINE_FILE}):")

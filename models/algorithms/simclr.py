@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 
+from ...kernels.info_nce import info_nce
+from ...pipelines.recipes import view
 from ...pipelines.spec import Batch, InputSpec, ViewSpec
 from ..algorithm import Algorithm, Progress, StepOutput
-from ..backbones import build_backbone
-from ..backbones.resnet import ResNet
-from ..backbones.vit import ViT
-from ..distributed import gather_with_gradient, world_size
+from ..backbones import BackboneConfig, ResNet, build_backbone
+from ..distributed import gather_with_gradient, rank
 from ..heads import projection_mlp
+from ..smoke import tiny_backbone, tiny_view
 
 
 class SimCLR(Algorithm):
@@ -27,20 +27,8 @@ class SimCLR(Algorithm):
     @dataclass(frozen=True)
     class Config(Algorithm.Config):
         name: Literal["simclr"] = "simclr"
-        view: ViewSpec = ViewSpec(
-            count=2,
-            size=224,
-            scale=(0.08, 1.0),
-            flip=0.5,
-            jitter=0.8,
-            brightness=0.8,
-            contrast=0.8,
-            saturation=0.8,
-            hue=0.2,
-            gray=0.2,
-            blur=0.5,
-        )
-        backbone: ResNet.Config | ViT.Config = ResNet.Config(name="resnet50")
+        view: ViewSpec = view("simclr")
+        backbone: BackboneConfig = ResNet.Config("resnet50")
         hidden: int = 2048  # width of the projection head
         projection: int = 128
         temperature: float = 0.1
@@ -50,6 +38,10 @@ class SimCLR(Algorithm):
                 raise ValueError(f"view: SimCLR compares two views, count is {self.view.count}")
             if self.temperature <= 0:
                 raise ValueError(f"temperature: must be positive, not {self.temperature}")
+
+        def smoke(self) -> SimCLR.Config:
+            tiny = {"view": tiny_view(self.view), "backbone": tiny_backbone(self.backbone)}
+            return replace(self, **tiny, hidden=32, projection=16)
 
     def __init__(self, config: Config = Config()) -> None:
         super().__init__()
@@ -76,10 +68,8 @@ def nt_xent(z: torch.Tensor, temperature: float) -> torch.Tensor:
 
     z: (2 B, D) rows of unit length, view-major: row b and row B + b are views of the same image.
     """
-    rank = dist.get_rank() if world_size() > 1 else 0
-    everything = gather_with_gradient(z).flatten(0, 1)  # (W 2B, D)
     rows, batch = z.shape[0], z.shape[0] // 2
     own = torch.arange(rows, device=z.device)
-    similarity = z @ everything.T / temperature
-    similarity = similarity.index_put((own, rank * rows + own), similarity.new_tensor(float("-inf")))
-    return F.cross_entropy(similarity, rank * rows + (own + batch) % rows)
+    first = rank() * rows  # this rank's first row among those of all ranks
+    everything = gather_with_gradient(z).flatten(0, 1)
+    return info_nce(z, everything, first + (own + batch) % rows, first + own, temperature=temperature)

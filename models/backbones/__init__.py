@@ -1,17 +1,26 @@
 """Encoders. Each is called with images (B, 3, H, W) and gives one feature vector an image, (B, `features`).
 
-vit.py      Vision Transformer, tiny to base, with a path for visible tokens only
-resnet.py   torchvision's ResNet-18 and ResNet-50
+vit.py          Vision Transformer, tiny to giant, with a path for visible tokens only
+resnet.py       ResNet-18 to -152, ResNeXt, ResNet-D; `stages` gives the maps
+swin.py         Swin Transformer        mixmim.py   MixMIM's        hivit.py   HiViT
+transformer.py  parts of plain ones     windows.py  parts of windowed ones
+external.py     any model of the timm library
 """
 
 from __future__ import annotations
 
 from torch import nn
 
+from .external import Timm
+from .resnet import ResNet
+from .vit import ViT
 
-def build_backbone(config, image_size: int) -> nn.Module:
+BackboneConfig = ResNet.Config | ViT.Config | Timm.Config
+
+
+def build_backbone(config: BackboneConfig, image_size: int) -> nn.Module:
     """The encoder that a backbone's `Config` describes, for training images of this side in pixels."""
-    from .resnet import ResNet  # torchvision is needed only by those who build it
-    from .vit import ViT
-
-    return ViT(config, image_size) if isinstance(config, ViT.Config) else ResNet(config)
+    if isinstance(config, ResNet.Config):
+        return ResNet(config)
+    kind = ViT if isinstance(config, ViT.Config) else Timm
+    return kind(config, image_size)

@@ -3,15 +3,18 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 from safetensors.torch import load_file
 
 import headrace
 from headrace.benchmarks import faults, processes
-from headrace.errors import UserError
+from headrace.errors import ProcessError, UserError
 from headrace.train import checkpoint
+from headrace.train.distributed import _meet
 from headrace.train.metrics import read_metrics
 from headrace.train.recipe import load_recipe
 from headrace.train.sharding import check_shardable
@@ -143,6 +146,19 @@ def test_killed_again_and_again(tmp_path):
     """At random instants, each time continued by the same command: not a bit is different."""
     kills, steps, _, same = faults.cycles(faults.Bench(tmp_path), 5)
     assert (kills, steps, same) == (5, 30, True)
+
+
+def test_processes_meet_although_the_store_remembers_others():
+    """As after a restart: the names of processes that are gone are still there."""
+    store = dist.HashStore()
+    store.set("headrace/token/1", "gone")
+    store.set("headrace/answer/1", "gone/elsewhere")
+    with ThreadPoolExecutor(2) as pool:
+        parts = list(pool.map(lambda rank: _meet(store, rank, 2, 20), (0, 1)))
+    parts[0].set("here", "yes")
+    assert parts[1].get("here") == b"yes" and not store.check(["headrace/elsewhere/here"])
+    with pytest.raises(ProcessError, match="process 0 of 3: processes 1, 2 did not come within 0.1 s"):
+        _meet(dist.HashStore(), 0, 3, 0.1)
 
 
 def torchrun(folder, name, *options):

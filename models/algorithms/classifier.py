@@ -1,0 +1,145 @@
+"""A classifier on a pre-trained encoder: fine-tuning, semi-supervised training, linear probing, or from scratch."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from ...errors import UserError
+from ...pipelines.mixing import Mixing, draw_mix, mix
+from ...pipelines.recipes import view
+from ...pipelines.spec import Batch, InputSpec, ViewSpec
+from ..algorithm import Algorithm, Progress, StepOutput
+from ..backbones import BackboneConfig, build_backbone
+from ..backbones.hivit import HiViT
+from ..backbones.mixmim import MixMIMTransformer
+from ..backbones.swin import Swin
+from ..backbones.vit import ViT
+from ..distributed import rank
+from ..smoke import tiny_backbone, tiny_view
+from ..teacher import Teacher
+from ..weights import adapt
+
+_OTHERS = {Swin.Config: Swin, MixMIMTransformer.Config: MixMIMTransformer, HiViT.Config: HiViT}
+
+
+class Classifier(Algorithm):
+    """Cross entropy of a linear layer on the encoder's features, with labels that mixup and CutMix may have softened.
+
+    It learns from a labelled source: `Batch.labels`. A frozen encoder runs in evaluation mode, without gradient.
+    """
+
+    @dataclass(frozen=True)
+    class Config(Algorithm.Config):
+        name: Literal["classifier"] = "classifier"
+        view: ViewSpec = view("finetune_mae")
+        backbone: BackboneConfig | Swin.Config | MixMIMTransformer.Config | HiViT.Config = ViT.Config("vit_base")
+        classes: int = 1000
+        weights: str | None = None  # encoder.safetensors of a run; null: from scratch
+        # parameters of the encoder, by regular expressions searched in their names, that start anew all the same
+        fresh: tuple[str, ...] = ()
+        frozen: bool = False  # linear probing
+        head_norm: bool = False  # batch normalisation without affine before the linear layer (MAE's probe)
+        head_std: float = 0.01  # of the linear layer's truncated normal start
+        mixing: Mixing = Mixing()
+        ema: float | None = None  # of all weights, what is evaluated: 0.99996 averages over some 25,000 steps
+
+        def __post_init__(self) -> None:
+            if self.view.count != 1 or self.view.parts is not None:
+                raise ValueError(f"view: a classifier sees one view, count is {self.view.count}")
+            if self.classes < 2:
+                raise ValueError(f"classes: needs at least 2, not {self.classes}")
+            if self.ema is not None and not 0 < self.ema < 1:
+                raise ValueError(f"ema: lies in (0, 1), not {self.ema}")
+
+        def smoke(self) -> Classifier.Config:
+            return replace(
+                self, view=tiny_view(self.view), backbone=tiny_backbone(self.backbone), weights=None, fresh=()
+            )
+
+    def __init__(self, config: Config = Config()) -> None:
+        super().__init__()
+        self.config = config
+        kind = _OTHERS.get(type(config.backbone))
+        size = config.view.size
+        self.backbone = kind(config.backbone, size) if kind else build_backbone(config.backbone, size)
+        linear = nn.Linear(self.backbone.features, config.classes)
+        nn.init.trunc_normal_(linear.weight, std=config.head_std)
+        nn.init.zeros_(linear.bias)
+        norm = nn.BatchNorm1d(self.backbone.features, affine=False, eps=1e-6) if config.head_norm else nn.Identity()
+        self.head = nn.Sequential(norm, linear)
+        if config.frozen:
+            self.backbone.requires_grad_(False)
+        self.average = None if config.ema is None else Teacher(backbone=self.backbone, head=self.head)
+
+    def prepare(self, samples: int) -> None:
+        """The start of a run: `weights` into the encoder."""
+        path = self.config.weights
+        if path is None:
+            return
+        try:
+            found = load_file(path)
+        except (OSError, SafetensorError) as fault:
+            raise UserError(f"algorithm.weights: {path}: not a readable .safetensors file ({fault})") from None
+        own = self.backbone.state_dict()
+        anew = {name for name in own if any(re.search(pattern, name) for pattern in self.config.fresh)}
+        found = {name: value for name, value in adapt(found, own).items() if name not in anew}
+        missing, foreign = own.keys() - found.keys() - anew, found.keys() - own.keys()
+        shapes = [name for name in own.keys() & found.keys() if own[name].shape != found[name].shape]
+        for problem, names in (("lacks", missing), ("has besides", foreign), ("has in another shape", shapes)):
+            if names:
+                some = ", ".join(sorted(names)[:3])
+                raise UserError(
+                    f"algorithm.weights: {path} {problem} {len(names)} of the backbone's tensors, such as {some}; "
+                    "give algorithm.backbone as in its run's config.yaml, or name those to start anew in "
+                    "algorithm.fresh"
+                )
+        self.backbone.load_state_dict({**own, **found})
+        if self.average is not None:
+            self.average.update(self, momentum=0.0)
+
+    @property
+    def encoder(self) -> nn.Module:
+        return self.backbone if self.average is None else self.average.backbone
+
+    def inputs(self) -> InputSpec:
+        return InputSpec(views=(self.config.view,))
+
+    def train(self, mode: bool = True) -> Classifier:
+        super().train(mode)
+        if self.config.frozen:
+            self.backbone.eval()
+        return self
+
+    @property
+    def scorer(self) -> nn.Module:
+        """Images (B, 3, S, S) -> scores (B, classes), by the averaged weights if there are any."""
+        model = self if self.average is None else self.average
+        return nn.Sequential(model.backbone, model.head)
+
+    def forward(self, batch: Batch, progress: Progress) -> StepOutput:
+        config, images = self.config, batch.views[self.config.view.name][0]
+        if batch.labels is None:
+            raise UserError("data.train: has no labels to learn from; give a folder per class")
+        # the loop seeds every step, so what is drawn from there on is a function of (seed, step, rank)
+        drawn = draw_mix(config.mixing, torch.initial_seed(), progress.step, rank(), len(images), images.shape[-1])
+        images, soft = mix(images, batch.labels, config.classes, config.mixing, drawn)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not config.frozen):
+            features = self.backbone(images)
+        scores = self.head(features).float()
+        top1 = (scores.detach().argmax(1) == batch.labels).float().mean()
+        return StepOutput(F.cross_entropy(scores, soft), {"top1": top1}, features.detach())
+
+    def after_step(self, progress: Progress) -> None:
+        if self.average is not None:
+            self.average.update(self, self.config.ema)
+            with torch.no_grad():  # running statistics, which nobody else updates in the copy, belong to the weights
+                for own, other in zip(self.average.buffers(), [*self.backbone.buffers(), *self.head.buffers()]):
+                    own.copy_(other)

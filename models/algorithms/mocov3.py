@@ -1,0 +1,97 @@
+"""MoCo v3: An Empirical Study of Training Self-Supervised Vision Transformers (Chen et al. 2021, arXiv 2104.02057)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ...kernels.info_nce import info_nce
+from ...pipelines.recipes import view
+from ...pipelines.spec import Batch, InputSpec, ViewSpec
+from ..algorithm import Algorithm, Progress, StepOutput
+from ..backbones import BackboneConfig, ViT, build_backbone
+from ..distributed import gather_with_gradient, rank
+from ..heads import projection_mlp
+from ..smoke import tiny_backbone, tiny_view
+from ..teacher import Teacher, cosine_momentum
+
+
+class MoCoV3(Algorithm):
+    """Each view's prediction finds the other view's key among all keys of the global batch; no queue.
+
+    With a transformer (class token, frozen random patch projection) the projector has three layers and the predictor
+    ends in batch normalisation; with a ResNet two, and it does not. The loss is 2 tau [l(q1, k2) + l(q2, k1)].
+    """
+
+    @dataclass(frozen=True)
+    class Config(Algorithm.Config):
+        name: Literal["mocov3"] = "mocov3"
+        first: ViewSpec = view("moco_v3_vit.first")
+        second: ViewSpec = view("moco_v3_vit.second")
+        backbone: BackboneConfig = ViT.Config("vit_small", heads=12, pool="cls", freeze_patch_embed=True)
+        hidden: int = 4096
+        projection: int = 256
+        momentum: float = 0.99  # of the key encoder at the start; 1 at the end
+        temperature: float = 0.2
+
+        def __post_init__(self) -> None:
+            if self.temperature <= 0:
+                raise ValueError(f"temperature: must be positive, not {self.temperature}")
+
+        def smoke(self) -> MoCoV3.Config:
+            tiny = {"first": tiny_view(self.first), "second": tiny_view(self.second)}
+            return replace(self, **tiny, backbone=tiny_backbone(self.backbone), hidden=32, projection=16)
+
+    def __init__(self, config: Config = Config()) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = build_backbone(config.backbone, config.first.size)
+        transformer = isinstance(self.backbone, ViT)
+        if transformer:
+            init_as_published(self.backbone)
+        layers, last_norm = (3, "plain") if transformer else (2, None)
+        features, hidden, projection = self.backbone.features, config.hidden, config.projection
+        self.head = projection_mlp(features, hidden, projection, layers, last_norm="plain")
+        self.predictor = projection_mlp(projection, hidden, projection, last_norm=last_norm)
+        self.teacher = Teacher(backbone=self.backbone, head=self.head)
+
+    @property
+    def encoder(self) -> nn.Module:
+        return self.backbone
+
+    def inputs(self) -> InputSpec:
+        return InputSpec(views=(self.config.first, self.config.second))
+
+    def forward(self, batch: Batch, progress: Progress) -> StepOutput:
+        views = [batch.views[spec.name][0] for spec in self.inputs().views]
+        features = [self.backbone(x) for x in views]
+        q1, q2 = (F.normalize(self.predictor(self.head(x)).float(), dim=1) for x in features)
+        with torch.no_grad():
+            k1, k2 = (F.normalize(self.teacher.head(self.teacher.backbone(x)).float(), dim=1) for x in views)
+        temperature = self.config.temperature
+        loss = contrast(q1, k2, temperature) + contrast(q2, k1, temperature)
+        return StepOutput(loss=2 * temperature * loss, embedding=features[0].detach())
+
+    def after_step(self, progress: Progress) -> None:
+        self.teacher.update(self, cosine_momentum(self.config.momentum, progress))
+
+
+def contrast(queries: torch.Tensor, keys: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Mean cross entropy of each query (B, D) with its own key (B, D) among the keys of all ranks; unit length."""
+    everything = gather_with_gradient(keys).flatten(0, 1)
+    own = rank() * len(keys) + torch.arange(len(keys), device=keys.device)
+    return info_nce(queries, everything, own, temperature=temperature)
+
+
+def init_as_published(vit: ViT) -> None:
+    """The authors' initial weights where they differ: Q, K and V each a Xavier matrix, a class token close to zero."""
+    width = vit.features
+    for block in vit.blocks:
+        nn.init.uniform_(block.qkv.weight, -math.sqrt(6 / (2 * width)), math.sqrt(6 / (2 * width)))
+    nn.init.normal_(vit.cls_token, std=1e-6)
+    nn.init.zeros_(vit.patch_embed.bias)

@@ -1,0 +1,91 @@
+"""NPID: Unsupervised Feature Learning via Non-Parametric Instance Discrimination (Wu et al. 2018, arXiv 1805.01978)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ...pipelines.recipes import view
+from ...pipelines.spec import Batch, InputSpec, ViewSpec
+from ..algorithm import Algorithm, Progress, StepOutput
+from ..backbones import BackboneConfig, ResNet, build_backbone
+from ..distributed import gather_with_gradient
+from ..memory import SampleMemory
+from ..smoke import tiny_backbone, tiny_view
+
+
+class NPID(Algorithm):
+    """Every image is a class of its own; its weight vector is what the network said of it when it last saw it.
+
+    z . M_i / tau against `negatives` rows of the bank M drawn uniformly with replacement, as a softmax over 1 +
+    `negatives` classes. (The paper approximates the full softmax by noise-contrastive estimation with a proximal term;
+    the published figures are of this sampled softmax, which has neither.) Then M_i <- unit(m M_i + (1 - m) z).
+    """
+
+    @dataclass(frozen=True)
+    class Config(Algorithm.Config):
+        name: Literal["npid"] = "npid"
+        view: ViewSpec = view("npid")
+        backbone: BackboneConfig = ResNet.Config("resnet50", zero_init_residual=False)
+        projection: int = 128
+        temperature: float = 0.07
+        negatives: int = 65536  # drawn for each sample
+        exclude_self: bool = False  # a sample is never its own negative
+        momentum: float = 0.5  # of the bank
+
+        def __post_init__(self) -> None:
+            if self.temperature <= 0 or self.negatives < 1:
+                raise ValueError(f"temperature, negatives: must be positive: {self.temperature}, {self.negatives}")
+
+        def smoke(self) -> NPID.Config:
+            tiny = {"view": tiny_view(self.view), "backbone": tiny_backbone(self.backbone)}
+            return replace(self, **tiny, projection=16, negatives=64)
+
+    def __init__(self, config: Config = Config()) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = build_backbone(config.backbone, config.view.size)
+        self.head = nn.Linear(self.backbone.features, config.projection)
+        self.bank = SampleMemory(config.projection)
+        self._seen: list[tuple[torch.Tensor, torch.Tensor]] = []  # since the last optimizer step
+
+    @property
+    def encoder(self) -> nn.Module:
+        return self.backbone
+
+    def inputs(self) -> InputSpec:
+        return InputSpec(views=(self.config.view,))
+
+    def prepare(self, samples: int) -> None:
+        self.bank.allocate(samples)
+
+    def draw_negatives(self, ids: torch.Tensor) -> torch.Tensor:
+        """(B, negatives) rows of the bank for samples `ids` (B,)."""
+        samples, shape = len(self.bank.rows), (len(ids), self.config.negatives)
+        if not self.config.exclude_self:
+            return torch.randint(samples, shape, device=ids.device)
+        others = torch.randint(samples - 1, shape, device=ids.device)
+        return others + (others >= ids[:, None])  # uniform over all rows but one's own
+
+    def forward(self, batch: Batch, progress: Progress) -> StepOutput:
+        images = batch.views[self.config.view.name][0]
+        ids = batch.ids.to(images.device, non_blocking=True)
+        features = self.backbone(images)
+        z = F.normalize(self.head(features).float(), dim=1)
+        own, others = self.bank.rows[ids], self.bank.rows[self.draw_negatives(ids)]
+        with torch.autocast(z.device.type, enabled=False):
+            logits = torch.cat([(z * own).sum(1, keepdim=True), torch.einsum("bd,bkd->bk", z, others)], dim=1)
+        loss = F.cross_entropy(logits / self.config.temperature, torch.zeros_like(ids))
+        self._seen.append((ids, z.detach()))
+        return StepOutput(loss=loss, embedding=features.detach())
+
+    @torch.no_grad()
+    def after_step(self, progress: Progress) -> None:
+        ids, z = (gather_with_gradient(torch.cat(parts)).flatten(0, 1) for parts in zip(*self._seen))
+        self._seen.clear()
+        m = self.config.momentum
+        self.bank.rows.index_copy_(0, ids, F.normalize(m * self.bank.rows[ids] + (1 - m) * z, dim=1))

@@ -1,0 +1,49 @@
+"""Weights of one encoder in another of the same kind: for other image sizes, other windows, other tables of biases."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .backbones.transformer import resize_positions
+
+_SHARED, _BLOCKS = "relative_bias.table", "block_biases."
+
+
+def adapt(found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`found` as an encoder with the tensors `own` takes it; what does not fit stays as it is, for the caller to judge.
+
+    Positions (1, L, D) and relative biases (offsets, heads) of squares are resized (bicubic); a bias that all blocks
+    share becomes that of every block, where each has its own (BEiT's fine-tuning).
+    """
+    adapted = dict(found)
+    blocks = [name for name in own if name.startswith(_BLOCKS) and name not in adapted]
+    if blocks and _SHARED in adapted and _SHARED not in own:
+        shared = adapted.pop(_SHARED)
+        adapted |= {name: shared for name in blocks}
+    for name, value in adapted.items():
+        if name in own and own[name].shape != value.shape:
+            adapted[name] = _resized(name, value, own[name].shape)
+    return adapted
+
+
+def _resized(name: str, value: Tensor, shape: torch.Size) -> Tensor:
+    if value.shape[-1] != shape[-1] or value.dim() != len(shape):
+        return value
+    if name.endswith("positions"):
+        old, new = math.isqrt(value.shape[1]), math.isqrt(shape[1])
+        fits = (old**2, new**2) == (value.shape[1], shape[1])
+        return resize_positions(value, (old, old), (new, new)) if fits else value
+    if name.endswith("table"):
+        old, new = math.isqrt(value.shape[0]), math.isqrt(shape[0])
+        rest = value.shape[0] - old**2  # rows of the class token: 3, or none
+        if rest != shape[0] - new**2:
+            return value
+        square = value[: old**2].float().T.view(1, -1, old, old)
+        square = F.interpolate(square, (new, new), mode="bicubic", align_corners=False).flatten(2)[0].T
+        return torch.cat([square.to(value.dtype), value[old**2 :]])
+    return value

@@ -1,0 +1,38 @@
+"""ONNX files of encoders."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from .. import kernels
+from ..errors import UserError
+
+_OPERATORS = ("window_attention", "segment_attention", "biased_attention")  # of encoders; ONNX takes plain PyTorch
+CALL = "model.run(None, {'images': images.numpy()})[0]"
+
+
+def write(encoder: nn.Module, size: int, path: Path) -> None:
+    """images (B, 3, size, size) -> features (B, D), for any B. Raises `UserError` without the packages it takes."""
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError:
+        raise UserError("--to onnx: needs two more packages; pip install onnx onnxscript") from None
+    images = torch.zeros(2, 3, size, size)
+    with torch.no_grad(), ExitStack() as stack:
+        for operator in _OPERATORS:
+            stack.enter_context(kernels.use(operator, "reference"))
+        torch.onnx.export(
+            encoder,
+            (images,),
+            str(path),
+            input_names=["images"],
+            output_names=["features"],
+            dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+            external_data=False,
+            verbose=False,
+        )

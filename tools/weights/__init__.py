@@ -1,0 +1,10 @@
+"""How other code bases name and lay out the weights of the encoders that headrace has.
+
+names.py      pairs of names, in both directions; what a layout is
+vit.py        Vision Transformers: timm and the authors' of MAE, BEiT, DeiT III, MoCo v3, DINO; OpenMMLab; torchvision; HF
+swin.py mixmim.py hivit.py resnet.py     the other encoders
+methods.py    whole pre-training methods: decoders, projectors, teachers, queues
+read.py       files -> tensors, without running what is in them
+shapes.py     an encoder's configuration, read off its tensors
+convert.py    recognise, convert, report
+"""

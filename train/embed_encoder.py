@@ -1,0 +1,201 @@
+"""Encoders by name: of a run, of a checkpoint, of other libraries, and the two baselines."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import yaml
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from ..errors import UserError
+from ..models.algorithm import Algorithm
+from ..models.algorithms import find_algorithm
+from ..models.backbones import ResNet
+from ..pipelines.recipes import CIFAR_MEAN, CIFAR_STD
+from ..pipelines.spec import ViewSpec
+from . import config
+from .checkpoint import load_algorithm
+from .embed import evaluation_view
+from .recipe import load_recipe
+
+# (kernel, stride, padding) of the average pools that leave about 9,000 figures of each map at 224 px (Goyal et al.,
+# arXiv 1905.01235), and the side of what they leave, which counts at other sizes
+_POOLS = {
+    "feat1": (10, 10, 4, 12),
+    "feat2": (16, 8, 0, 6),
+    "feat3": (13, 5, 0, 4),
+    "feat4": (8, 3, 0, 3),
+    "feat5": (6, 1, 0, 2),
+}
+LAYERS = tuple(_POOLS)
+ENCODER_HELP = (
+    "a run directory, a .pt checkpoint, an encoder.safetensors, torchvision:NAME or timm:NAME with their published "
+    "weights, random:RECIPE (untrained), or pixels:SIDE (no encoder)"
+)
+
+
+@dataclass
+class Encoder:
+    """What is evaluated: ``module(images (B, 3, S, S)) -> (B, D)`` for images of `view`."""
+
+    name: str
+    module: nn.Module
+    view: ViewSpec
+    digest: str  # SHA-256 of weights and configuration, in 16 hexadecimal digits
+
+
+def load_encoder(name: str, layer: str | None = None) -> Encoder:
+    """The encoder that `ENCODER_HELP` calls so; `layer` feat1 .. feat5 gives the pooled maps of a ResNet instead.
+
+    Raises `UserError` for what is not there, cannot be read, or has no such layers.
+    """
+    kind, _, rest = name.partition(":")
+    if kind in _KINDS and rest and not Path(name).exists():
+        module, view, description = _KINDS[kind](rest)
+    else:
+        algorithm = saved_algorithm(name)
+        module, view = algorithm.encoder, evaluation_view(algorithm.inputs().views[0])
+        description = str(algorithm.config)
+    if layer is not None:
+        if not isinstance(module, ResNet):
+            raise UserError(f"--layer: {name} is no ResNet of headrace, which alone has feat1 to feat5; leave it out")
+        module = Stage(module, layer)
+    return Encoder(name, module.eval().requires_grad_(False), view, digest(module, f"{description} {layer}"))
+
+
+def saved_algorithm(name: str | Path) -> Algorithm:
+    """The algorithm of a run directory, a .pt checkpoint or an encoder.safetensors; of the last, other parts than the
+    encoder are untrained."""
+    path = Path(name)
+    if path.suffix != ".safetensors":
+        return load_algorithm(path)[1]
+    try:
+        with safe_open(path, "pt") as file:
+            section = yaml.safe_load((file.metadata() or {})["config"])
+            weights = {key: file.get_tensor(key) for key in file.keys()}
+    except (OSError, KeyError, SafetensorError, yaml.YAMLError) as fault:
+        raise UserError(f"{path}: no encoder.safetensors of headrace ({fault}); give that of a finished run") from None
+    kind = find_algorithm(section["name"])
+    tree = config.from_plain({"algorithm": section}, str(path))
+    algorithm = kind(config.build(tree, {"algorithm": kind.Config})["algorithm"])
+    algorithm.encoder.load_state_dict(weights)
+    return algorithm
+
+
+def save_encoder(algorithm: Algorithm, folder: Path) -> Path:
+    """Writes ``start.safetensors`` into a run directory: what a classifier's `weights` reads."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path, temporary = folder / "start.safetensors", folder / f"start.{os.getpid()}.tmp"
+    tensors = {key: value.contiguous() for key, value in algorithm.encoder.state_dict().items()}
+    save_file(tensors, temporary, metadata={"config": yaml.safe_dump(config.plain(algorithm.config))})
+    os.replace(temporary, path)
+    return path
+
+
+def _random(recipe: str) -> tuple[nn.Module, ViewSpec, str]:
+    section = load_recipe(recipe, ["train.max_steps=1"]).algorithm
+    torch.manual_seed(0)
+    algorithm = find_algorithm(section.name)(section)
+    return algorithm.encoder, evaluation_view(algorithm.inputs().views[0]), str(section)
+
+
+def _pixels(side: str) -> tuple[nn.Module, ViewSpec, str]:
+    if not side.isdigit() or int(side) < 1:
+        raise UserError(f"pixels:{side}: needs the side in pixels, as in pixels:32")
+    view = ViewSpec(size=int(side), mean=CIFAR_MEAN, std=CIFAR_STD)
+    return nn.Flatten(), evaluation_view(view), "pixels"
+
+
+def published_torchvision(name: str) -> tuple[nn.Module, ViewSpec]:
+    """A torchvision classifier with its published weights, and the view they were evaluated with."""
+    import torchvision
+
+    try:
+        weights = torchvision.models.get_model_weights(name).DEFAULT
+        model = torchvision.models.get_model(name, weights=weights)
+    except ValueError:
+        known = f"see torchvision.models.list_models(); there are {len(torchvision.models.list_models())}"
+        raise UserError(f"torchvision:{name}: no such model; {known}") from None
+    except OSError as fault:
+        raise UserError(f"torchvision:{name}: its weights could not be fetched ({fault}); get {weights.url}") from None
+    shown = weights.transforms()
+    crop, resize = shown.crop_size[0], shown.resize_size[0]
+    view = ViewSpec(
+        name="evaluation",
+        size=crop,
+        crop="center",
+        center_fraction=min(1.0, crop / resize),
+        interpolation=shown.interpolation.value,
+        flip=0.0,
+        mean=tuple(shown.mean),
+        std=tuple(shown.std),
+    )
+    return model, view
+
+
+def _torchvision(name: str) -> tuple[nn.Module, ViewSpec, str]:
+    model, view = published_torchvision(name)
+    last = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
+    model.set_submodule(last, nn.Identity())  # the classifier
+    return model, view, f"torchvision {name}"
+
+
+def _timm(name: str) -> tuple[nn.Module, ViewSpec, str]:
+    try:
+        import timm
+    except ImportError:
+        raise UserError(f"timm:{name}: needs the timm package; pip install timm") from None
+    try:
+        model = timm.create_model(name, pretrained=True, num_classes=0)
+    except (RuntimeError, OSError) as fault:
+        raise UserError(f"timm:{name}: {str(fault).splitlines()[0]}") from None
+    shown = timm.data.resolve_model_data_config(model)
+    view = ViewSpec(
+        name="evaluation",
+        size=shown["input_size"][-1],
+        crop="center",
+        center_fraction=shown["crop_pct"],
+        interpolation=shown["interpolation"],
+        flip=0.0,
+        mean=tuple(shown["mean"]),
+        std=tuple(shown["std"]),
+    )
+    return model, view, f"timm {name}"
+
+
+_KINDS = {"torchvision": _torchvision, "timm": _timm, "random": _random, "pixels": _pixels}
+
+
+class Stage(nn.Module):
+    """One map of a ResNet, average-pooled to about 9,000 figures: (B, 3, S, S) -> (B, D).
+
+    At 224 px the pools are those of the published protocol, which pad or leave out a margin; at other sizes adaptive
+    ones with the same result.
+    """
+
+    def __init__(self, resnet: ResNet, layer: str) -> None:
+        super().__init__()
+        self.resnet, self.number = resnet, LAYERS.index(layer)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        maps = self.resnet.stages(images)[self.number]
+        kernel, stride, padding, side = _POOLS[LAYERS[self.number]]
+        if images.shape[-1] == 224 and maps.shape[-1] == 112 >> self.number:
+            return F.avg_pool2d(maps, kernel, stride, padding).flatten(1)
+        return F.adaptive_avg_pool2d(maps, side).flatten(1)
+
+
+def digest(module: nn.Module, description: str) -> str:
+    """SHA-256 of a description and all weights and buffers, in 16 hexadecimal digits."""
+    total = hashlib.sha256(description.encode())
+    for name, value in module.state_dict().items():
+        total.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        total.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()[:16]

@@ -1,0 +1,77 @@
+"""``headrace finetune``: train a classifier on a pre-trained encoder, weights and all, and test it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from ..errors import UserError
+from ..models.algorithms.classifier import Classifier
+from ..pipelines.sources import open_source
+from ..pipelines.spec import ViewSpec
+from .checkpoint import load_algorithm
+from .distributed import launch, pick_device
+from .embed import embed, evaluation_view
+from .embed_encoder import Encoder, digest, save_encoder, saved_algorithm
+from .evaluate import Stopwatch, accuracies, add_results, labelled_sets, record, table
+from .pretrain import pretrain
+from .recipe import Recipe, load_recipe
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="headrace finetune",
+        description="Fine-tune a pre-trained encoder as a classifier. Everything that headrace pretrain does with a "
+        "recipe holds: several processes, checkpoints, exact resume.",
+    )
+    parser.add_argument("recipe", help="a YAML file, or a packaged recipe such as finetune/mae_vit-base")
+    parser.add_argument("encoder", help="a run directory, a checkpoint or an encoder.safetensors; scratch: none")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="data.train=..., data.val=..., ...")
+    add_results(parser)
+    arguments = parser.parse_intermixed_args(argv)
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    if not isinstance(recipe.algorithm, Classifier.Config):
+        raise UserError(f"{arguments.recipe}: trains no classifier but {recipe.algorithm.name}; see configs/finetune")
+    if recipe.data.train is None or recipe.data.val is None:
+        raise UserError("data.train, data.val: fine-tuning needs both, labelled images to learn from and to classify")
+    classes = len(labelled_sets(recipe.data.train, recipe.data.val)[0].classes)
+    given = [f"algorithm.classes={classes}"]
+    if arguments.encoder != "scratch":
+        given.append(f"algorithm.weights={save_encoder(saved_algorithm(arguments.encoder), recipe.out)}")
+    recipe = load_recipe(arguments.recipe, [*arguments.overrides, *given])
+    return run_classifier(recipe, f"finetune {recipe.name}", arguments.encoder, arguments.results)
+
+
+def run_classifier(recipe: Recipe, protocol: str, start: str, results: Path) -> int:
+    """Trains (or resumes) a recipe whose algorithm is the classifier; tests it on data.val when it is finished."""
+    watch, device = Stopwatch(), pick_device(recipe.train.device)
+    with launch(device, recipe.train.timeout) as process:
+        out = pretrain(recipe, process)
+        if not process.is_main:
+            return 0
+    if not (out / "encoder.safetensors").exists():
+        print(f"{out}: stopped before its end; the same command continues, and tests the classifier then")
+        return 0
+    classifier = load_algorithm(out)[1]
+    figures, view = tested(classifier, recipe, device)
+    encoder = Encoder(start, classifier, view, digest(classifier, str(classifier.config)))
+    data = {"train": recipe.data.train, "val": recipe.data.val}
+    record(results, protocol, encoder, data, recipe.plain(), figures, watch)
+    table(f"{protocol}, {start}", [figures])
+    return 0
+
+
+def tested(classifier: Classifier, recipe: Recipe, device: torch.device) -> tuple[dict[str, float], ViewSpec]:
+    """Accuracies on data.val, and the view they were measured with."""
+    view, source = evaluation_view(classifier.config.view), open_source(recipe.data.val)
+    options = {"loader": recipe.data.loader, "threads": recipe.data.threads, "device": device}
+    found = embed(classifier.scorer, source, view, **options)
+    for line in found.left_out:
+        print(f"left out: {line}")
+    return accuracies(found.vectors, found.labels), view
