@@ -1,7 +1,7 @@
 """The loader on our own threads: decoded once for all views, each written into its place in the batch.
 
-On a CPU the threads make whole views (`cpu_augment`); for a GPU they cut the crops, and it does the rest. Views that are
-turned or go through RandAugment are cropped here and finished batch by batch, as every loader does it.
+On a CPU the threads make whole views (`cpu_augment`); for a GPU they cut the crops, and it does the rest. Views that
+are turned or go through RandAugment are cropped here and finished batch by batch, as in every loader.
 """
 
 from __future__ import annotations
