@@ -13,7 +13,7 @@ demo: setup
 	$(VENV)/bin/headrace demo $(if $(DATA),--data "$(DATA)")
 
 test: setup
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n auto --dist loadfile
 
 setup: $(VENV)/.ready
 

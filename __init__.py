@@ -5,3 +5,12 @@
 """
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str):
+    """`list_models` and `get_model`, imported when they are first asked for."""
+    if name in ("list_models", "get_model"):
+        from .tools import models_api
+
+        return getattr(models_api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -23,7 +23,12 @@ COMMANDS = {
     "shape-bias": ("tools.shape_bias", "whether a classifier goes by shape or by texture"),
     "browse": ("tools.browse", "what training will see: images, crops, views, masks"),
     "reconstruct": ("tools.reconstruct", "what a masked autoencoder makes of hidden patches, as a picture"),
+    "import": ("tools.import_weights", "an encoder out of a checkpoint of another code base"),
+    "export": ("tools.export", "an encoder the way timm, torchvision, OpenMMLab, ... name it; or as ONNX"),
+    "models": ("tools.models_api", "models by name: parameters, multiply-adds, published accuracies"),
+    "predict": ("tools.predict", "classes of photos, by a trained classifier"),
     "doctor": ("tools.doctor", "where the time goes between disk and model, and what would help"),
+    "parity": ("tools.parity", "how far every way of making views is from the definition, as a page"),
     "kernels": ("kernels.commands", "which implementation each operator uses, and checks of your own"),
     "demo": ("tools.demo", "the whole journey on a small set in about two minutes"),
 }

@@ -18,7 +18,7 @@ setup(
         *(f"headrace.{name}" for name in find_packages(include=[p for f in FOLDERS for p in (f, f"{f}.*")])),
     ],
     package_dir={"headrace": "."},
-    package_data={"headrace": ["configs/*.yaml", "configs/_base/*.yaml", "kernels/*/*.json"]},
+    package_data={"headrace": ["configs/*.yaml", "configs/*/*.yaml", "kernels/*/*.json"]},
     install_requires=[
         "torch>=2.8",
         "torchvision",
@@ -26,6 +26,7 @@ setup(
         f"nvidia-dali-cuda{DALI_CUDA}>=1.50; platform_system == 'Linux'",
         "webdataset",
         "simplejpeg",
+        "numba",
         "numpy",
         "pillow",
         "pyyaml",
@@ -35,9 +36,11 @@ setup(
     ],
     extras_require={
         "ffcv": ["ffcv"],
+        "peers": ["albumentations", "kornia", "lightly", "timm"],  # what benchmarks/loaders.py compares with
         "timm": ["timm"],
+        "eval": ["scikit-learn"],
         "tensorboard": ["tensorboard"],
         "wandb": ["wandb"],
-        "dev": ["pytest", "pytest-timeout", "hypothesis", "scikit-learn", "scipy", "ruff"],
+        "dev": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "scikit-learn", "scipy", "ruff"],
     },
 )

@@ -3,7 +3,8 @@
 The same images, jobs and number of workers; each contender runs for `--seconds` at a time, in turn, `--repeat` times;
 medians with the 20th and 80th percentile, and the CPU time per image of all its processes, which other work on the
 machine disturbs less. Beforehand our views are held to the reference, and every peer's mean and spread to ours.
-Ceilings come from the same run: reading alone, decoding alone, decoding and resizing, images already decoded.
+Ceilings come from the same run: reading alone, decoding alone, decoding and resizing; so does our memory loader, for
+which everything is decoded beforehand.
 Appends a row per contender to ``benchmarks/results/loaders.jsonl``; ``--table`` prints the last rows of each job.
 """
 
@@ -25,6 +26,7 @@ import torch
 
 from headrace.errors import UserError, run_command
 from headrace.pipelines.cut import crop_and_resize, decode_fast
+from headrace.pipelines.decode import image_size
 from headrace.pipelines.draw import draw_views
 from headrace.pipelines.loaders import choose_loader, make_loader
 from headrace.pipelines.memory_loader import ArraySource
@@ -39,7 +41,8 @@ from .record import append, read
 
 JOBS = {"mae": "mae", "two-views": "moco_v2", "multicrop": "swav_2x224_6x96", "eval": "eval"}
 OURS = ("cpu", "dali")
-CEILINGS = ("read only", "decode only", "decode and resize", "decoded before")
+CEILINGS = ("read only", "decode only", "decode and resize")
+DECODED = "headrace memory"  # all images decoded beforehand; it crops on one thread
 _TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -54,13 +57,14 @@ class Job:
     def start(self, contender: str) -> Iterator:
         if contender in PEERS:
             return PEERS[contender].load()(self.data, self.views, self.workers, self.batch)
-        if contender.startswith("headrace "):
-            return self._loader(contender.removeprefix("headrace "), self.source)
-        if contender == "decoded before":
+        if contender == DECODED:
             images = [decode_fast(self.source.read(i)) for i in range(min(256, len(self.source)))]
             return self._loader("memory", ArraySource(images))
-        stages = {"read only": self._read, "decode only": self._decode, "decode and resize": self._resize}
-        return self._by_threads(stages[contender])
+        if contender.startswith("headrace "):
+            return self._loader(contender.removeprefix("headrace "), self.source)
+        if contender == "decode and resize":
+            return self._by_threads(self._resizer())
+        return self._by_threads({"read only": self._read, "decode only": self._decode}[contender])
 
     def _loader(self, kind: str, source) -> Iterator:
         torch.set_num_threads(self.workers)
@@ -80,13 +84,20 @@ class Job:
     def _decode(self, index: int) -> np.ndarray:
         return decode_fast(self.source.read(index))
 
-    def _resize(self, index: int) -> None:
-        image = self._decode(index)
-        params = draw_views(self.inputs, 0, 0, torch.tensor([index]), torch.tensor([image.shape[:2]]))
-        for view in self.views:
-            out = np.empty((view.size, view.size, 3), np.uint8)
-            for box in params[view.name].crop[:, 0].tolist():
-                crop_and_resize(image, box, view.interpolation, out)
+    def _resizer(self) -> Callable[[int], None]:
+        """Crops are drawn beforehand, for all images at once."""
+        sizes = torch.tensor([image_size(self.source.read(index)) for index in range(len(self.source))])
+        params = draw_views(self.inputs, 0, 0, torch.arange(len(sizes)), sizes)
+        boxes = {view.name: params[view.name].crop.transpose(0, 1).tolist() for view in self.views}
+
+        def resize(index: int) -> None:
+            image = self._decode(index)
+            for view in self.views:
+                out = np.empty((view.size, view.size, 3), np.uint8)
+                for box in boxes[view.name][index]:
+                    crop_and_resize(image, box, view.interpolation, out)
+
+        return resize
 
     def check(self, contenders: Sequence[str]) -> dict[str, str]:
         """What is wrong with a contender's views, by name; nothing may be wrong with ours."""
@@ -203,7 +214,7 @@ def main(argv: Sequence[str]) -> int:
         views = VIEWS[JOBS[name]]
         job = Job(args.data, views, args.workers, args.batch)
         ours = [f"headrace {kind}" for kind in OURS if _runs(job, kind)]
-        contenders = [*ours, *peers, *CEILINGS]
+        contenders = [*ours, *peers, DECODED, *CEILINGS]
         wrong = job.check(contenders)
         for contender, fault in wrong.items():
             print(f"skipped: {contender}: {fault}")

@@ -23,6 +23,7 @@ def append(name: str, row: dict[str, Any], packages: tuple[str, ...] = (), folde
     """Adds a row to a ledger; `packages` are those whose versions it depends on, besides the project's own."""
     facts = environment(torch.device("cuda" if torch.cuda.is_available() else "cpu"), 1)
     facts["packages"] |= {package: metadata.version(package) for package in packages}
+    facts["command"] = [Path(word).name if os.path.isabs(word) else word for word in facts["command"]]
     facts |= {"processor": _processor(), "load": os.getloadavg()[0]}
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / f"{name}.jsonl", "a") as file:

@@ -17,7 +17,7 @@ reference.py      the oracle: one sample at a time
 base_loader.py    what every loader does alike; device.py: small tensors to the device in one copy
 cut.py            fast decoding, and crops written where the batch holds them
 finish.py         rare crops, and what happens to whole batches before and after `kernels.augment`
-cpu_loader.py     decode and crop in our own threads
+cpu_loader.py     decoding and whole views in our own threads; cpu_augment.py: their compiled loops
 dali_loader.py    decode and crop in DALI
 stream_loader.py  shards behind an address, through the webdataset library
 ffcv_loader.py    .beton files with the pixels that FFCV makes of them

@@ -1,12 +1,13 @@
-"""Views on CPU cores: antialiased crops, bit for bit Pillow's, and the colour half, within 0.02 grey levels of exact.
+"""Views on CPU cores: antialiased crops, bit for bit Pillow's, and the colour half, within 0.05 grey levels of exact.
 
 Compiled by numba from the loops below. Each pixel is touched a few times: a resize in two passes of integers; then
 tiles of `_TILE` pixels, small enough for the first-level cache, go through all of a view's operations as three planes
 of float32, up to contrast, which needs the mean of the whole view, and on from there. A blur comes after that, plane by
 plane, and only on one plane where the view is gray. Nothing here holds the interpreter lock.
 
-Compiling takes 10 s of a core, once an installation: numba keeps the result beside this file, or in its own folder of
-the user where that cannot be written (`NUMBA_CACHE_DIR` names another).
+Compiling takes 10 to 20 s of a core, once an installation: numba keeps the result beside this file, or in a folder of
+the user's where that cannot be written (`NUMBA_CACHE_DIR` names another). It looks whether the file of a compiled
+function has changed, not those of the functions it calls: so this is one long file.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from .spec import ViewSpec
 _TILE = 1024  # pixels
 _BITS = 22  # of a resize's weights behind the point, as in Pillow: 8 bits of pixels and 2 of sums remain
 _GRAY_LUMA, _GRAY_MEAN = 4, 5  # operations after the four of the jitter
-_LEAST = 1e-4  # weights of a blur below this are left out: together they move a pixel by less than 0.02 grey levels
+_LEAST = 2e-5  # weights of a blur below this are left out: together they move a pixel by less than 0.02 grey levels
 _RADIUS = {"bilinear": 1, "bicubic": 2}
 
 # Loops of four equal statements become vector instructions: the resize is then 3 times as fast. Numba's default is off.
@@ -131,8 +132,8 @@ def _across(source, start, stride, rows, size, flip, taps, out):
 
 
 @_exactly
-def _down(rows, size, taps, out):
-    """rows (h + 3, columns) -> out (size * columns): four taps at a time, those of weight 0 included."""
+def _down(source, start, stride, rows, size, taps, out):
+    """`rows` rows of bytes, `stride` apart from `start` on -> out (size * columns): four taps at a time."""
     first, count, weights = taps
     columns = out.size // size
     total = np.empty(columns, np.int32)
@@ -142,33 +143,49 @@ def _down(rows, size, taps, out):
         line = out[y * columns : (y + 1) * columns]
         for k in range(0, count[y], 4):
             w0, w1, w2, w3 = weights[y, k], weights[y, k + 1], weights[y, k + 2], weights[y, k + 3]
-            row = first[y] + k
-            r0, r1, r2, r3 = rows[row], rows[row + 1], rows[row + 2], rows[row + 3]
+            row, last = first[y] + k, rows - 1  # beyond the last one weights are 0
+            at0, at1 = start + row * stride, start + min(row + 1, last) * stride
+            at2, at3 = start + min(row + 2, last) * stride, start + min(row + 3, last) * stride
+            r0, r1 = source[at0 : at0 + columns], source[at1 : at1 + columns]
+            r2, r3 = source[at2 : at2 + columns], source[at3 : at3 + columns]
             if k + 4 < count[y]:
                 for x in range(columns):
                     total[x] += int32(r0[x]) * w0 + int32(r1[x]) * w1 + int32(r2[x]) * w2 + int32(r3[x]) * w3
             else:
                 for x in range(columns):
-                    last = int32(r0[x]) * w0 + int32(r1[x]) * w1 + int32(r2[x]) * w2 + int32(r3[x]) * w3
-                    line[x] = _byte(total[x] + last)
+                    rest = int32(r0[x]) * w0 + int32(r1[x]) * w1 + int32(r2[x]) * w2 + int32(r3[x]) * w3
+                    line[x] = _byte(total[x] + rest)
 
 
 @_exactly
 def _crop(pixels, box, size, radius, flip, scratch, out):
-    """A box (left, top, width, height) of pixels (H, W, 3) -> out (size * size * 3), in Pillow's order and rounding."""
+    """A box (left, top, width, height) of pixels (H, W, 3) -> out (size * size * 3), in Pillow's order and rounding.
+
+    That is down the columns first where it takes away more than twice as many rows as the other pass takes columns.
+    """
     left, top, width, height = box[0], box[1], box[2], box[3]
     stride = 3 * pixels.shape[1]
     source = pixels.reshape(pixels.size)
     start = top * stride + 3 * left
-    columns = 3 * size + 1
-    rows = scratch[: (height + 8) * columns].reshape(height + 8, columns)
+    across, down = _weights(width, size, radius), _weights(height, size, radius)
+    padded = 3 * size + 1  # a row with room for the fourth lane of its last pixel
+    rows = scratch[: (height + 8) * padded].reshape(height + 8, padded)
+    if height - size > 2 * max(width - size, 0):
+        rows = scratch[: (size + 8) * padded].reshape(size + 8, padded)
+        columns = scratch[rows.size : rows.size + 3 * width * size + 1]
+        _down(source, start, stride, height, size, down, columns[: 3 * width * size])
+        _across(columns, 0, 3 * width, size, size, flip, across, rows)
+        for y in range(size):
+            row, line = rows[y], out[3 * size * y : 3 * size * (y + 1)]
+            for x in range(3 * size):
+                line[x] = row[x]
+        return
     last = scratch[rows.size : rows.size + 3 * width + 1]  # a copy of the last row: what is behind it is not ours
     for i in range(3 * width):
         last[i] = source[start + (height - 1) * stride + i]
-    taps = _weights(width, size, radius)
-    _across(source, start, stride, height - 1, size, flip, taps, rows)
-    _across(last, 0, 0, 1, size, flip, taps, rows[height - 1 :])
-    _down(rows[:, : 3 * size], size, _weights(height, size, radius), out)
+    _across(source, start, stride, height - 1, size, flip, across, rows)
+    _across(last, 0, 0, 1, size, flip, across, rows[height - 1 :])
+    _down(scratch, 0, padded, height, size, down, out)
 
 
 # ---- colour: planes red, green, blue of values in [0, 1]
@@ -457,7 +474,7 @@ def _scratch(height: int, size: int, reach: int) -> tuple[np.ndarray, np.ndarray
     """Bytes and floats enough to crop from images of that height and finish views: this thread's own, kept."""
     values = 3 * size * size
     # a crop, the rows of a resize and a copy of one of the source; planes and two more with a blur's border
-    wanted = values + (height + 8) * (3 * size + 1), values + 6 * size + 2 * (size + 2 * max(reach, 6)) ** 2
+    wanted = 2 * values + (height + 16) * (3 * size + 1), values + 6 * size + 2 * (size + 2 * max(reach, 6)) ** 2
     bytes_, floats = getattr(_held, "arrays", (np.empty(0, np.uint8), np.empty(0, np.float32)))
     if bytes_.size < wanted[0]:
         bytes_ = np.empty(wanted[0], np.uint8)

@@ -1,8 +1,8 @@
 """One image's share of a batch: fast decoding, and crops written where the batch holds them. Both release the GIL.
 
 With libjpeg-turbo (simplejpeg) an ordinary JPEG takes two thirds of the time it takes Pillow, for the same pixels.
-Decoding only the rows and columns that a batch needs would take a tenth to a fifth off that; no library with wheels
-offers it.
+Decoding only the rows and columns that the views of an image need would take off another tenth to a fifth; no library
+that decodes single images and comes as a wheel offers that.
 """
 
 from __future__ import annotations

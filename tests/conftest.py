@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-# a process for every test file would be slow, so threads are bounded once: results then do not depend on the machine
-torch.set_num_threads(min(2, len(os.sched_getaffinity(0))))
+# bounded once: results do not depend on the machine, and test processes side by side share its cores
+_processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+torch.set_num_threads(max(1, min(2, len(os.sched_getaffinity(0)) // _processes)))
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +40,8 @@ def pytest_terminal_summary(terminalreporter):
 
 def pytest_sessionfinish(session, exitstatus):
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None:  # a worker of several; the first process counts
+        return
     skipped = [r for r in reporter.stats.get("skipped", []) if "GPU" not in str(r.longrepr)]
     if os.environ.get("CI") and skipped and exitstatus == 0:
         session.exitstatus = 1

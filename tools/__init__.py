@@ -4,8 +4,11 @@ samples.py         what an algorithm sees of the first samples of an epoch, and 
 browse.py          a contact sheet and a page of them; browse_page.py: the page
 doctor.py          where the time goes; doctor_measure.py measures, doctor_advice.py concludes,
                    doctor_packages.py knows what is installed
+parity.py          how far every way of making views is from the definition
 plots.py           loss curve, reconstructions, the sheet of samples
 demo.py            the whole journey on a small set
 demo_images.py     the set: textured shapes on cluttered backgrounds
 thumbnails.py      a user's own images made small for the demo
+tsne.py            features in two dimensions
+shape_bias.py      shape or texture, of cue-conflict images
 """

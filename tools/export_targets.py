@@ -140,7 +140,9 @@ def _torchvision_swin(encoder: Swin, config: Swin.Config, size: int, classes: in
 
 def _hf_vit(encoder: ViT, config: ViT.Config, size: int, classes: int | None) -> Exported:
     if config.relative_bias or config.layer_scale is not None or config.qkv_bias != "all" or config.norm != "tokens":
-        raise UserError("--to hf: ViTModel has neither relative biases nor layer scale nor a norm after pooling; use timm")
+        raise UserError(
+            "--to hf: ViTModel has neither relative biases nor layer scale nor a norm after pooling; use timm"
+        )
     if config.positions == "none":
         raise UserError("--to hf: ViTModel has positions, this encoder has none; use timm")
     width, depth, heads = config.shape
@@ -221,7 +223,9 @@ def _openmmlab_hivit(encoder: HiViT, config: HiViT.Config, size: int, classes: i
     options |= dict(patch_size=config.patch_size, inner_patches=4, ape=config.positions != "none")
     options |= dict(rpe=config.relative_bias, layer_scale_init_value=config.layer_scale or 0.0)
     lines = _call("mmpretrain.models.HiViT", **options, norm_cfg={"type": "LN", "eps": 1e-6})
-    lines += f"\nnorm = torch.nn.LayerNorm({width}, eps=1e-6)  # HiViT has none there: norm.weight, norm.bias of the file"
+    lines += (
+        f"\nnorm = torch.nn.LayerNorm({width}, eps=1e-6)  # HiViT has none there: norm.weight, norm.bias of the file"
+    )
     return _openmmlab(hivit.layouts(*merges)[1], lines, "norm(model(images)[-1].mean((2, 3)))")
 
 

@@ -18,10 +18,10 @@ from .weights.read import read_tensors
 from .weights.shapes import Wishes
 
 
-def import_checkpoint(path: Path, options: Options = Options()) -> Imported:
+def import_checkpoint(path: Path, options: Options | None = None) -> Imported:
     """The encoder, and the classifier if there is one, of a foreign checkpoint; see `convert`."""
     try:
-        return convert(read_tensors(path), options)
+        return convert(read_tensors(path), options or Options())
     except UserError as fault:
         raise UserError(str(fault) if str(fault).startswith(str(path)) else f"{path}: {fault}") from None
 

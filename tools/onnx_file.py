@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from torch import nn
 
 from .. import kernels
 from ..errors import UserError
+from ..models.backbones.windows import WindowBlock
 
 _OPERATORS = ("window_attention", "segment_attention", "biased_attention")  # of encoders; ONNX takes plain PyTorch
 CALL = "model.run(None, {'images': images.numpy()})[0]"
@@ -23,6 +25,10 @@ def write(encoder: nn.Module, size: int, path: Path) -> None:
     except ImportError:
         raise UserError("--to onnx: needs two more packages; pip install onnx onnxscript") from None
     images = torch.zeros(2, 3, size, size)
+    encoder = copy.deepcopy(encoder)
+    for block in encoder.modules():
+        if isinstance(block, WindowBlock):  # sorting tokens by segments is no gain there, and has no ONNX operator
+            block.segments = lambda *_: None
     with torch.no_grad(), ExitStack() as stack:
         for operator in _OPERATORS:
             stack.enter_context(kernels.use(operator, "reference"))

@@ -13,5 +13,9 @@ run_directory.py one run at a time, its environment   interval.py     means betw
 metrics.py       console, metrics.jsonl, loss curve   trackers.py     TensorBoard, Weights & Biases
 profiler.py      a trace of some steps                score.py        k-NN on the way
 sweep.py         a module over a whole set            sharding.py     FSDP2
-embed.py         features of a data set               knn.py          weighted k-NN on them
+embed.py         features of a data set               embed_store.py  the same on disk
+embed_encoder.py encoders by name                     evaluate.py     what the evaluation commands share
+knn.py           weighted k-NN on features            svm.py          VOC 2007
+linear.py        linear probes: linear_sweep.py many heads at once, linear_protocols.py as published
+finetune.py      classifiers on pre-trained encoders
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,14 +90,30 @@ def saved_algorithm(name: str | Path) -> Algorithm:
     return algorithm
 
 
-def save_encoder(algorithm: Algorithm, folder: Path) -> Path:
-    """Writes ``start.safetensors`` into a run directory: what a classifier's `weights` reads."""
+def encoder_file(name: str | Path, folder: Path) -> Path:
+    """Writes an encoder's weights into a run directory, as a classifier's `weights` reads them.
+
+    The file's name carries a hash of its contents: a run that started from other weights is another run. Of a finished
+    run the file it left is taken, which needs nothing else of the method.
+    """
+    path = Path(name)
+    left = path if path.suffix == ".safetensors" else path / "encoder.safetensors"
     folder.mkdir(parents=True, exist_ok=True)
-    path, temporary = folder / "start.safetensors", folder / f"start.{os.getpid()}.tmp"
-    tensors = {key: value.contiguous() for key, value in algorithm.encoder.state_dict().items()}
-    save_file(tensors, temporary, metadata={"config": yaml.safe_dump(config.plain(algorithm.config))})
-    os.replace(temporary, path)
-    return path
+    temporary = folder / f"start.{os.getpid()}.tmp"
+    try:
+        if left.is_file():
+            shutil.copyfile(left, temporary)
+        else:
+            algorithm = saved_algorithm(path)
+            tensors = {key: value.contiguous() for key, value in algorithm.encoder.state_dict().items()}
+            save_file(tensors, temporary, metadata={"config": yaml.safe_dump(config.plain(algorithm.config))})
+        with open(temporary, "rb") as file:
+            contents = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        return temporary.rename(folder / f"start-{contents}.safetensors")
+    except OSError as fault:
+        raise UserError(f"{folder}: the encoder could not be copied there ({fault})") from None
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _random(recipe: str) -> tuple[nn.Module, ViewSpec, str]:

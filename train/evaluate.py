@@ -22,10 +22,15 @@ from .embed_encoder import ENCODER_HELP, LAYERS, Encoder, load_encoder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What says which features: the encoder, its layer, the view, and how they are computed."""
+    """Which features: the encoder, its layer, the view; and how they are computed."""
     parser.add_argument("encoder", help=ENCODER_HELP)
     parser.add_argument("--layer", choices=LAYERS, help="a pooled map of a ResNet in place of its last features")
     parser.add_argument("--view", help="a published view such as eval or knn; default: the encoder's own, undistorted")
+    add_computing(parser)
+
+
+def add_computing(parser: argparse.ArgumentParser) -> None:
+    """How features are computed, which changes none of them."""
     parser.add_argument("--batch-size", type=positive, default=256)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--loader", choices=("auto", "cpu", "dali", "memory"), default="auto")

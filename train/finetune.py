@@ -16,7 +16,7 @@ from ..pipelines.spec import ViewSpec
 from .checkpoint import load_algorithm
 from .distributed import launch, pick_device
 from .embed import embed, evaluation_view
-from .embed_encoder import Encoder, digest, save_encoder, saved_algorithm
+from .embed_encoder import Encoder, digest, encoder_file
 from .evaluate import Stopwatch, accuracies, add_results, labelled_sets, record, table
 from .pretrain import pretrain
 from .recipe import Recipe, load_recipe
@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
         description="Fine-tune a pre-trained encoder as a classifier. Everything that headrace pretrain does with a "
         "recipe holds: several processes, checkpoints, exact resume.",
     )
-    parser.add_argument("recipe", help="a YAML file, or a packaged recipe such as finetune/mae_vit-base")
+    parser.add_argument("recipe", help="a YAML file, or a packaged recipe such as finetune/vit-tiny_cifar10")
     parser.add_argument("encoder", help="a run directory, a checkpoint or an encoder.safetensors; scratch: none")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="data.train=..., data.val=..., ...")
     add_results(parser)
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     classes = len(labelled_sets(recipe.data.train, recipe.data.val)[0].classes)
     given = [f"algorithm.classes={classes}"]
     if arguments.encoder != "scratch":
-        given.append(f"algorithm.weights={save_encoder(saved_algorithm(arguments.encoder), recipe.out)}")
+        given.append(f"algorithm.weights={encoder_file(arguments.encoder, recipe.out)}")
     recipe = load_recipe(arguments.recipe, [*arguments.overrides, *given])
     return run_classifier(recipe, f"finetune {recipe.name}", arguments.encoder, arguments.results)
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..errors import UserError
-from .embed_encoder import save_encoder, saved_algorithm
+from .embed_encoder import encoder_file, saved_algorithm
 from .embed_store import stored_features
 from .evaluate import Stopwatch, add_arguments, add_sets, encoder_of, labelled_sets, options_of, positive, record, table
 from .finetune import run_classifier
@@ -17,9 +17,9 @@ from .linear_sweep import DECAYS, RATES, sweep_heads
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="headrace linear",
-        description="Accuracy of a linear classifier on frozen features. By default features are computed once, without "
-        "augmentation, and heads of many learning rates and weight decays are trained at once; --protocol trains on "
-        "augmented images with the published settings.",
+        description="Accuracy of a linear classifier on frozen features. By default features are computed once, "
+        "without augmentation, and heads of many learning rates and weight decays are trained at once; --protocol "
+        "trains on augmented images with the published settings.",
     )
     add_arguments(parser)
     add_sets(parser)
@@ -67,7 +67,7 @@ def _published(arguments: argparse.Namespace) -> int:
     recipe = linear_recipe(
         algorithm,
         protocol,
-        save_encoder(algorithm, arguments.out),
+        encoder_file(arguments.encoder, arguments.out),
         train=arguments.train,
         val=arguments.val,
         out=arguments.out,

@@ -15,7 +15,7 @@ from .embed import Features
 from .evaluate import accuracies
 from .schedules import learning_rates
 
-RATES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+RATES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 DECAYS = (0.0, 1e-5, 1e-4, 1e-3, 1e-2)
 _HELD_OUT = 0.1  # share of the training rows that chooses among the heads
 

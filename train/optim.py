@@ -22,7 +22,7 @@ def layer_scales(model: nn.Module, decay: float) -> dict[str, float]:
     """
     scales = {}
     for prefix, module in model.named_modules():
-        if hasattr(module, "layer_of"):
+        if hasattr(module, "layer_of") and hasattr(module, "num_layers"):
             for name, _ in module.named_parameters():
                 layer = module.layer_of(name)
                 scales[f"{prefix}.{name}" if prefix else name] = decay ** (module.num_layers - 1 - layer)

@@ -15,25 +15,24 @@ from headrace.pipelines.spec import ViewSpec
 _MODE = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}
 
 
-def _either(chance: float, yes: float, no: float):
-    """`yes` with that probability."""
-    coin = fn.random.coin_flip(probability=chance, dtype=types.FLOAT)
-    return coin * yes + (1 - coin) * no
+def _coin(chance: float):
+    """1.0 with that probability, else 0.0."""
+    return fn.cast(fn.random.coin_flip(probability=chance), dtype=types.FLOAT)
 
 
 def _finish(image, view: ViewSpec):
     if view.jitter:
-        on = fn.random.coin_flip(probability=view.jitter, dtype=types.FLOAT)
+        on = _coin(view.jitter)
         strengths = {"brightness": view.brightness, "contrast": view.contrast, "saturation": view.saturation}
         factors = {
             name: 1 + on * (fn.random.uniform(range=(max(0.0, 1 - s), 1 + s)) - 1) for name, s in strengths.items()
         }
         if view.gray:
-            factors["saturation"] = factors["saturation"] * _either(view.gray, 0.0, 1.0)
+            factors["saturation"] = factors["saturation"] * (1 - _coin(view.gray))
         hue = on * fn.random.uniform(range=(-360 * view.hue, 360 * view.hue))
         image = fn.color_twist(image, hue=hue, **factors)
     if view.blur:  # a blur of almost no width is the closest to none
-        on = fn.random.coin_flip(probability=view.blur, dtype=types.FLOAT)
+        on = _coin(view.blur)
         sigma = on * fn.random.uniform(range=view.blur_sigma) + (1 - on) * 0.01
         image = fn.gaussian_blur(image, sigma=sigma, window_size=blur_taps(view.blur_sigma[1]))
     mirror = fn.random.coin_flip(probability=view.flip) if view.flip else 0

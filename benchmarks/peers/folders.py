@@ -32,7 +32,7 @@ class Views:
 def loader(data, transform: Callable, workers: int, batch: int, read: Callable | None = None) -> Iterator:
     torch.set_num_threads(1)
     folder = torchvision.datasets.ImageFolder(data, transform, **({"loader": read} if read else {}))
-    options = dict(batch_size=batch, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=True)
+    options = dict(batch_size=batch, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=workers > 0)
     batches = torch.utils.data.DataLoader(folder, **options)
     while True:
         for views, _ in batches:
@@ -100,9 +100,7 @@ def lightly(data, views, workers: int, batch: int) -> Iterator:
     def make(view: ViewSpec):
         steps = [step for step in _shared(view, v1) if "GaussianBlur" not in repr(step)]
         if view.blur:
-            steps.insert(
-                2, GaussianBlur(kernel_size=blur_taps(view.blur_sigma[1]), prob=view.blur, sigmas=view.blur_sigma)
-            )
+            steps.insert(2, GaussianBlur(prob=view.blur, sigmas=view.blur_sigma))
         return v1.Compose([*_crop(view, v1), *steps, v1.ToTensor(), v1.Normalize(view.mean, view.std)])
 
     return loader(data, Views(views, make), workers, batch)
@@ -121,7 +119,7 @@ def albumentations(data, views, workers: int, batch: int) -> Iterator:
         mode = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}[view.interpolation]
         if view.crop == "center":
             steps = [
-                A.SmallestMaxSize(round(view.size / view.center_fraction), mode),
+                A.SmallestMaxSize(round(view.size / view.center_fraction), interpolation=mode),
                 A.CenterCrop(view.size, view.size),
             ]
         else:

@@ -82,7 +82,7 @@ if importlib.util.find_spec("ffcv") is not None:
     def test_a_crop_at_its_own_size_is_the_pixels_of_the_file(beton):
         pixels, out = np.ascontiguousarray(beton.pixels(9)), np.zeros((20, 20, 3), np.uint8)
         loader = ffcv_loader(beton)
-        loader._own_crop(pixels, (3, 5, 20, 20), "bicubic", out)
+        loader._own_crop(pixels, ViewSpec(size=20), [3, 5, 20, 20, 20, 20, 0, 0], out)
         loader.close()
         assert (out == pixels[5:25, 3:23]).all()
 

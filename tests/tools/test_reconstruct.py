@@ -13,13 +13,13 @@ from headrace.train import pretrain
 @pytest.fixture(scope="module")
 def runs(photo_folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs")
-    for name in ("mixmim_mixmim-small-64px", "simmim_vit-small-64px", "simclr_resnet18_cifar10"):
+    for name in ("mixmim_mixmim-small-128px", "simmim_vit-small-64px", "simclr_resnet18_cifar10"):
         arguments = [name, "--smoke", f"data.train={photo_folder}", f"train.out={out / name}"]
         assert pretrain.main(arguments) == 0
     return out
 
 
-@pytest.mark.parametrize("name", ["mixmim_mixmim-small-64px", "simmim_vit-small-64px"])
+@pytest.mark.parametrize("name", ["mixmim_mixmim-small-128px", "simmim_vit-small-64px"])
 def test_rows_of_the_picture(name, runs, photo_folder, tmp_path, monkeypatch, capsys):
     sheets = []
     monkeypatch.setattr(plots, "_sheet", lambda rows, path, note: sheets.append((dict(rows), path, note)))

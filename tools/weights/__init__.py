@@ -1,7 +1,7 @@
 """How other code bases name and lay out the weights of the encoders that headrace has.
 
 names.py      pairs of names, in both directions; what a layout is
-vit.py        Vision Transformers: timm and the authors' of MAE, BEiT, DeiT III, MoCo v3, DINO; OpenMMLab; torchvision; HF
+vit.py        Vision Transformers: timm, the authors of MAE, BEiT, DeiT III, MoCo v3 and DINO, OpenMMLab, ...
 swin.py mixmim.py hivit.py resnet.py     the other encoders
 methods.py    whole pre-training methods: decoders, projectors, teachers, queues
 read.py       files -> tensors, without running what is in them

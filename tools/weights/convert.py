@@ -82,22 +82,24 @@ class Options:
     normalize: str | None = None  # "imagenet" or "half": mean and deviation of the images
 
 
-def convert(state: State, options: Options = Options()) -> Imported:
+def convert(state: State, options: Options | None = None) -> Imported:
     """The encoder of a checkpoint, as part of a classifier.
 
     Raises `UserError` where no encoder is recognised, where one is not there as a whole, and where it has parts that
     ours do not.
     """
+    options = options or Options()
     layout, prefix = recognise(state, options.family, options.teacher)
     result = Imported(layout, prefix)
-    found = _ours(state, result)
+    found = encoder_tensors(state, result)
     pooled = layout.kind == "vit" and any(n.startswith(prefix + _POOLED.get(layout.name, "\0")) for n in state)
     config, size = shape_of(layout.kind, found, options.wishes, pooled_norm=pooled)
     if options.windows is not None:
         config = _with_windows(config, options.windows)
     if options.block_tables and "relative_bias.table" in found:
         config = replace(config, relative_bias="block")
-    half = layout.name in ("beit", "hf") if options.normalize is None else options.normalize == "half"
+    beit = layout.name == "beit" and config.relative_bias is not None  # whose authors centre images at 0
+    half = beit if options.normalize is None else options.normalize == "half"
     view = ViewSpec(size=options.size or size, interpolation="bicubic", **(dict(mean=_HALF, std=_HALF) if half else {}))
     head = _head(state, layout, prefix)
     classes = 1000 if head is None else len(head["1.weight"])
@@ -155,8 +157,11 @@ def _prefixes(state: State, layout: Layout) -> list[str]:
     return sorted((p for p in found if not p or p.endswith(".")), key=len)
 
 
-def _ours(state: State, result: Imported) -> State:
-    """The encoder's tensors under our names and with our values; fills the lists of the report."""
+def encoder_tensors(state: State, result: Imported) -> State:
+    """The encoder's tensors under our names and with our values; fills the lists of the report.
+
+    Raises `UserError` where the encoder has tensors that ours has no place for.
+    """
     layout, prefix = result.layout, result.prefix
     names, outside = layout.names, Names(layout.outside)
     pieces: dict[str, dict[int, torch.Tensor]] = {}

@@ -119,9 +119,10 @@ def _stages(state: State) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, 
 def _swin(state: State, wishes: Wishes):
     width = len(state["patch_embed.conv.weight"])
     depths, heads, windows = _stages(state)
-    options = {"window": windows[0], "drop_path": 0.0}
+    options = {"windows": windows, "drop_path": 0.0}
     config = _sized(Swin, (width, depths, heads), ("width", "depths", "heads"), **options)
-    return config, 32 * windows[-1]
+    side = 32 * windows[-1]  # the last map is one window, but for large windows, which OpenMMLab pads it to
+    return config, side if side <= 384 else 224
 
 
 def _mixmim(state: State, wishes: Wishes):

@@ -6,9 +6,15 @@ _INDEX = ("relative_position_index",)
 _SHARED_TABLE = ("rel_pos_bias.relative_position_bias_table", "relative_bias.table")
 
 
-def _blocks(theirs: str, pairs: tuple[Pair, ...]) -> tuple[Pair, ...]:
+def _blocks(block: str, pairs: tuple[Pair, ...]) -> tuple[Pair, ...]:
     """Pairs inside a block -> pairs of names."""
-    return tuple((f"{theirs}.{a}", f"blocks.{{i}}.{b}") for a, b in pairs)
+    return tuple(
+        (
+            f"{block}.{theirs}" if isinstance(theirs, str) else tuple(f"{block}.{part}" for part in theirs),
+            f"blocks.{{i}}.{b}",
+        )
+        for theirs, b in pairs
+    )
 
 
 _PLAIN = (
@@ -129,35 +135,59 @@ TORCHVISION = Layout(
     class_row=True,
     classifiers=("heads.head",),
 )
-HUGGING_FACE = Layout(  # ViTModel, ViTMAEModel, Dinov2Model without registers
+_HUGGING_FACE = (
+    ("embeddings.cls_token", "cls_token"),
+    ("embeddings.position_embeddings", "positions"),
+    ("embeddings.patch_embeddings.projection", "patch_embed"),
+    ("layernorm", "norm"),
+)
+_HUGGING_FACE_LAYERS = (
+    ("layernorm_before", "norm1"),
+    ("layernorm_after", "norm2"),
+    ("norm1", "norm1"),
+    ("norm2", "norm2"),
+    ("layer_scale1.lambda1", "scale1"),
+    ("layer_scale2.lambda1", "scale2"),
+    ("mlp.fc1", "fc1"),
+    ("mlp.fc2", "fc2"),
+)
+HUGGING_FACE = Layout(  # ViT of transformers 5
     "hf",
     "vit",
     (
-        ("embeddings.cls_token", "cls_token"),
-        ("embeddings.position_embeddings", "positions"),
-        ("embeddings.patch_embeddings.projection", "patch_embed"),
-        ("layernorm", "norm"),
+        *_HUGGING_FACE,
+        *_blocks("layers.{i}", _HUGGING_FACE_LAYERS),
         *_blocks(
-            "encoder.layer.{i}",
-            (
-                ("layernorm_before", "norm1"),
-                ("norm1", "norm1"),
-                (tuple(f"attention.attention.{part}" for part in ("query", "key", "value")), "qkv"),
-                ("attention.output.dense", "proj"),
-                ("layernorm_after", "norm2"),
-                ("norm2", "norm2"),
-                ("intermediate.dense", "fc1"),
-                ("mlp.fc1", "fc1"),
-                ("output.dense", "fc2"),
-                ("mlp.fc2", "fc2"),
-                ("layer_scale1.lambda1", "scale1"),
-                ("layer_scale2.lambda1", "scale2"),
-            ),
+            "layers.{i}.attention",
+            ((("q_proj", "k_proj", "v_proj"), "qkv"), ("o_proj", "proj")),
         ),
     ),
     mark="embeddings.patch_embeddings.projection.weight",
+    needs=("layers.0.",),
     class_row=True,
     rebuilt=("pooler.dense.weight", "pooler.dense.bias"),
     classifiers=("classifier",),
 )
-LAYOUTS = (TIMM, BEIT, VQKD, OPENMMLAB, TORCHVISION, HUGGING_FACE)
+HUGGING_FACE_4 = Layout(  # and of earlier ones, the names of published files: ViT, ViTMAE, DINOv2 without registers
+    "hf4",
+    "vit",
+    (
+        *_HUGGING_FACE,
+        *_blocks(
+            "encoder.layer.{i}",
+            (
+                *_HUGGING_FACE_LAYERS,
+                (tuple(f"attention.attention.{part}" for part in ("query", "key", "value")), "qkv"),
+                ("attention.output.dense", "proj"),
+                ("intermediate.dense", "fc1"),
+                ("output.dense", "fc2"),
+            ),
+        ),
+    ),
+    mark="embeddings.patch_embeddings.projection.weight",
+    needs=("encoder.layer.0.",),
+    class_row=True,
+    rebuilt=("pooler.dense.weight", "pooler.dense.bias"),
+    classifiers=("classifier",),
+)
+LAYOUTS = (TIMM, BEIT, VQKD, OPENMMLAB, TORCHVISION, HUGGING_FACE, HUGGING_FACE_4)

@@ -1,0 +1,165 @@
+"""How far each way of making views is from the definition: ``headrace parity [--data FOLDER] [--out docs/parity.md]``.
+
+The same samples, draws and views through every loader and implementation that is here, and through `reference.py`,
+which goes one image at a time with Pillow and torchvision. Differences are in grey levels, 1/255 of the range of a
+pixel before it is normalised.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import closing, nullcontext
+from pathlib import Path
+from typing import NamedTuple
+
+import PIL
+import torch
+
+from ..errors import UserError
+from ..kernels import use
+from ..pipelines.finish import dali_problem
+from ..pipelines.loaders import make_loader
+from ..pipelines.order import Order
+from ..pipelines.recipes import VIEWS
+from ..pipelines.reference import reference_views
+from ..pipelines.sources import open_source
+from ..pipelines.spec import ByteSource, InputSpec, ViewSpec
+from .demo_images import demo_image
+
+BACK_ENDS = ("cpu", "torch", "dali")
+_SAMPLES, _SEED = 8, 11
+
+
+def _one(**change) -> tuple[ViewSpec, ...]:
+    return (ViewSpec(**{"size": 96, "flip": 0.0, "scale": (0.3, 1.0), **change}),)
+
+
+OPERATIONS: dict[str, tuple[ViewSpec, ...]] = {
+    "crop, bilinear": _one(),
+    "crop, bicubic": _one(interpolation="bicubic"),
+    "crop, lanczos": _one(interpolation="lanczos"),
+    "crop, bilinear, not antialiased": _one(antialias=False),
+    "flip": _one(flip=1.0),
+    "brightness": _one(jitter=1.0, brightness=0.8),
+    "contrast": _one(jitter=1.0, contrast=0.8),
+    "saturation": _one(jitter=1.0, saturation=0.8),
+    "hue": _one(jitter=1.0, hue=0.5),
+    "jitter, all four": _one(jitter=1.0, brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2),
+    "grayscale": _one(gray=1.0),
+    "blur": _one(blur=1.0),
+    "solarise": _one(solarize=1.0),
+}
+
+
+class Error(NamedTuple):
+    """In grey levels."""
+
+    most: float
+    mean: float
+
+
+def measure(back_end: str, source: ByteSource, views: tuple[ViewSpec, ...]) -> Error | str:
+    """The error of one back end over the first samples of a source, or why it cannot make these views.
+
+    `back_end`: cpu (our threads), torch (crops by them, colours by the reference of `augment`), dali (crops by DALI).
+    """
+    if back_end == "dali":
+        if problem := next(filter(None, map(dali_problem, views)), None):
+            return problem
+        if importlib.util.find_spec("nvidia") is None:
+            return "is not installed"
+    inputs, order = InputSpec(views), Order(len(source), min(_SAMPLES, len(source)), shuffle=False)
+    kind = "dali" if back_end == "dali" else "cpu"
+    with use("augment", "reference") if back_end == "torch" else nullcontext():
+        with closing(make_loader(source, inputs, order, kind=kind, threads=2, seed=_SEED)) as loader:
+            batch = next(loader)
+    oracle = reference_views(source, inputs, _SEED, 0, batch.ids)
+    errors = []
+    for view in views:
+        std = torch.tensor(view.std).view(3, 1, 1)
+        errors.append(((batch.views[view.name] - oracle[view.name]) * std * 255).abs().flatten())
+    error = torch.cat(errors)
+    return Error(error.max().item(), error.mean().item())
+
+
+def write_photos(folder: Path, count: int = _SAMPLES) -> Path:
+    """Generated JPEGs, the first ones as large as photographs, as a folder of classes."""
+    for index in range(count):
+        image, name = demo_image(0, "train", index)
+        path = folder / name / f"{index}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.resize((320 + 40 * index, 240 + 25 * index)).save(path, quality=90)
+    return folder
+
+
+def rows(source: ByteSource, cases: dict[str, tuple[ViewSpec, ...]]) -> Iterator[str]:
+    """Lines of a Markdown table: name, then maximum and mean for each back end."""
+    yield "| | " + " | ".join(BACK_ENDS) + " |"
+    yield "|---|" + "---:|" * len(BACK_ENDS)
+    for name, views in cases.items():
+        cells = []
+        for back_end in BACK_ENDS:
+            error = measure(back_end, source, views)
+            cells.append(error if isinstance(error, str) else f"{error.most:.3f} ({error.mean:.4f})")
+        yield f"| {name} | " + " | ".join(cells) + " |"
+
+
+_HEAD = """# How equal views are
+
+Written by `headrace parity`. The largest and, in brackets, the mean difference from the definition of a view
+(`pipelines/reference.py`: Pillow and torchvision, one image at a time), in grey levels: 1/255 of a pixel's range
+before it is normalised. {samples} images: {images}. Pillow {pillow}.
+
+- **cpu**: the threads of the cpu loader, which the loaders for streams, .beton files and memory share on CPUs.
+- **torch**: the same crops, the colours by the plain PyTorch of `kernels/augment/reference.py`, the definition for
+  the Triton kernels. `headrace kernels check augment` holds those to it.
+- **dali**: crops by DALI's operators, colours as in cpu.
+"""
+
+_REASONS = """
+## Where differences come from
+
+- Crops by our threads are Pillow's, bit for bit: weights with 22 bits behind the point, bytes after each of the two
+  passes, and the order of passes that Pillow takes since version 13, down the columns first where that takes away
+  more than twice as many rows as the other pass takes columns. Older versions go along the rows first: for these
+  crops one level here and there, more next to hard edges with bicubic weights.
+- DALI keeps its precision between the passes and rounds once: half a level at most places. That does not explain
+  its largest differences, which come where it shrinks much (views of 96 and 32 px) and next to hard edges; contrast,
+  saturation and hue multiply them.
+- Resizing without antialiasing goes through float32 here and float64 in the definition; what lies half-way between
+  two bytes may be rounded either way.
+- Hue goes through the six sectors of HSV in float32, whose rounding later operations multiply.
+- A blur leaves out weights below 0.00002.
+- Solarising is continuous: 127.5 is its own inverse. A value that rounding puts on the other side of the threshold
+  of 128 becomes 127 instead of 128, one level. Behind a crop by DALI it is two.
+- The definition's colours are in float32. On Pillow images torchvision rounds to bytes after every operation; that
+  is not what is compared here.
+- All decoders here are libjpeg-turbo with smooth chroma upsampling and the accurate DCT. Fast modes, such as FFCV's,
+  differ by one level on average and by 20 at hard edges.
+- Rotation takes nearest neighbours, and RandAugment equalises, posterises and solarises: steps, at which a rounding
+  before may be many levels after.
+"""
+
+
+def report(source: ByteSource, images: str) -> str:
+    lines = [_HEAD.format(samples=min(_SAMPLES, len(source)), images=images, pillow=PIL.__version__), "## Operations\n"]
+    lines += [*rows(source, OPERATIONS), "\n## Named views\n", *rows(source, VIEWS), _REASONS]
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="headrace parity", description=__doc__.split(":")[0])
+    parser.add_argument("--data", help="any source of images; generated ones without it")
+    parser.add_argument("--out", type=Path, default=Path("docs/parity.md"))
+    args = parser.parse_args(argv)
+    if not args.out.parent.is_dir():
+        raise UserError(f"parity: {args.out.parent} is no folder; name a file with --out")
+    with tempfile.TemporaryDirectory() as folder:
+        name = args.data or write_photos(Path(folder))
+        text = report(open_source(name), "photographs" if args.data else "generated, JPEG")
+    args.out.write_text(text)
+    print(f"{args.out}: {len(OPERATIONS)} operations, {len(VIEWS)} named views, {', '.join(BACK_ENDS)}")
+    return 0

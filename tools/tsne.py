@@ -1,0 +1,94 @@
+"""``headrace tsne``: features of a labelled set in two dimensions, as a picture and as an array."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")  # no display is needed, and none is opened
+import matplotlib.pyplot as plt
+
+from ..errors import UserError
+from ..pipelines.sources import open_source
+from ..pipelines.sources.subset import Subset
+from ..pipelines.spec import ByteSource
+from ..train.embed_store import stored_features
+from ..train.evaluate import add_arguments, encoder_of, options_of, positive
+
+
+def some(source: ByteSource, classes: int, per_class: int) -> Subset:
+    """The first `per_class` images of each of the first `classes` classes."""
+    counts, ids = [0] * classes, []
+    for index in range(len(source)):
+        label = source.label(index)
+        if 0 <= label < classes and counts[label] < per_class:
+            counts[label] += 1
+            ids.append(index)
+    return Subset(source, ids)
+
+
+def flatten(vectors: np.ndarray, method: str, *, perplexity: float = 30.0, seed: int = 0) -> np.ndarray:
+    """(N, 2) of (N, D): principal components, or t-SNE (van der Maaten and Hinton 2008) from a seeded random start."""
+    centred = vectors - vectors.mean(0)
+    if method == "pca":
+        left, strengths, directions = np.linalg.svd(centred, full_matrices=False)
+        signs = np.sign(
+            directions[:2][range(2), np.abs(directions[:2]).argmax(1)]
+        )  # an axis has no direction of its own
+        return left[:, :2] * strengths[:2] * signs
+    try:
+        from sklearn.manifold import TSNE
+    except ImportError:
+        raise UserError("headrace tsne: needs scikit-learn; pip install headrace[eval], or --method pca") from None
+    if perplexity >= len(vectors):
+        raise UserError(f"--perplexity: must be less than the {len(vectors)} images, {perplexity:g} is not")
+    options = {"init": "random", "learning_rate": 200.0, "early_exaggeration": 12.0}
+    return TSNE(perplexity=perplexity, random_state=seed, **options).fit_transform(vectors)
+
+
+def plot(points: np.ndarray, labels: np.ndarray, classes: list[str], path: Path, title: str) -> None:
+    """One dot an image, one colour a class."""
+    low, high = points.min(0), points.max(0)
+    points = (points - low) / np.where(high > low, high - low, 1)
+    figure, axes = plt.subplots(figsize=(10, 10), layout="constrained")
+    colours = plt.get_cmap("tab20")
+    for number, label in enumerate(sorted(set(labels.tolist()))):
+        own = labels == label
+        axes.scatter(*points[own].T, s=15, color=colours(number % 20), label=classes[label])
+    axes.set(xticks=[], yticks=[])
+    axes.legend(fontsize=8)
+    axes.set_title(title, fontsize=9)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="headrace tsne", description="Features in two dimensions, as a picture.")
+    add_arguments(parser)
+    parser.add_argument("data", help="labelled shards, folder or other source")
+    parser.add_argument("--method", choices=("tsne", "pca"), default="tsne")
+    parser.add_argument("--classes", type=positive, default=20, help="the first so many (20)")
+    parser.add_argument("--per-class", type=positive, default=100, help="images of each (100)")
+    parser.add_argument("--perplexity", type=float, default=30.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--features", type=Path, default=Path("features"), help="folder of cached features (features)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("tsne.png"), help="the picture; an .npy of the points beside it"
+    )
+    arguments = parser.parse_args(argv)
+    source = open_source(arguments.data)
+    if source.classes is None:
+        raise UserError(f"{source.name}: has no labels to colour by; give a folder per class")
+    encoder = encoder_of(arguments)
+    chosen = some(source, min(arguments.classes, len(source.classes)), arguments.per_class)
+    features = stored_features(encoder, chosen, arguments.features, **options_of(arguments))
+    vectors, labels = features.vectors.numpy(), features.labels.numpy()
+    points = flatten(vectors, arguments.method, perplexity=arguments.perplexity, seed=arguments.seed)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    np.save(arguments.out.with_suffix(".npy"), points)
+    plot(points, labels, source.classes, arguments.out, f"{len(points):,} images of {source.name} by {encoder.name}")
+    print(f"{arguments.out}: {len(points):,} images of {len(set(labels.tolist()))} classes")
+    return 0
