@@ -39,6 +39,17 @@ setup(
         "peers": ["albumentations", "kornia", "lightly", "timm"],  # what benchmarks/loaders.py compares with
         "timm": ["timm"],
         "eval": ["scikit-learn"],
+        # what tests compare exported weights with, where it is installed
+        "parity": [
+            "timm",
+            "transformers>=5",
+            "onnx",
+            "onnxscript",
+            "onnxruntime",
+            "mmpretrain==1.2.0",
+            "mmcv-lite==2.1.0",
+            "importlib_metadata<8",
+        ],
         "tensorboard": ["tensorboard"],
         "wandb": ["wandb"],
         "dev": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "scikit-learn", "scipy", "ruff"],

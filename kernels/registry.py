@@ -147,7 +147,7 @@ class Operator:
     def __call__(self, *args: Any, impl: Choice | None = None, **kwargs: Any) -> Any:
         """Run the chosen implementation."""
         device = args[0].device.type
-        if torch.is_autocast_enabled(device):
+        if device != "meta" and torch.is_autocast_enabled(device):  # which knows no autocast
             dtype = torch.get_autocast_dtype(device)
             args = tuple(
                 arg.to(dtype) if i in self.autocast_positions and arg.dtype != torch.float64 else arg

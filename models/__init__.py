@@ -8,5 +8,5 @@ decoders.py      what turns visible tokens back into patches      reconstruct.py
 heads.py         projection and prediction heads                  teacher.py       momentum copies
 memory.py        queues and memories of samples                   clustering.py    k-means and its repairs
 distributed.py   gathers with gradients, shuffling, synchronised batch normalisation
-smoke.py         tiny counterparts of views and backbones          weights.py       an encoder's weights for another size
+smoke.py         tiny counterparts of views and backbones         weights.py       weights for another image size
 """

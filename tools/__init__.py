@@ -11,4 +11,9 @@ demo_images.py     the set: textured shapes on cluttered backgrounds
 thumbnails.py      a user's own images made small for the demo
 tsne.py            features in two dimensions
 shape_bias.py      shape or texture, of cue-conflict images
+weights/           how other code bases name and lay out weights, as data
+import_weights.py  foreign checkpoints in; export.py, export_targets.py, onnx_file.py: encoders out
+import_config.py   MMSelfSup's configurations as recipes, read by mmselfsup_config.py
+models_api.py      list_models, get_model, and the table of models
+predict.py         classes of photos             params.py   how large a recipe's model is
 """

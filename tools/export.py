@@ -17,6 +17,7 @@ from torch import nn
 from ..errors import UserError
 from ..models.algorithm import Algorithm
 from ..models.algorithms.classifier import Classifier
+from ..models.backbones import ResNet
 from ..train import config
 from ..train.checkpoint import checkpoints
 from ..train.embed_encoder import saved_algorithm
@@ -26,6 +27,12 @@ from .weights import resnet
 from .weights.convert import to_layout
 
 TARGETS = (*LIBRARIES, "detectron2", "safetensors", "onnx")
+_IMPORTS = {
+    "timm": "import safetensors.torch, timm",
+    "torchvision": "import safetensors.torch, torch, torchvision",
+    "hf": "import safetensors.torch, transformers",
+    "openmmlab": "import torch, mmpretrain.models",
+}
 
 
 @dataclass
@@ -86,7 +93,7 @@ def export(part: Part, library: str, out: Path, name: str) -> tuple[Path, str]:
     if library == "onnx":
         onnx_file.write(part.encoder, part.size, temporary)
         path = _named(temporary, out, name, ".onnx")
-        return path, f"model = onnxruntime.InferenceSession({str(path)!r})\n" + onnx_file.CALL
+        return path, f"import onnxruntime\nmodel = onnxruntime.InferenceSession({str(path)!r})\n" + onnx_file.CALL
     if library == "detectron2":
         return _detectron2(part, temporary, out, name)
     classes = None if part.classifier is None else part.classifier.config.classes
@@ -123,7 +130,7 @@ def _code(library: str, exported: Exported, path: Path) -> str:
         load = f"state = safetensors.torch.load_file({str(path)!r})"
         # index buffers of windows are not in the file: they follow from the configuration
         into = "model.load_state_dict(state, strict=False)"
-    return f"{exported.build}\n{load}\n{into}\nmodel.eval()\n{exported.features}"
+    return f"{_IMPORTS[library]}\n{exported.build}\n{load}\n{into}\nmodel.eval()\n{exported.features}"
 
 
 def _safetensors(part: Part, temporary: Path, out: Path, name: str) -> tuple[Path, str]:
@@ -133,14 +140,14 @@ def _safetensors(part: Part, temporary: Path, out: Path, name: str) -> tuple[Pat
     tensors = {key: value.contiguous() for key, value in part.encoder.state_dict().items()}
     save_file(tensors, temporary, metadata={"config": yaml.safe_dump(section)})
     path = _named(temporary, out, name, ".safetensors")
-    return path, f"model = headrace.get_model(checkpoint={str(path)!r})\nmodel.extract_feat(images)"
+    return path, f"import headrace\nmodel = headrace.get_model(checkpoint={str(path)!r})\nmodel.extract_feat(images)"
 
 
 def _detectron2(part: Part, temporary: Path, out: Path, name: str) -> tuple[Path, str]:
-    target("torchvision", part.encoder, part.config, part.size, None)  # the ResNets that both have
+    if not isinstance(part.encoder, ResNet):
+        raise UserError("--to detectron2: takes ResNets alone; use --to timm or openmmlab")
+    target("torchvision", part.encoder, part.config, part.size, None)  # raises for stems that it does not have either
     names = to_layout(part.encoder.state_dict(), resnet.TORCHVISION)
-    if "conv1.weight" not in names:
-        raise UserError("--to detectron2: takes ResNets alone")
     model = {key: tensor.numpy() for key, tensor in detectron2_names(names).items()}
     content = {"model": model, "__author__": "headrace", "matching_heuristics": True}
     temporary.write_bytes(pickle.dumps(content))

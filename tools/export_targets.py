@@ -170,7 +170,9 @@ def _openmmlab_resnet(encoder: ResNet, config: ResNet.Config, size: int, classes
 def _openmmlab_vit(encoder: ViT, config: ViT.Config, size: int, classes: int | None) -> Exported:
     width, depth, heads = config.shape
     arch = dict(embed_dims=width, num_layers=depth, num_heads=heads, feedforward_channels=config.hidden_width)
-    out = {"mean": "avg_featmap", "cls": "cls_token"}[config.pool]
+    out, features = ("cls_token" if config.pool == "cls" else "avg_featmap"), ""
+    if config.pool == "mean" and config.norm == "tokens":  # its average has a norm of its own
+        out, features = "raw", "[:, 1:].mean(1)"
     options = dict(arch=arch, img_size=size, patch_size=config.patch_size, out_type=out)
     layout = vit.OPENMMLAB
     if config.norm == "pooled":
@@ -190,7 +192,7 @@ def _openmmlab_vit(encoder: ViT, config: ViT.Config, size: int, classes: int | N
             "layer_scale_init_value": config.layer_scale or 0,
             "bias": {"all": True, "qv": "qv_bias", "none": False}[config.qkv_bias],
         }
-    return _openmmlab(layout, _call(f"mmpretrain.models.{name}", **options), "model(images)[-1]")
+    return _openmmlab(layout, _call(f"mmpretrain.models.{name}", **options), f"model(images)[-1]{features}")
 
 
 _OPENMMLAB_SCALES = (
@@ -202,9 +204,14 @@ _OPENMMLAB_SCALES = (
 def _openmmlab_swin(encoder: Swin, config: Swin.Config, size: int, classes: int | None) -> Exported:
     width, depths, heads = config.shape
     arch = dict(embed_dims=width, depths=list(depths), num_heads=list(heads))
-    windows = [stage[0].window for stage in encoder.body.stages]
-    options = dict(arch=arch, img_size=size, window_size=windows[0] if len(set(windows)) == 1 else windows)
-    lines = _call("mmpretrain.models.SwinTransformer", **options, pad_small_map=True)
+    window = _windows(encoder, size, "openmmlab", shrink=False)
+    pads = size // 32 < window  # then it shifts single windows as well, which the authors and we do not
+    if pads and any(size // (4 << n) == window and len(stage) > 1 for n, stage in enumerate(encoder.body.stages)):
+        raise UserError(
+            f"--to openmmlab: shifts a map of a single window ({window}) where it pads; use --to safetensors"
+        )
+    options = dict(arch=arch, img_size=size, window_size=window, pad_small_map=pads)
+    lines = _call("mmpretrain.models.SwinTransformer", **options)
     return _openmmlab(swin.OPENMMLAB, lines, "model(images)[-1].mean((2, 3))")
 
 
@@ -212,6 +219,8 @@ def _openmmlab_mixmim(encoder: MixMIMTransformer, config: MixMIMTransformer.Conf
     width, depths, heads = config.shape
     arch = dict(embed_dims=width, depths=list(depths), num_heads=list(heads))
     windows = [stage[0].window for stage in encoder.body.stages]
+    if any(size // stride % window for stride, window in zip((4, 8, 16, 32), windows, strict=True)):
+        raise UserError(f"--to openmmlab: its MixMIM has no maps that windows {windows} do not divide")
     lines = _call("mmpretrain.models.MixMIMTransformer", arch=arch, img_size=size, window_size=windows)
     return _openmmlab(mixmim.OPENMMLAB, lines, "model(images)[-1]")
 

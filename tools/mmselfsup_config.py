@@ -169,7 +169,7 @@ def translate(config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     if backbone:
         algorithm["backbone"] = backbone
     algorithm |= _method(name, model, without)
-    recipe = {"base": "_base/pretrain.yaml", "algorithm": algorithm}
+    recipe: dict[str, Any] = {"algorithm": algorithm}
     train = _train(config, without)
     optim = _optim(config, without, train.get("batch_size"))
     recipe |= {"train": train} if train else {}
@@ -317,12 +317,18 @@ def _optim(config: dict, without: list[str], batch: int | None) -> dict[str, Any
         if schedule.get("type") == "LinearLR" and "end" in schedule:
             found["warmup"] = f"{schedule['end']} epochs"
             found["warmup_from"] = schedule.get("start_factor", 1e-4)
-        elif schedule.get("type") not in ("CosineAnnealingLR",):
-            without.append(f"param_scheduler: {schedule.get('type')} {schedule.get('milestones', '')}".rstrip())
+        elif schedule.get("type") == "MultiStepLR":
+            found |= {
+                "schedule": "multistep",
+                "milestones": schedule["milestones"],
+                "gamma": schedule.get("gamma", 0.1),
+            }
+        elif schedule.get("type") != "CosineAnnealingLR":
+            without.append(f"param_scheduler: {schedule.get('type')}")
     if custom := (wrapper.get("paramwise_cfg") or {}).get("custom_keys"):
         without.append(
             f"optim_wrapper.paramwise_cfg: norms and biases are without weight decay here; {', '.join(custom)}"
         )
-    if "clip_grad" in wrapper:
-        without.append(f"optim_wrapper.clip_grad = {wrapper['clip_grad']}")
+    if (largest := (wrapper.get("clip_grad") or {}).get("max_norm")) is not None:
+        found["clip_grad"] = largest
     return found

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -18,10 +19,12 @@ from ..models.backbones import ResNet, ViT
 from ..models.backbones.hivit import HiViT
 from ..models.backbones.mixmim import MixMIMTransformer
 from ..models.backbones.swin import Swin
+from ..models.weights import adapt
 from ..pipelines.spec import ViewSpec
 from ..train.checkpoint import checkpoints
 from ..train.embed_encoder import saved_algorithm
 from .import_weights import import_checkpoint
+from .onnx_file import without_segments
 
 _OWN = ViT.Config(positions="learned", pool="cls")
 _BEIT = ViT.Config("vit_base", positions="none", relative_bias="block", qkv_bias="qv", layer_scale=0.1, norm="pooled")
@@ -185,8 +188,6 @@ def _described(path: Path) -> bool:
     """Whether a .safetensors file has a configuration of headrace in it."""
     if path.suffix != ".safetensors" or not path.is_file():
         return False
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(path, "pt") as file:
             return "config" in (file.metadata() or {})
@@ -202,8 +203,6 @@ def _random(entry: Entry, classes: int, size: int | None, **options: object) -> 
 
 def _take_over(model: Classifier, found: Classifier, name: str | None, checkpoint: str | Path) -> None:
     """The weights of `found`, with tables resized where `model` is for other images."""
-    from ..models.weights import adapt
-
     own = model.backbone.state_dict()
     state = adapt(found.backbone.state_dict(), own)
     if state.keys() != own.keys() or any(own[key].shape != state[key].shape for key in own):
@@ -230,8 +229,9 @@ def gflops(name: str) -> float:
     entry = MODELS[name]
     with torch.device("meta"):
         model = _random(entry, 2, None).backbone.eval()
-    with FakeTensorMode(), torch.no_grad():  # shapes alone, as on a CPU
-        model.to_empty(device="cpu")
+    model.to_empty(device="cpu")  # memory that is never touched
+    without_segments(model)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         images = torch.empty(1, 3, entry.size, entry.size)
         with FlopCounterMode(display=False) as counter:
             model(images)

@@ -26,9 +26,7 @@ def write(encoder: nn.Module, size: int, path: Path) -> None:
         raise UserError("--to onnx: needs two more packages; pip install onnx onnxscript") from None
     images = torch.zeros(2, 3, size, size)
     encoder = copy.deepcopy(encoder)
-    for block in encoder.modules():
-        if isinstance(block, WindowBlock):  # sorting tokens by segments is no gain there, and has no ONNX operator
-            block.segments = lambda *_: None
+    without_segments(encoder)
     with torch.no_grad(), ExitStack() as stack:
         for operator in _OPERATORS:
             stack.enter_context(kernels.use(operator, "reference"))
@@ -42,3 +40,14 @@ def write(encoder: nn.Module, size: int, path: Path) -> None:
             external_data=False,
             verbose=False,
         )
+
+
+def without_segments(encoder: nn.Module) -> None:
+    """Makes large windows attend all in all and mask, with the same results.
+
+    Sorting a window's tokens by their segments saves time, but what is sorted depends on values: no graph of shapes
+    alone can hold it.
+    """
+    for block in encoder.modules():
+        if isinstance(block, WindowBlock):
+            block.segments = lambda *_: None

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from headrace.models.backbones.hivit import HiViT
 from headrace.models.backbones.mixmim import MixMIMTransformer
@@ -48,6 +49,33 @@ def test_parameters_are_the_published_ones(name):
     with torch.device("meta"):
         model = kind(config, size)
     assert parameters(model) + (model.features + 1) * CLASSES + MORE.get(name, 0) == published
+
+
+MULTIPLICATIONS = {  # published GFLOPs of a forward, which count a multiplication and an addition as one
+    "vit-b": 17.58,
+    "deit3-s": 4.61,
+    "deit3-m": 8.00,
+    "deit3-b": 17.58,
+    "deit3-l": 61.60,
+    "deit3-h": 167.40,
+    "deit3-b-384": 55.54,
+    "swin-b-w6": 11.30,
+    "swin-b-w7": 15.47,
+    "swin-l-w14": 38.85,
+    "mixmim-b": 16.35,
+    "mixmim-l": 35.9,
+    "mixmim-b-384": 52.6,
+    "hivit-b": 15.85,
+}
+
+
+@pytest.mark.parametrize("name", MULTIPLICATIONS)
+def test_operations_are_the_published_ones(name):
+    """Within 1 %: the classifier, and what is no matrix product or convolution, is left out here."""
+    kind, config, size, _ = PUBLISHED[name]
+    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+        kind(config, size).eval()(torch.empty(1, 3, size, size))
+    assert counter.get_total_flops() / 2e9 == pytest.approx(MULTIPLICATIONS[name], rel=0.01)
 
 
 @pytest.mark.parametrize(("name", "published"), [("hivit_tiny", 19_180_900), ("hivit_small", 37_525_696)])

@@ -5,10 +5,14 @@ import torch
 
 from headrace.errors import UserError
 from headrace.models.algorithms import find_algorithm
+from headrace.models.algorithms.mae import MAE
+from headrace.tools.import_weights import main
 from headrace.tools.weights import mixmim, resnet, swin, vit
 from headrace.tools.weights.convert import to_layout
 from headrace.tools.weights.methods import METHODS, load_method
 from headrace.tools.weights.names import Names
+from headrace.train.checkpoint import load_algorithm
+from headrace.train.recipe import load_recipe
 
 
 def tiny(name):
@@ -52,27 +56,49 @@ DECODER = {  # authors -> OpenMMLab
 }
 
 
-@pytest.mark.parametrize("openmmlab", [False, True])
-@pytest.mark.parametrize(("name", "layouts"), [("mae", (vit.TIMM, vit.OPENMMLAB)), ("mixmim", mixmim.LAYOUTS)])
-def test_masked_autoencoders_with_their_decoders(name, layouts, openmmlab):
-    own = tiny(name)
+def masked_autoencoder(own, layouts, openmmlab):
+    """MAE's or MixMIM's file, as the authors or OpenMMLab write it."""
     neck = "neck." if openmmlab else ""
     state = to_layout(own.encoder.state_dict(), layouts[openmmlab], "backbone." if openmmlab else "")
     decoder = own.decoder.state_dict()
-    row = [torch.zeros_like(decoder["positions"][:, :1])] if name == "mae" else []
+    row = [torch.zeros_like(decoder["positions"][:, :1])] if own.config.name == "mae" else []
     state[f"{neck}decoder_pos_embed"] = torch.cat([*row, decoder["positions"]], dim=1)
     state[f"{neck}mask_token"] = decoder["mask_token"]
     for kind in ("weight", "bias"):
         state[f"{neck}decoder_embed.{kind}"] = decoder[f"embed.{kind}"]
         state[f"{neck}decoder_pred.{kind}"] = decoder[f"predict.{kind}"]
         state[f"neck.ln1.{kind}" if openmmlab else f"decoder_norm.{kind}"] = decoder[f"norm.{kind}"]
-        for authors, omm in DECODER.items():
-            ours = authors.rsplit(".")[-1]
-            state[f"{neck}decoder_blocks.0.{omm if openmmlab else authors}.{kind}"] = decoder[f"blocks.0.{ours}.{kind}"]
+        for i in range(len(own.decoder.blocks)):
+            for authors, omm in DECODER.items():
+                ours = decoder[f"blocks.{i}.{authors.rsplit('.')[-1]}.{kind}"]
+                state[f"{neck}decoder_blocks.{i}.{omm if openmmlab else authors}.{kind}"] = ours
+    return state
+
+
+@pytest.mark.parametrize("openmmlab", [False, True])
+@pytest.mark.parametrize(("name", "layouts"), [("mae", vit.LAYOUTS[::3]), ("mixmim", mixmim.LAYOUTS)])
+def test_masked_autoencoders_with_their_decoders(name, layouts, openmmlab):
+    own = tiny(name)
     found = fresh(own)
-    report = load_method(found, state, METHODS[name])
+    report = load_method(found, masked_autoencoder(own, layouts, openmmlab), METHODS[name])
     assert all(torch.equal(found.state_dict()[key], tensor) for key, tensor in own.state_dict().items())
     assert "missing     0" in report
+
+
+def test_a_whole_method_from_the_command_line(tmp_path, capsys):
+    """What the command writes is a checkpoint like that of a run, and not written over."""
+    recipe = "mae_vit-tiny_cifar10"
+    torch.manual_seed(0)
+    own = MAE(load_recipe(recipe, []).algorithm)
+    torch.save({"model": masked_autoencoder(own, vit.LAYOUTS[::3], False)}, tmp_path / "mae.pth")
+    arguments = [str(tmp_path / "mae.pth"), "--to", str(tmp_path / "out"), "--recipe", recipe]
+    assert main(arguments) == 0 and "recognised  timm-vit" in capsys.readouterr().out
+    _, found = load_algorithm(tmp_path / "out")
+    assert all(torch.equal(found.state_dict()[key], tensor) for key, tensor in own.state_dict().items())
+    with pytest.raises(UserError, match="already holds a checkpoint"):
+        main(arguments)
+    with pytest.raises(UserError, match="leave --recipe out"):
+        main([*arguments[:2], str(tmp_path / "new"), "--recipe", "relative-loc_resnet50_8xb64-steplr-70e_in1k"])
 
 
 def test_simmims_head_predicts_the_same_pixels():

@@ -2,36 +2,25 @@
 ours is refused."""
 
 import pickle
+from argparse import Namespace
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from tiny_encoders import BEIT, HIVIT, MIXMIM, PLAIN, RESNET, SIZE, SWIN, encoder
 
+import headrace
 from headrace.errors import UserError
-from headrace.models.backbones import ResNet, ViT
 from headrace.models.backbones.hivit import HiViT
-from headrace.models.backbones.mixmim import MixMIMTransformer
-from headrace.models.backbones.swin import Swin
 from headrace.models.backbones.transformer import sincos_positions
+from headrace.models.backbones.vit import ViT
 from headrace.tools.weights import hivit, mixmim, resnet, swin, vit
-from headrace.tools.weights.convert import Options, convert, recognise, to_layout
+from headrace.tools.weights.convert import FIXED, Options, convert, recognise, to_layout
 from headrace.tools.weights.read import read_tensors
 from headrace.tools.weights.shapes import Wishes
 
-PLAIN = ViT.Config(width=24, depth=2, heads=2, patch_size=8, positions="learned")
-BEIT = replace(PLAIN, positions="none", relative_bias="shared", qkv_bias="qv", layer_scale=0.1)
-SWIN = Swin.Config(width=8, depths=(1, 2, 2, 1), heads=(1, 2, 2, 2), window=2)
-MIXMIM = MixMIMTransformer.Config(width=8, depths=(1, 1, 2, 1), heads=(1, 2, 2, 2))
-HIVIT = HiViT.Config(width=32, depths=(1, 2, 2), heads=2, patch_size=8, relative_bias=True)
-RESNET = ResNet.Config("resnet18", width=8)
-KINDS = {
-    ViT.Config: ViT,
-    Swin.Config: Swin,
-    MixMIMTransformer.Config: MixMIMTransformer,
-    HiViT.Config: HiViT,
-    ResNet.Config: ResNet,
-}
-SIZE = 64
 CASES = [
     (PLAIN, vit.TIMM),
     (replace(PLAIN, layer_scale=0.1), vit.TIMM),
@@ -46,16 +35,6 @@ CASES = [
     *((HIVIT, layout) for layout in hivit.layouts(2, 7)),
     *((RESNET, layout) for layout in (resnet.TORCHVISION, resnet.SEQUENTIAL)),
 ]
-
-
-def encoder(config, size=SIZE):
-    torch.manual_seed(0)
-    kind = KINDS[type(config)]
-    model = kind(config) if kind is ResNet else kind(config, size)
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.is_floating_point():
-            tensor.data.normal_()
-    return model
 
 
 @pytest.mark.parametrize("prefix", ["", "backbone.", "module.encoder_q."])
@@ -246,7 +225,8 @@ class Payload:
 
 
 def test_files_are_read_and_never_run(tmp_path, capsys):
-    torch.save({"model": {"a": torch.ones(2)}, "optimizer": {"b": torch.ones(2)}, "epoch": 3}, tmp_path / "a.pth")
+    plain = {"optimizer": {"b": torch.ones(2)}, "epoch": 3, "args": Namespace(lr=1.0), "best": np.float64(0.5)}
+    torch.save({"model": {"a": torch.ones(2)}, **plain}, tmp_path / "a.pth")
     assert list(read_tensors(tmp_path / "a.pth")) == ["a"]
     torch.save({"student": {"a": torch.ones(2)}, "teacher": {"a": torch.ones(2)}}, tmp_path / "b.pth")
     assert sorted(read_tensors(tmp_path / "b.pth")) == ["student.a", "teacher.a"]
@@ -260,3 +240,10 @@ def test_files_are_read_and_never_run(tmp_path, capsys):
     for name, text in (("none.pth", "no such file"), (".", "a folder")):
         with pytest.raises(UserError, match=text):
             read_tensors(tmp_path / name)
+
+
+def test_the_manual_names_every_family():
+    text = (Path(headrace.__file__).parent / "docs" / "migrating.md").read_text()
+    assert [
+        n for n in {f"{lay.name}-{lay.kind}" for lay in (*FIXED, *hivit.layouts(4, 9))} if f"`{n}`" not in text
+    ] == []

@@ -114,6 +114,8 @@ def convert(state: State, options: Options | None = None) -> Imported:
     result.scores = head is not None and head["1.weight"].shape[1] == result.classifier.backbone.features
     if result.scores:
         result.classifier.head.load_state_dict(head, strict=False)
+        taken = {id(tensor) for tensor in head.values()}
+        result.left_over = [name for name in result.left_over if id(state[name]) not in taken]
     return result
 
 

@@ -46,12 +46,14 @@ def layouts(first_merge: int, second_merge: int) -> tuple[Layout, Layout]:
         ("patch_embed.proj", "patch_embed"),
         ("patch_embed.norm", "patch_norm"),
         *_flat(first_merge, second_merge),
-        ("fc_norm", "norm"),
         ("norm", "norm"),
+        ("fc_norm", "norm"),
     )
     shared = dict(kind="hivit", mark="patch_embed.proj.weight", rebuilt=("relative_position_index",))
     needs = ("patch_embed.norm", "blocks.0.norm2", f"blocks.{second_merge}.reduction")
-    authors = Layout("authors", pairs=(("absolute_pos_embed", "positions"), *common), needs=needs, **shared)
+    authors = Layout(
+        "authors", pairs=(("absolute_pos_embed", "positions"), ("fc_norm", "norm"), *common), needs=needs, **shared
+    )
     openmmlab = Layout(
         "openmmlab",
         pairs=(("pos_embed", "positions"), *common),
