@@ -60,7 +60,7 @@ class Algorithm(nn.Module):
             raise UserError(f"algorithm.name: {self.name} has no tiny configuration for --smoke (Config.smoke)")
 
     def inputs(self) -> InputSpec:
-        """The views and the mask this algorithm needs."""
+        """The views and the mask this algorithm needs: a function of `self.config`, which every algorithm keeps."""
         raise NotImplementedError
 
     def prepare(self, samples: int) -> None:

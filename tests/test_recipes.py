@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from headrace.models.algorithms import find_algorithm
+from headrace.models.algorithms import find_algorithm, inputs_of
 from headrace.train import pretrain
 from headrace.train.config import RECIPES
 from headrace.train.recipe import load_recipe
@@ -58,3 +58,11 @@ def test_published_sizes(name):
     with torch.device("meta"):
         algorithm = find_algorithm(config.name)(config)
     assert sum(p.numel() for p in algorithm.parameters()) == PUBLISHED[name]
+
+
+def test_views_can_be_looked_at_without_networks():
+    """`inputs_of` says what the built algorithm says, and needs no weights of target networks."""
+    for name in NAMES:
+        config = load_recipe(name, []).algorithm
+        assert len(inputs_of(config).views) == len(inputs_of(config.smoke()).views)
+        assert inputs_of(config.smoke()) == find_algorithm(config.name)(config.smoke()).inputs()

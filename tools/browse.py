@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import UserError
-from ..models.algorithms import find_algorithm
+from ..models.algorithms import inputs_of
 from ..pipelines.loaders import choose_loader
 from ..pipelines.recipes import VIEWS, view
 from ..pipelines.sources import open_source
@@ -106,7 +106,7 @@ def browse(
         raise UserError("--mask: belongs to --views; a recipe has its algorithm's own mask")
     else:
         settings = load_recipe(recipe, overrides)
-        inputs = find_algorithm(settings.algorithm.name)(settings.algorithm).inputs()
+        inputs = inputs_of(settings.algorithm)
         shown_as = f"{settings.name} ({settings.algorithm.name})"
         seed = settings.train.seed if seed is None else seed
     source = open_source(data)

@@ -6,7 +6,10 @@ import difflib
 import importlib
 import pkgutil
 
+from torch import nn
+
 from ...errors import UserError
+from ...pipelines.spec import InputSpec
 from ..algorithm import Algorithm
 
 
@@ -32,3 +35,14 @@ def find_algorithm(name: str) -> type[Algorithm]:
     if len(found) != 1:
         raise UserError(f"algorithm.name: {name} must define exactly one Algorithm, it defines {len(found)}")
     return found[0]
+
+
+def inputs_of(config: Algorithm.Config) -> InputSpec:
+    """What an algorithm of this configuration wants to see, without its networks: `inputs` reads `config` alone.
+
+    So one can look at the views of methods whose target networks are not at hand.
+    """
+    bare = object.__new__(find_algorithm(config.name))
+    nn.Module.__init__(bare)
+    bare.config = config
+    return bare.inputs()
