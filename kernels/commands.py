@@ -28,7 +28,11 @@ def main(argv: Sequence[str]) -> int:
     checker.set_defaults(run=_check)
     checker.add_argument("op", nargs="?", help="operator; all of them when left out")
     checker.add_argument("impl", nargs="?", help="built-in name or pkg.mod:fn; what would run here when left out")
-    checker.add_argument("--all", action="store_true", help="every built-in implementation")
+    checker.add_argument(
+        "--all",
+        action="store_true",
+        help="every built-in implementation; on a CPU without compiled, which takes it many minutes",
+    )
     timer = commands.add_parser("bench", help="time implementations beside reference, compiled and what others offer")
     timer.set_defaults(run=_bench)
     timer.add_argument("op", help="operator")
@@ -80,7 +84,12 @@ def _check(args: argparse.Namespace) -> int:
     chosen = {} if args.impl or args.all else {row.op: row.chosen for row in report(args.device)}
     results: list[Result] = []
     for name in [args.op] if args.op else registry.operator_names():
-        built_in = [implementation.name for implementation in registry.operator(name).implementations]
+        # torch.compile makes the reference anew for every stride and dtype: seconds each on a CPU, for no one's use
+        built_in = [
+            implementation.name
+            for implementation in registry.operator(name).implementations
+            if args.device != "cpu" or not implementation.compile
+        ]
         for implementation in built_in if args.all else [args.impl or chosen[name]]:
             found = check(name, implementation, args.device)
             if args.impl and all(result.passed is None for result in found):
