@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..window_attention.reference import offset_index, partition, regions
@@ -36,7 +37,8 @@ def segment_attention(
     gathered = qkv.to(precision).flatten(1, 2)[:, tokens.clamp(min=0)]
     q, k, v = gathered.permute(3, 0, 1, 4, 2, 5)  # each (B, segments, heads, N, D)
     row = offset_index(window, qkv.device)[places[:, :, None], places[:, None, :]]
-    scores = q @ k.mT * (head_dim**-0.5 if scale is None else scale) + table.to(precision)[row].permute(0, 3, 1, 2)
+    bias = F.embedding(row, table.to(precision))  # whose gradient, unlike that of an index, has the same bits each time
+    scores = q @ k.mT * (head_dim**-0.5 if scale is None else scale) + bias.permute(0, 3, 1, 2)
     scores = scores.masked_fill(~real[:, None, None, :], -torch.inf)
     # Queries that do not exist get any finite scores: what is all -inf would be NaN.
     out = scores.masked_fill(~real[:, None, :, None], 0).softmax(-1) @ v

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -53,7 +54,8 @@ def window_attention(
     shifted = partition(qkv.roll((-shift, -shift), (1, 2)), window)
     q, k, v = shifted.to(precision).permute(3, 0, 1, 4, 2, 5)  # each (B, windows, heads, N, D)
     scores = q @ k.mT * (head_dim**-0.5 if scale is None else scale)
-    scores = scores + table.to(precision)[offset_index(window, qkv.device)].permute(2, 0, 1)
+    # `embedding`, because the gradient of an index adds up in whatever order threads come
+    scores = scores + F.embedding(offset_index(window, qkv.device), table.to(precision)).permute(2, 0, 1)
     if shift:
         region = partition(regions(height, width, window, shift, qkv.device)[None], window)[:, :, None]
         scores = scores - 100.0 * (region[..., :, None] != region[..., None, :])

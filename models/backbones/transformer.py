@@ -74,9 +74,9 @@ class RelativeBias(nn.Module):
 
     def forward(self, grid: tuple[int, int] | None = None) -> torch.Tensor:
         if grid is None or tuple(grid) == self.grid:
-            return self.table[self.index].permute(2, 0, 1)
+            return F.embedding(self.index, self.table).permute(2, 0, 1)  # its gradient has the same bits each time
         index = relative_index(tuple(grid), self.class_token).to(self.table.device)
-        return self._resized(grid)[index].permute(2, 0, 1)
+        return F.embedding(index, self._resized(grid)).permute(2, 0, 1)
 
     def _resized(self, grid: tuple[int, int]) -> torch.Tensor:
         """The table for another grid: bicubic over the offsets; the rows of the class token stay."""

@@ -232,3 +232,23 @@ def test_hivit_tokens_are_independent_before_the_main_stage():
     order = torch.randperm(64)
     shuffled = model.stage_tokens(images, order.expand(2, 64)).main
     assert torch.allclose(shuffled, whole.main[:, order], atol=1e-5)
+
+
+def test_gradients_of_bias_tables_have_the_same_bits_on_several_threads():
+    """Indexing adds up its gradient in whatever order threads come; `embedding` does not. Resuming relies on it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        bias = RelativeBias((14, 14), heads=12, class_token=True)
+        weights = torch.rand(12, 197, 197)
+        block = WindowBlock(32, 4, window=14, shift=0, drop_path=0.0)
+        x = torch.randn(2, 28, 28, 32)
+        segments = block.segments(x, None)
+        found = {bias.table: set(), block.bias_table: set()}
+        for _ in range(10):
+            loss = (bias() * weights).sum() + block.attention(x, None, segments).square().sum()
+            for table, gradient in zip(found, torch.autograd.grad(loss, list(found)), strict=True):
+                found[table].add(gradient.numpy().tobytes())
+        assert [len(bits) for bits in found.values()] == [1, 1]
+    finally:
+        torch.set_num_threads(threads)
