@@ -63,7 +63,10 @@ def find_recipe(name: str | Path) -> Path:
         if path.is_file():
             return path
     packaged = sorted(path.stem for path in RECIPES.glob("*.yaml"))
-    raise UserError(f"{name}: no such file or recipe{_hint(Path(name).name.removesuffix('.yaml'), packaged)}")
+    word = Path(name).name.removesuffix(".yaml")
+    similar = [recipe for recipe in packaged if word in recipe] or difflib.get_close_matches(word, packaged, 1)
+    hint = f"did you mean {' or '.join(similar[:3])}? " if similar else ""
+    raise UserError(f"{name}: no such file or recipe; {hint}`headrace recipes` lists all")
 
 
 def load(recipe: str | Path, overrides: Sequence[str] = ()) -> Tree:

@@ -86,9 +86,11 @@ def test_find_recipe(write, monkeypatch):
     assert config.find_recipe("simclr_cifar10.yaml") == config.find_recipe("simclr_cifar10")
     assert config.find_recipe("simclr_cifar10") == Path("configs/simclr_cifar10.yaml")
     assert problems(config.find_recipe, "old/mae_vit_basic.yaml") == [
-        "old/mae_vit_basic.yaml: no such file or recipe; did you mean mae_vit_base?"
+        "old/mae_vit_basic.yaml: no such file or recipe; did you mean mae_vit_base? `headrace recipes` lists all"
     ]
-    assert problems(config.load, "zzz") == ["zzz: no such file or recipe; known here: mae_vit_base, simclr_cifar10"]
+    assert problems(config.load, "zzz") == ["zzz: no such file or recipe; `headrace recipes` lists all"]
+    (part,) = problems(config.load, "cifar")
+    assert part == "cifar: no such file or recipe; did you mean simclr_cifar10? `headrace recipes` lists all"
 
 
 def test_layers_merge_mappings_and_replace_the_rest(write):
