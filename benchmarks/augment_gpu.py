@@ -9,7 +9,6 @@ the same thing. Prints views per second and appends a row for each to results/au
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -26,9 +25,9 @@ from headrace.kernels.augment.table import COLUMNS
 from headrace.kernels.commands import table as as_table
 from headrace.kernels.crop_resize import crop_resize
 from headrace.kernels.crop_resize.cases import draw as draw_crops
-from headrace.train.run_directory import environment
 
-RESULTS = Path(__file__).parent / "results"
+from .record import RESULTS, append
+
 MEAN, STD, SIGMA = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), (0.1, 2.0)
 NORMALIZE = {"mean": MEAN, "std": STD, "sigma_max": SIGMA[1]}
 
@@ -165,7 +164,6 @@ def main(argv: list[str] | None = None) -> int:
         print("benchmarks.augment_gpu: that is more than one; nothing is timed", file=sys.stderr)
         return 1
     rows, shape = [], {"views": options.views, "size": options.size, "error": off}
-    where = environment(torch.device("cuda"), 1)
     for work, who, make in contenders(options.views, options.size):
         try:
             times = timed(make(), options.repeat)
@@ -174,9 +172,7 @@ def main(argv: list[str] | None = None) -> int:
             continue
         spread = f"{times['ms_p20']:.3f} - {times['ms_p80']:.3f}"
         rows.append((work, who, f"{times['ms_p50']:.3f}", spread, f"{1e3 * options.views / times['ms_p50']:,.0f}"))
-        options.out.mkdir(parents=True, exist_ok=True)
-        with (options.out / "augment_gpu.jsonl").open("a") as file:
-            file.write(json.dumps({"work": work, "who": who, **times, **shape, "environment": where}) + "\n")
+        append("augment_gpu", {"work": work, "who": who, **times, **shape}, folder=options.out)
     print(as_table(("work", "who", "ms p50", "p20 - p80", "views/s"), rows))
     return 0
 

@@ -8,7 +8,6 @@ metrics, collapse meter, stop requests. Appends a line to ``benchmarks/results/o
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -30,10 +29,10 @@ from headrace.train.loop import train
 from headrace.train.metrics import MetricsLog
 from headrace.train.optim import Schedules, build_optimizer
 from headrace.train.recipe import load_recipe
-from headrace.train.run_directory import environment
 from headrace.train.step import Stepper
 
-RESULTS = Path(__file__).parent / "results" / "overhead.jsonl"
+from .record import append
+
 _ROUNDS = 5
 
 
@@ -119,9 +118,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     arguments = parser.parse_intermixed_args(argv)
     row = measure(arguments.recipe, arguments.overrides, arguments.steps)
-    row = {"date": time.strftime("%Y-%m-%d"), **row, "environment": environment(pick_device("auto"), 1)}
-    with open(RESULTS, "a") as file:
-        file.write(json.dumps(row) + "\n")
+    append("overhead", row)
     print(f"model {row['model_s'] * 1e3:.1f} ms a step; the loop adds {row['share']:.2%}")
     return 0
 

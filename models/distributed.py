@@ -1,4 +1,4 @@
-"""Collectives, most of which autograd can see, so that W processes compute the gradient of one."""
+"""Collectives beside `kernels.ranks`, most of which autograd can see, so that W processes compute the gradient of one."""
 
 from __future__ import annotations
 
@@ -7,23 +7,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-
-def world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-class _AllReduceSum(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        x = x.clone()
-        dist.all_reduce(x)
-        return x
-
-    @staticmethod
-    def backward(ctx, gradient):
-        gradient = gradient.clone()
-        dist.all_reduce(gradient)
-        return gradient
+from ..kernels.ranks import all_reduce_sum, world_size
 
 
 class _Gather(torch.autograd.Function):
@@ -48,11 +32,6 @@ def gather_with_gradient(x: torch.Tensor) -> torch.Tensor:
     mean over its own rows, averaging gradients over ranks then gives the gradient of the global mean exactly.
     """
     return x[None] if world_size() == 1 else _Gather.apply(x)
-
-
-def all_reduce_sum(x: torch.Tensor) -> torch.Tensor:
-    """Sum of `x` over all ranks; the gradient is the sum over ranks of what each makes of the result."""
-    return x if world_size() == 1 else _AllReduceSum.apply(x)
 
 
 def rank() -> int:
@@ -103,11 +82,11 @@ class _CpuSyncBatchNorm(_BatchNorm):
         dims = [d for d in range(x.dim()) if d != 1]
         shape = [1, -1] + [1] * (x.dim() - 2)
         count = torch.tensor([x.numel() / x.shape[1]], dtype=x.dtype)
-        totals = _AllReduceSum.apply(torch.cat([x.sum(dims), count]))
+        totals = all_reduce_sum(torch.cat([x.sum(dims), count]))
         count = totals[-1].detach()
         mean = totals[:-1] / count
         centred = x - mean.view(shape)
-        variance = _AllReduceSum.apply(centred.square().sum(dims)) / count
+        variance = all_reduce_sum(centred.square().sum(dims)) / count
         if self.track_running_stats:
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean.detach(), self.momentum)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ...errors import UserError
+from ..ranks import world_size
 from ..registry import Choice, Cost, Implementation, Operator, ShapeClass
 from . import cases, reference
 
@@ -51,7 +52,7 @@ def cross_correlation(a: Tensor, b: Tensor, *, weight: float = 0.0051, impl: Cho
 
 
 def _shape_class(a: Tensor, b: Tensor, **options) -> ShapeClass:
-    return a.device.type, a.dtype, a.shape[1], int(len(a) * reference.world_size() < a.shape[1])
+    return a.device.type, a.dtype, a.shape[1], int(len(a) * world_size() < a.shape[1])
 
 
 def _cost(a: Tensor, b: Tensor, **options) -> Cost:

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .reference import world_size
+from ..ranks import world_size
 
 
 def _gather(x: Tensor) -> Tensor:

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from ...kernels.cross_correlation import cross_correlation
+from ...kernels.ranks import all_reduce_sum, world_size
 from ...pipelines.recipes import view
 from ...pipelines.spec import Batch, InputSpec, ViewSpec
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones import BackboneConfig, ResNet, build_backbone
-from ..distributed import all_reduce_sum, world_size
 from ..heads import projection_mlp
 from ..smoke import tiny_backbone, tiny_view
 

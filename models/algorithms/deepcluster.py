@@ -10,12 +10,13 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
+from ...kernels.ranks import all_reduce_sum, world_size
 from ...pipelines.recipes import view
 from ...pipelines.spec import Batch, InputSpec, ViewSpec
 from ..algorithm import Algorithm, Embed, Progress, StepOutput
 from ..backbones import BackboneConfig, ResNet, build_backbone
 from ..clustering import cluster_sizes, kmeans, pca_whiten, unit_rows
-from ..distributed import all_reduce_sum, average_buffers, rank, world_size
+from ..distributed import average_buffers, rank
 from ..heads import classifier
 from ..memory import SampleMemory
 from ..smoke import tiny_backbone, tiny_view

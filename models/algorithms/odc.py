@@ -9,12 +9,13 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from ...kernels.ranks import world_size
 from ...pipelines.recipes import view
 from ...pipelines.spec import Batch, InputSpec, ViewSpec
 from ..algorithm import Algorithm, Embed, Progress, StepOutput
 from ..backbones import BackboneConfig, ResNet, build_backbone
 from ..clustering import bisect, cluster_sizes, cluster_sums, kmeans, members, unit_rows
-from ..distributed import gather_with_gradient, rank, world_size
+from ..distributed import gather_with_gradient, rank
 from ..heads import classifier
 from ..memory import SampleMemory
 from ..smoke import tiny_backbone, tiny_view

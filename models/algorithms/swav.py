@@ -12,12 +12,13 @@ from torch import nn
 
 from ...errors import UserError
 from ...kernels.prototype_ce import prototype_ce
+from ...kernels.ranks import world_size
 from ...kernels.sinkhorn import sinkhorn
 from ...pipelines.recipes import view
 from ...pipelines.spec import Batch, InputSpec, ViewSpec
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones import BackboneConfig, ResNet, build_backbone
-from ..distributed import rank, world_size
+from ..distributed import rank
 from ..heads import projection_mlp
 from ..memory import Queue
 from ..smoke import tiny_backbone, tiny_view

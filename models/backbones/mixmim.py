@@ -14,7 +14,7 @@ from torch import nn
 
 from ...kernels.token_mix import mix
 from .transformer import init_transformer, resize_positions, sincos_positions
-from .windows import EPS, PatchEmbed, WindowStages, enlarge, pooled, window_sizes
+from .windows import EPS, PatchEmbed, WindowEncoder, WindowStages, enlarge, window_sizes
 
 _SIZES = {  # width of the first stage, depths, heads
     "mixmim_base": (128, (2, 2, 18, 2), (4, 8, 16, 32)),
@@ -23,8 +23,8 @@ _SIZES = {  # width of the first stage, depths, heads
 }
 
 
-class MixMIMTransformer(nn.Module):
-    """`forward`: images (B, 3, H, W) -> (B, features), the mean of the last map's normalised tokens."""
+class MixMIMTransformer(WindowEncoder):
+    """See `WindowEncoder`."""
 
     @dataclass(frozen=True)
     class Config:
@@ -79,22 +79,3 @@ class MixMIMTransformer(nn.Module):
     def tokens(self, images: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         """(B, H/32 * W/32, 8 width) after the last norm, of the mixed images; see `maps`."""
         return self.norm(self.maps(images, hidden)[-1]).flatten(1, 2)
-
-    def feature_maps(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """The four maps, (B, C, H / stride, W / stride); the last one normalised."""
-        maps = self.maps(images)
-        return [x.permute(0, 3, 1, 2) for x in (*maps[:-1], self.norm(maps[-1]))]
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return pooled(self.maps(images), self.norm)
-
-    @property
-    def num_layers(self) -> int:
-        return self.body.num_blocks + 2
-
-    def layer_of(self, parameter: str) -> int:
-        """How deep a parameter lies, for rates that decay by layer: 0 the embedding, 1.. the blocks, then the norm."""
-        part, _, rest = parameter.partition(".")
-        if part == "body":
-            return self.body.layer_of(rest)
-        return 0 if part in ("patch_embed", "positions") else self.num_layers - 1

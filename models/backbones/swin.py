@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from .transformer import init_trunc_normal
-from .windows import EPS, PatchEmbed, WindowStages, pooled, window_sizes
+from .windows import EPS, PatchEmbed, WindowEncoder, WindowStages, window_sizes
 
 _SIZES = {  # width of the first stage, depths, heads
     "swin_tiny": (96, (2, 2, 6, 2), (3, 6, 12, 24)),
@@ -19,8 +19,8 @@ _SIZES = {  # width of the first stage, depths, heads
 }
 
 
-class Swin(nn.Module):
-    """`forward`: images (B, 3, H, W) -> (B, features), the mean of the last map's normalised tokens."""
+class Swin(WindowEncoder):
+    """See `WindowEncoder`."""
 
     @dataclass(frozen=True)
     class Config:
@@ -66,20 +66,3 @@ class Swin(nn.Module):
         if hidden is not None:
             x = torch.where(hidden.view(*x.shape[:3], 1), mask_token[:, None].to(x.dtype), x)
         return self.body(x)
-
-    def feature_maps(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """The four maps, (B, C, H / stride, W / stride); the last one normalised."""
-        maps = self.maps(images)
-        return [x.permute(0, 3, 1, 2) for x in (*maps[:-1], self.norm(maps[-1]))]
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return pooled(self.maps(images), self.norm)
-
-    @property
-    def num_layers(self) -> int:
-        return self.body.num_blocks + 2
-
-    def layer_of(self, parameter: str) -> int:
-        """How deep a parameter lies, for rates that decay by layer: 0 the embedding, 1.. the blocks, then the norm."""
-        part, _, rest = parameter.partition(".")
-        return self.body.layer_of(rest) if part == "body" else 0 if part == "patch_embed" else self.num_layers - 1

@@ -158,9 +158,35 @@ def enlarge(cells: torch.Tensor, factor: int) -> torch.Tensor:
     return cells.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
 
 
-def pooled(maps: list[torch.Tensor], norm: nn.Module) -> torch.Tensor:
-    """(B, C): the mean over the last map's normalised tokens."""
-    return norm(maps[-1]).mean((1, 2))
+class WindowEncoder(nn.Module):
+    """What stands around `WindowStages`: a subclass has `patch_embed`, `body`, `norm` and `maps`.
+
+    `forward`: images (B, 3, H, W) -> (B, features), the mean of the last map's normalised tokens.
+    """
+
+    def maps(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """The map after each stage, (B, H / 4, W / 4, width) to (B, H / 32, W / 32, 8 width), not normalised."""
+        raise NotImplementedError
+
+    def feature_maps(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """The four maps, (B, C, H / stride, W / stride); the last one normalised."""
+        maps = self.maps(images)
+        return [x.permute(0, 3, 1, 2) for x in (*maps[:-1], self.norm(maps[-1]))]
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.maps(images)[-1]).mean((1, 2))
+
+    @property
+    def num_layers(self) -> int:
+        """The embedding, the blocks, and what comes after them; see `layer_of`."""
+        return self.body.num_blocks + 2
+
+    def layer_of(self, parameter: str) -> int:
+        """How deep a parameter lies, for rates that decay by layer: 0 the embedding, 1.. the blocks, then the norm."""
+        part, _, rest = parameter.partition(".")
+        if part == "body":
+            return self.body.layer_of(rest)
+        return 0 if part == "patch_embed" else self.num_layers - 1
 
 
 def window_sizes(window: int | Sequence[int], image_size: int) -> tuple[int, int, int, int]:

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ...kernels.ranks import all_reduce_sum
 from ..backbones.vit import ViT
-from ..distributed import all_reduce_sum, gather_with_gradient
+from ..distributed import gather_with_gradient
 from .frozen import Frozen, Weights
 
 CODES, CODE_WIDTH = 8192, 32
