@@ -2,6 +2,7 @@
 
 samples.py         what an algorithm sees of the first samples of an epoch, and what was drawn for it
 browse.py          a contact sheet and a page of them; browse_page.py: the page
+page.py            the HTML skeleton that all pages share
 doctor.py          where the time goes; doctor_measure.py measures, doctor_advice.py concludes,
                    doctor_packages.py knows what is installed
 parity.py          how far every way of making views is from the definition
