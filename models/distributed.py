@@ -1,4 +1,4 @@
-"""Collectives beside `kernels.ranks`, most of which autograd can see, so that W processes compute the gradient of one."""
+"""Collectives beside those of `kernels.ranks`, so that W processes compute the gradient of one."""
 
 from __future__ import annotations
 

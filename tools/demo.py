@@ -21,7 +21,7 @@ from ..pipelines.sources.subset import Subset
 from ..pipelines.spec import ByteSource, ViewSpec
 from ..train import pretrain
 from ..train.checkpoint import load_algorithm
-from ..train.distributed import pick_device
+from ..train.distributed import Launch, pick_device
 from ..train.embed import Features, embed, evaluation_view
 from ..train.knn import knn_accuracy
 from ..train.metrics import read_metrics
@@ -132,7 +132,7 @@ def _sharded(folder: Path, out: Path) -> ByteSource:
 def _classification(
     encoder: nn.Module, bank: ByteSource, queries: ByteSource, view: ViewSpec, device: torch.device
 ) -> float:
-    features = [embed(encoder, source, view, device=device) for source in (bank, queries)]
+    features = [embed(encoder, source, view, process=Launch(device=device)) for source in (bank, queries)]
     return knn_accuracy(*features)
 
 
@@ -142,7 +142,7 @@ def _retrieval(encoder: nn.Module, source: ByteSource, view: ViewSpec, device: t
     crops = []
     for name in ("first crop", "second crop"):
         crop = ViewSpec(name=name, size=view.size, scale=(0.3, 0.6), interpolation=view.interpolation)
-        vectors = embed(encoder, photos, crop, device=device).vectors
+        vectors = embed(encoder, photos, crop, process=Launch(device=device)).vectors
         crops.append(Features(vectors, torch.arange(len(vectors)), []))
     return knn_accuracy(*crops, k=1)
 

@@ -22,13 +22,13 @@ _LAST_WORDS = 3.0  # seconds that a process has to say that it is still there, o
 
 @dataclass(frozen=True)
 class Launch:
-    """Who this process is."""
+    """Who this process is; by default alone, on the CPU."""
 
-    rank: int
-    world: int
-    local_rank: int
-    local_world: int
-    device: torch.device
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    local_world: int = 1
+    device: torch.device = torch.device("cpu")
     control: dist.ProcessGroup | None = None  # for what processes agree on, on CPUs; None in a single process
 
     @property
@@ -39,19 +39,32 @@ class Launch:
         if self.world > 1:
             dist.barrier(self.control)
 
+    def gather(self, value: object) -> list:
+        """What each process gave, by rank, on all of them; tensors (N, ...) of one shape come without a detour."""
+        if self.world == 1:
+            return [value]
+        if isinstance(value, torch.Tensor):
+            parts = [torch.empty_like(value) for _ in range(self.world)]
+            dist.all_gather(parts, value.contiguous(), group=self.control)
+        else:
+            parts = [None] * self.world
+            dist.all_gather_object(parts, value, group=self.control)
+        return parts
+
     def require_equal(self, facts: dict[str, object]) -> None:
         """Raises `UserError` on every process if one of `facts` differs among them, naming it and who differs."""
         if self.world == 1:
             return
-        all_facts: list[dict] = [{}] * self.world
-        dist.all_gather_object(all_facts, facts, group=self.control)
-        problems = []
+        all_facts, problems = self.gather(facts), []
         for key in facts:
             values = [str(others.get(key)) for others in all_facts]
             if other := [rank for rank in range(self.world) if values[rank] != values[0]]:
                 problems.append(f"{key}: {values[0]} on process 0, but {values[other[0]]} on {_list(other)}")
         if problems:
             raise UserError("\n".join(f"the processes do not agree on {problem}" for problem in problems))
+
+
+ALONE = Launch()
 
 
 def pick_device(choice: str) -> torch.device:

@@ -13,6 +13,7 @@ from ..errors import UserError
 from ..pipelines.loaders import choose_loader, make_loader
 from ..pipelines.order import Order
 from ..pipelines.spec import ByteSource, InputSpec, ViewSpec
+from .distributed import ALONE, Launch
 
 _SMALL = 32  # pixels; such images show their thing from edge to edge, and have no margin to cut off
 
@@ -51,31 +52,36 @@ def embed_batches(
     *,
     loader: str = "auto",
     batch_size: int = 256,
-    device: torch.device | str = "cpu",
+    process: Launch = ALONE,
     threads: int | None = None,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """(ids (B,), vectors (B, ...) float32 on the CPU) batch by batch, in the order of the source.
 
     The encoder is called in evaluation mode with `view`, of which one copy is made. Images that cannot be decoded have
-    no row; at the end `left_out` says which they are.
+    no row; at the end `left_out` says which they are. Several processes share the work, `batch_size` images each at a
+    time, and all of them get all rows.
     """
-    order = Order(len(source), min(batch_size, len(source)), shuffle=False, last="pad")
+    share = min(batch_size, -(-len(source) // process.world))
+    order = Order(len(source), share * process.world, shuffle=False, last="pad")
     inputs = InputSpec(views=(replace(view, count=1),))
-    kind, _ = choose_loader(source, loader, device, inputs)
+    kind, _ = choose_loader(source, loader, process.device, inputs)
     if kind == "webdataset":
         raise UserError(
             f"{source.name}: a stream, whose images come in no fixed order; copy the shards to evaluate on them"
         )
-    batches = make_loader(source, inputs, order, kind=kind, threads=threads, device=device)
-    encoder = encoder.to(device).eval()
+    place = {"device": process.device, "rank": process.rank, "world": process.world}
+    batches = make_loader(source, inputs, order, kind=kind, threads=threads, **place)
+    encoder = encoder.to(process.device).eval()
     try:
         for step in range(order.steps_per_epoch):
             batch = next(batches)
-            fresh = min(len(batch.ids), len(source) - step * len(batch.ids))  # the rest pads the last batch
+            vectors = encoder(batch.views[view.name][0]).float().cpu()
+            vectors, read = (torch.cat(process.gather(part)) for part in (vectors, batch.ids))
+            fresh = min(len(read), len(source) - step * len(read))  # the rest pads the last batch
             asked = order.ids(step)[:fresh]
-            own = asked == batch.ids[:fresh]  # the others stand in for undecodable images
-            yield asked[own], encoder(batch.views[view.name][0])[:fresh][own.to(device)].float().cpu()
-        left_out += batches.stats().replaced
+            own = asked == read[:fresh]  # the others stand in for undecodable images
+            yield asked[own], vectors[:fresh][own]
+        left_out += sorted({line for lines in process.gather(batches.stats().replaced) for line in lines})
     finally:
         batches.close()
 

@@ -15,9 +15,10 @@ import torch
 
 import headrace
 
-from ..errors import UserError
+from ..errors import ProcessError, UserError
 from ..pipelines.sources import open_source
 from ..pipelines.spec import ByteSource
+from .distributed import ALONE, launch, pick_device
 from .embed import Features, embed_batches
 from .embed_encoder import Encoder
 from .evaluate import add_arguments, encoder_of, options_of
@@ -41,6 +42,7 @@ def fingerprint(source: ByteSource) -> str:
 def stored_features(encoder: Encoder, source: ByteSource, folder: Path, **options) -> Features:
     """Features as memory-mapped arrays from a folder of caches; computed if they are not there yet.
 
+    Several processes compute a share each, and the first writes; all of them must see the folder.
     A cache appears under its name only when it is complete: ``<hash>/`` with features.npy (N, D) float32, labels.npy
     (N,) int64, keys.txt and about.json. For `options` see `embed_batches`; the features do not depend on them.
     """
@@ -48,9 +50,18 @@ def stored_features(encoder: Encoder, source: ByteSource, folder: Path, **option
     about = {"encoder": encoder.digest, "data": fingerprint(source), "view": view, "version": headrace.__version__}
     name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     place = folder / name
-    if not (place / "about.json").exists():
+    process = options.get("process", ALONE)
+    known = process.gather((place / "about.json").exists())  # some may look a moment later than others
+    if not all(known):
         about |= {"encoder_name": encoder.name, "data_name": source.name}
-        _write(place, encoder, source, about, options)
+        if process.is_main:
+            _write(place, encoder, source, about, options)
+        else:
+            for _ in embed_batches(encoder.module, source, encoder.view, [], **options):
+                pass
+        process.barrier()
+        if not (place / "about.json").exists():
+            raise ProcessError(f"{place}: not seen by process {process.rank}; all processes need the same folder")
     about = json.loads((place / "about.json").read_text())
     # mode c: torch wants writable memory; what is written there would not reach the file
     vectors, labels = (torch.from_numpy(np.load(place / f"{n}.npy", mmap_mode="c")) for n in ("features", "labels"))
@@ -96,7 +107,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("features"), help="folder of caches (features)")
     arguments = parser.parse_args(argv)
     encoder, source = encoder_of(arguments), open_source(arguments.data)
-    features = stored_features(encoder, source, arguments.out, **options_of(arguments))
+    with launch(pick_device(arguments.device)) as process:
+        features = stored_features(encoder, source, arguments.out, **options_of(arguments, process))
+    if not process.is_main:
+        return 0
     rows, width = features.vectors.shape
     print(f"{features.place}: {rows:,} x {width:,} features of {source.name} by {encoder.name} ({encoder.digest})")
     for line in features.left_out:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import time
 from dataclasses import asdict, replace
@@ -17,7 +18,7 @@ from ..errors import UserError
 from ..pipelines import recipes
 from ..pipelines.sources import open_source
 from ..pipelines.spec import ByteSource
-from .distributed import pick_device
+from .distributed import Launch, pick_device
 from .embed_encoder import ENCODER_HELP, LAYERS, Encoder, load_encoder
 
 
@@ -31,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_computing(parser: argparse.ArgumentParser) -> None:
     """How features are computed, which changes none of them."""
-    parser.add_argument("--batch-size", type=positive, default=256)
+    parser.add_argument("--batch-size", type=positive, default=256, help="images of a process at a time (256)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--loader", choices=("auto", "cpu", "dali", "memory"), default="auto")
     parser.add_argument("--threads", type=positive, help="CPU threads that decode; default: all cores")
@@ -72,10 +73,12 @@ def encoder_of(arguments: argparse.Namespace) -> Encoder:
     return encoder
 
 
-def options_of(arguments: argparse.Namespace) -> dict:
-    """The keywords of `embed.embed_batches`."""
-    names = ("batch_size", "loader", "threads")
-    return {name: getattr(arguments, name) for name in names} | {"device": pick_device(arguments.device)}
+def options_of(arguments: argparse.Namespace, process: Launch | None = None) -> dict:
+    """The keywords of `embed.embed_batches`, of this process alone unless it is said which it is of several."""
+    options = {name: getattr(arguments, name) for name in ("batch_size", "loader", "threads")}
+    if options["threads"] is None and process is not None:
+        options["threads"] = max(1, (os.cpu_count() or 1) // process.local_world)
+    return options | {"process": process or Launch(device=pick_device(arguments.device))}
 
 
 def labelled_sets(train: str, val: str) -> tuple[ByteSource, ByteSource]:
@@ -91,10 +94,15 @@ def labelled_sets(train: str, val: str) -> tuple[ByteSource, ByteSource]:
     return sources
 
 
-def accuracies(scores: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
-    """Shares of rows (N, C) whose label has the highest score, and one of the five highest."""
+def right(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """(N, 2) bool: whether the label of a row (N, C) has the highest score, and one of the five highest."""
     best = scores.topk(min(5, scores.shape[1]), dim=1).indices == labels[:, None]
-    return {"top1": best[:, 0].float().mean().item(), "top5": best.any(1).float().mean().item()}
+    return torch.stack([best[:, 0], best.any(1)], dim=1)
+
+
+def accuracies(scores: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+    """Shares of rows (N, C) that are `right`."""
+    return dict(zip(("top1", "top5"), right(scores, labels).float().mean(0).tolist()))
 
 
 class Stopwatch:

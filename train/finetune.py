@@ -7,15 +7,13 @@ import os
 import sys
 from pathlib import Path
 
-import torch
-
 from ..errors import UserError
 from ..models.algorithms.classifier import Classifier
 from ..pipelines.sources import open_source
 from ..pipelines.spec import ViewSpec
 from .checkpoint import load_algorithm
-from .distributed import launch, pick_device
-from .embed import embed, evaluation_view
+from .distributed import Launch, launch, pick_device
+from .embed import Features, embed, evaluation_view
 from .embed_encoder import Encoder, digest, encoder_file
 from .evaluate import Stopwatch, accuracies, add_results, labelled_sets, record, table
 from .pretrain import pretrain
@@ -50,16 +48,21 @@ def main(argv: list[str] | None = None) -> int:
 
 def run_classifier(recipe: Recipe, protocol: str, start: str, results: Path) -> int:
     """Trains (or resumes) a recipe whose algorithm is the classifier; tests it on data.val when it is finished."""
-    watch, device = Stopwatch(), pick_device(recipe.train.device)
-    with launch(device, recipe.train.timeout) as process:
+    watch = Stopwatch()
+    with launch(pick_device(recipe.train.device), recipe.train.timeout) as process:
         out = pretrain(recipe, process)
-        if not process.is_main:
+        process.barrier()  # until then the first may still write
+        if not (out / "encoder.safetensors").exists():
+            if process.is_main:
+                print(f"{out}: stopped before its end; the same command continues, and tests the classifier then")
             return 0
-    if not (out / "encoder.safetensors").exists():
-        print(f"{out}: stopped before its end; the same command continues, and tests the classifier then")
+        classifier = load_algorithm(out)[1]
+        found, view = tested(classifier, recipe, process)
+    if not process.is_main:
         return 0
-    classifier = load_algorithm(out)[1]
-    figures, view = tested(classifier, recipe, device)
+    for line in found.left_out:
+        print(f"left out: {line}")
+    figures = accuracies(found.vectors, found.labels)
     encoder = Encoder(start, classifier, view, digest(classifier, str(classifier.config)))
     data = {"train": recipe.data.train, "val": recipe.data.val}
     record(results, protocol, encoder, data, recipe.plain(), figures, watch)
@@ -67,11 +70,9 @@ def run_classifier(recipe: Recipe, protocol: str, start: str, results: Path) -> 
     return 0
 
 
-def tested(classifier: Classifier, recipe: Recipe, device: torch.device) -> tuple[dict[str, float], ViewSpec]:
-    """Accuracies on data.val, and the view they were measured with."""
+def tested(classifier: Classifier, recipe: Recipe, process: Launch) -> tuple[Features, ViewSpec]:
+    """Scores (N, classes) of the images of data.val, on every process, and the view they were seen with."""
     view, source = evaluation_view(classifier.config.view), open_source(recipe.data.val)
-    options = {"loader": recipe.data.loader, "threads": recipe.data.threads, "device": device}
-    found = embed(classifier.scorer, source, view, **options)
-    for line in found.left_out:
-        print(f"left out: {line}")
-    return accuracies(found.vectors, found.labels), view
+    threads = recipe.data.threads or max(1, (os.cpu_count() or 1) // process.local_world)
+    options = {"loader": recipe.data.loader, "threads": threads, "process": process}
+    return embed(classifier.scorer, source, view, **options), view

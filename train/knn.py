@@ -9,12 +9,11 @@ import torch
 import torch.nn.functional as F
 
 from ..errors import UserError
-from .distributed import pick_device
+from .distributed import ALONE, Launch, launch, pick_device
 from .embed import Features
 from .embed_store import stored_features
 from .evaluate import (
     Stopwatch,
-    accuracies,
     add_arguments,
     add_sets,
     encoder_of,
@@ -22,6 +21,7 @@ from .evaluate import (
     options_of,
     positive,
     record,
+    right,
     table,
 )
 
@@ -71,17 +71,24 @@ def knn_table(
     ks: Sequence[int],
     temperatures: Sequence[float],
     memory: float = 1.0,
-    device: torch.device | str = "cpu",
+    process: Launch = ALONE,
 ) -> list[dict[str, float]]:
-    """A row ``{k, temperature, top1, top5}`` for each pair, of one search; accuracies lie in [0, 1]."""
-    similarity, rows = nearest(bank.vectors, queries.vectors, max(ks), memory=memory, device=device)
+    """A row ``{k, temperature, top1, top5}`` for each pair, of one search; accuracies lie in [0, 1].
+
+    Several processes take every so many-th query each, and all get the figures of all queries.
+    """
+    mine = slice(process.rank, None, process.world)
+    own, answers = queries.vectors[mine], queries.labels[mine]
+    similarity, rows = nearest(bank.vectors, own, max(ks), memory=memory, device=process.device)
     labels, classes = bank.labels[rows], int(bank.labels.max()) + 1
-    figures = []
-    for k in ks:
-        for temperature in temperatures:
-            scores = vote(similarity[:, :k], labels[:, :k], classes, temperature)
-            figures.append({"k": k, "temperature": temperature, **accuracies(scores, queries.labels)})
-    return figures
+    pairs = [(k, temperature) for k in ks for temperature in temperatures]
+    votes = (vote(similarity[:, :k], labels[:, :k], classes, temperature) for k, temperature in pairs)
+    hits = [right(scores, answers).sum(0) for scores in votes]
+    shares = torch.stack(process.gather(torch.stack(hits))).sum(0) / len(queries.labels)
+    return [
+        {"k": k, "temperature": temperature, "top1": top1, "top5": top5}
+        for (k, temperature), (top1, top5) in zip(pairs, shares.tolist())
+    ]
 
 
 def knn_accuracy(bank: Features, queries: Features, *, k: int = 20, temperature: float = 0.07) -> float:
@@ -101,16 +108,20 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError("--temperature, --memory: must be positive")
 
     watch, encoder = Stopwatch(), encoder_of(arguments)
-    sources, options = labelled_sets(arguments.train, arguments.val), options_of(arguments)
-    bank, queries = (stored_features(encoder, source, arguments.features, **options) for source in sources)
-    figures = knn_table(
-        bank,
-        queries,
-        ks=sorted(set(arguments.k)),
-        temperatures=sorted(set(arguments.temperature)),
-        memory=arguments.memory,
-        device=pick_device(arguments.device),
-    )
+    sources = labelled_sets(arguments.train, arguments.val)
+    with launch(pick_device(arguments.device)) as process:
+        options = options_of(arguments, process)
+        bank, queries = (stored_features(encoder, source, arguments.features, **options) for source in sources)
+        figures = knn_table(
+            bank,
+            queries,
+            ks=sorted(set(arguments.k)),
+            temperatures=sorted(set(arguments.temperature)),
+            memory=arguments.memory,
+            process=process,
+        )
+    if not process.is_main:
+        return 0
     data = {"train": sources[0].name, "val": sources[1].name, "neighbours": len(bank.labels)}
     record(arguments.results, "knn", encoder, data | {"queries": len(queries.labels)}, {}, figures, watch)
     table(f"k-NN, {len(bank.labels):,} neighbours, {len(queries.labels):,} queries, {encoder.name}", figures)

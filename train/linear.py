@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..errors import UserError
+from .distributed import launch, pick_device
 from .embed_encoder import encoder_file, saved_algorithm
 from .embed_store import stored_features
 from .evaluate import Stopwatch, add_arguments, add_sets, encoder_of, labelled_sets, options_of, positive, record, table
@@ -41,12 +42,16 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _fast(arguments: argparse.Namespace) -> int:
-    watch, encoder, options = Stopwatch(), encoder_of(arguments), options_of(arguments)
+    watch, encoder = Stopwatch(), encoder_of(arguments)
     sources = labelled_sets(arguments.train, arguments.val)
-    train, val = (stored_features(encoder, source, arguments.features, **options) for source in sources)
+    with launch(pick_device(arguments.device)) as process:
+        options = options_of(arguments, process)
+        train, val = (stored_features(encoder, source, arguments.features, **options) for source in sources)
+    if not process.is_main:  # the heads take one process seconds
+        return 0
     grid = {"rates": sorted(set(arguments.lr)), "decays": sorted(set(arguments.weight_decay))}
     rest = {"epochs": arguments.epochs or 50, "batch_size": arguments.head_batch or 256, "seed": arguments.seed}
-    best, heads = sweep_heads(train, val, len(sources[0].classes), **grid, **rest, device=options["device"])
+    best, heads = sweep_heads(train, val, len(sources[0].classes), **grid, **rest, device=process.device)
     data = {"train": sources[0].name, "val": sources[1].name, "images": [len(train.labels), len(val.labels)]}
     record(arguments.results, "linear sweep", encoder, data, grid | rest, best | {"heads": heads}, watch)
     table(f"linear, best of {len(heads)} heads on features, {encoder.name}", [best])

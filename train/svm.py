@@ -6,8 +6,9 @@ Goyal et al., "Scaling and Benchmarking Self-Supervised Visual Representation Le
 from __future__ import annotations
 
 import argparse
+import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from ..errors import UserError
 from ..pipelines.rng import stream_key
 from ..pipelines.sources.voc import CATEGORIES, VocSource
+from .distributed import Launch, launch, pick_device
 from .embed import Features
 from .embed_store import stored_features
 from .evaluate import Stopwatch, add_arguments, add_outputs, encoder_of, options_of, positive, record, table
@@ -72,18 +74,30 @@ def choose_cost(rows: np.ndarray, wanted: np.ndarray, costs: Sequence[float], se
     return max(costs, key=score)
 
 
-def full(train, train_targets, test, test_targets, *, costs: Sequence[float] = COSTS, seed: int = 0) -> list[dict]:
+def _in_parallel(function: Callable, tasks: list[tuple], jobs: int) -> list:
+    """What the function makes of each task, by `jobs` processes: the solver's random numbers are one sequence for all
+    threads of a process, so threads would not repeat."""
+    from joblib import Parallel, delayed
+
+    return Parallel(n_jobs=jobs)(delayed(function)(*task) for task in tasks)
+
+
+def full(
+    train, train_targets, test, test_targets, *, costs: Sequence[float] = COSTS, seed: int = 0, jobs: int = 1
+) -> list[dict]:
     """A row for each class with its cost and AP. rows (N, D); targets (N, C) in {1, 0, -1}.
 
-    -1, difficult, counts as absent in training and is left out of the test.
+    -1, difficult, counts as absent in training and is left out of the test. `jobs` processes take a class each.
     """
-    found = []
-    for column, (own, asked) in enumerate(zip(train_targets.T, test_targets.T)):
-        cost = choose_cost(train, own == 1, costs, seed)
-        scores = fit_svm(train, own == 1, cost, seed).decision_function(test)
-        counts = asked >= 0
-        found.append({"class": column, "cost": cost, "AP": average_precision(asked[counts], scores[counts])})
-    return found
+    tasks = [(train, own, test, asked, costs, seed) for own, asked in zip(train_targets.T, test_targets.T)]
+    return [{"class": column, **row} for column, row in enumerate(_in_parallel(_one_class, tasks, jobs))]
+
+
+def _one_class(train, own, test, asked, costs: Sequence[float], seed: int) -> dict:
+    cost = choose_cost(train, own == 1, costs, seed)
+    scores = fit_svm(train, own == 1, cost, seed).decision_function(test)
+    counts = asked >= 0
+    return {"cost": cost, "AP": average_precision(asked[counts], scores[counts])}
 
 
 def few_rows(targets: np.ndarray, shots: int, seed: int) -> list[np.ndarray]:
@@ -108,28 +122,34 @@ def low_shot(
     draws: int = 5,
     costs=COSTS,
     seed: int = 0,
+    jobs: int = 1,
 ) -> list[dict]:
     """A row for each number of shots: mean and deviation of the mAP over draws, at the cost whose mean is best.
 
-    As published, that cost is chosen on the test set.
+    As published, that cost is chosen on the test set. `jobs` processes take a draw each.
     """
+    data = train, train_targets, test, test_targets
+    tasks = [(*data, costs, few_rows(train_targets, n, seed + draw), seed) for n in shots for draw in range(draws)]
+    drawn = np.array(_in_parallel(_one_draw, tasks, jobs)).reshape(len(shots), draws, len(costs))
     rows = []
-    for count in shots:
-        figures = np.zeros((draws, len(costs)))
-        for draw in range(draws):
-            picked = few_rows(train_targets, count, seed + draw)
-            for number, cost in enumerate(costs):
-                found = []
-                for column, own in enumerate(picked):
-                    machine = fit_svm(train[own], train_targets[own, column] == 1, cost, seed)
-                    counts = test_targets[:, column] >= 0
-                    scores = machine.decision_function(test[counts])
-                    found.append(average_precision(test_targets[counts, column], scores))
-                figures[draw, number] = np.mean(found)
+    for count, figures in zip(shots, drawn):
         best = int(figures.mean(0).argmax())
         spread = float(figures[:, best].std())
         rows.append({"shots": count, "cost": costs[best], "mAP": float(figures[:, best].mean()), "spread": spread})
     return rows
+
+
+def _one_draw(train, train_targets, test, test_targets, costs, picked: list[np.ndarray], seed: int) -> list[float]:
+    """The mAP for each cost."""
+    figures = []
+    for cost in costs:
+        found = []
+        for column, own in enumerate(picked):
+            machine = fit_svm(train[own], train_targets[own, column] == 1, cost, seed)
+            counts = test_targets[:, column] >= 0
+            found.append(average_precision(test_targets[counts, column], machine.decision_function(test[counts])))
+        figures.append(float(np.mean(found)))
+    return figures
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -143,6 +163,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--draws", type=positive, default=5)
     parser.add_argument("--cost", type=float, nargs="+", default=COSTS, help="default: the nineteen published ones")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=positive, default=os.cpu_count(), help="processes that fit SVMs (all cores)")
     add_outputs(parser)
     arguments = parser.parse_args(argv)
     if min(arguments.cost) <= 0:
@@ -151,14 +172,17 @@ def main(argv: list[str] | None = None) -> int:
     watch, encoder, costs = Stopwatch(), encoder_of(arguments), sorted(set(arguments.cost))
     if arguments.view is None:  # the whole image, squashed
         encoder.view = replace(encoder.view, crop="window", resize=encoder.view.size, squash=True)
-    parts = [_part(encoder, arguments, split) for split in ("trainval", "test")]
+    with launch(pick_device(arguments.device)) as process:
+        parts = [_part(encoder, arguments, split, process) for split in ("trainval", "test")]
+    if not process.is_main:
+        return 0
     given = [array for part in parts for array in part]
     if arguments.low_shot:
         settings = {"shots": arguments.shots, "draws": arguments.draws, "costs": costs, "seed": arguments.seed}
-        figures = low_shot(*given, **settings)
+        figures = low_shot(*given, **settings, jobs=arguments.jobs)
     else:
         settings = {"costs": costs, "seed": arguments.seed}
-        rows = full(*given, **settings)
+        rows = full(*given, **settings, jobs=arguments.jobs)
         classes = {CATEGORIES[row["class"]]: {"cost": row["cost"], "AP": row["AP"]} for row in rows}
         figures = [{"mAP": float(np.mean([row["AP"] for row in rows]))}]
     protocol = "VOC07 low-shot SVM" if arguments.low_shot else "VOC07 SVM"
@@ -168,10 +192,10 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _part(encoder, arguments: argparse.Namespace, split: str) -> tuple[np.ndarray, np.ndarray]:
+def _part(encoder, arguments: argparse.Namespace, split: str, process: Launch) -> tuple[np.ndarray, np.ndarray]:
     """Unit rows and targets of a split."""
     source = VocSource(arguments.data, split=split)
-    features = stored_features(encoder, source, arguments.features, **options_of(arguments))
+    features = stored_features(encoder, source, arguments.features, **options_of(arguments, process))
     if features.left_out:
         raise UserError(
             f"{source.name}: {features.left_out[0]}; unpack its archive again, the protocol takes all images"

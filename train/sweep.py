@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from ..errors import UserError
@@ -45,13 +44,8 @@ def sweep(
     finally:
         loader.close()
         module.train(training)
-    parts = [torch.empty_like(own) for _ in range(process.world)]
-    if process.world == 1:
-        parts = [own]
-    else:
-        dist.all_gather(parts, own, group=process.control)
     rows = own.new_empty(len(source), *own.shape[1:])
-    for rank, part in enumerate(parts):
+    for rank, part in enumerate(process.gather(own)):
         ids = [order.ids(step, rank, process.world) for step in range(order.steps_per_epoch)]
         rows[torch.cat(ids)] = part
     return rows

@@ -104,7 +104,7 @@ def test_command(tmp_path, monkeypatch):
         for column, category in enumerate(CATEGORIES):
             lines = [f"{name} {1 if own[column] else -1}" for name, own in zip(names, present)]
             (root / f"ImageSets/Main/{category}_{split}.txt").write_text("\n".join(lines))
-    command = ["pixels:40", str(tmp_path), "--threads", "1", "--cost", "1", "0.1"]
+    command = ["pixels:40", str(tmp_path), "--threads", "1", "--jobs", "1", "--cost", "1", "0.1"]
     assert svm.main(command) == 0
     assert svm.main([*command, "--low-shot", "--shots", "1", "8", "--draws", "2"]) == 0
     whole, few = map(json.loads, (tmp_path / "evaluation.jsonl").read_text().splitlines())
