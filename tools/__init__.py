@@ -6,7 +6,10 @@ page.py            the HTML skeleton that all pages share
 doctor.py          where the time goes; doctor_measure.py measures, doctor_advice.py concludes,
                    doctor_packages.py knows what is installed
 parity.py          how far every way of making views is from the definition
-plots.py           loss curve, reconstructions, the sheet of samples
+plots.py           reconstructions, the sheet of samples
+run_logs.py        logs of headrace, MMEngine and MMCV   timing.py   their step times
+curves.py          figures of runs over time             charts.py   how curves are drawn
+columns.py         tables for a terminal
 demo.py            the whole journey on a small set
 demo_images.py     the set: textured shapes on cluttered backgrounds
 thumbnails.py      a user's own images made small for the demo

@@ -24,10 +24,12 @@ from ..train.checkpoint import load_algorithm
 from ..train.distributed import Launch, pick_device
 from ..train.embed import Features, embed, evaluation_view
 from ..train.knn import knn_accuracy
-from ..train.metrics import read_metrics
 from ..train.recipe import load_recipe
+from .charts import save_png
+from .curves import chart_of
 from .demo_images import write_demo_images
-from .plots import plot_loss, plot_reconstruction, plot_samples
+from .plots import plot_reconstruction, plot_samples
+from .run_logs import read_log
 from .samples import first_samples
 from .thumbnails import write_thumbnails
 
@@ -82,8 +84,7 @@ def demo(out: Path, data: Path | None, overrides: list[str]) -> dict[str, float]
         score = lambda encoder: _retrieval(encoder, train_set, view, device)
     figures = {name: score(encoder) for name, encoder in encoders.items()}
 
-    rows = read_metrics(out)
-    plot_loss(rows, out / "loss.png", f"MAE on {len(train_set):,} images")
+    save_png([chart_of([read_log(out)], ["loss"], "loss")], out / "loss.png", f"MAE on {len(train_set):,} images")
     plot_reconstruction(trained.cpu(), queries, out / "reconstruction.png")
     shown = first_samples(train_set, trained.inputs(), 6, seed=recipe.train.seed)
     plot_samples(shown, out / "views.png", "What the algorithm sees")

@@ -15,6 +15,7 @@ from pathlib import Path
 from ..errors import UserError
 from ..pipelines.sources import open_source
 from ..train.recipe import load_recipe
+from .columns import aligned
 from .doctor_advice import PREPARATION, Measured, Timing, advise
 from .doctor_measure import measure
 from .doctor_packages import versions
@@ -82,15 +83,8 @@ def table(measured: Measured) -> list[str]:
     if measured.model is not None:
         add("model", measured.model)
         add(f"model + loader {measured.loader}", measured.training)
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    lines = [
-        "  ".join(
-            [f"{row[0]:<{widths[0]}}", *(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:]))]
-        ).rstrip()
-        for row in rows
-    ]
     share = measured.together.median / measured.parts
     return [
-        *lines,
+        *aligned(rows),
         f"stages on one thread; their sum is {measured.parts:,.0f} us, together they take {share:.0%} of it",
     ]

@@ -1,4 +1,4 @@
-"""Pictures of a run: the loss curve, what an algorithm sees, what a masked autoencoder restores."""
+"""Pictures of a run: what an algorithm sees, what a masked autoencoder restores."""
 
 from __future__ import annotations
 
@@ -21,16 +21,6 @@ from .samples import Sample, crop_color, first_batch, hide, to_pixels
 
 _TILE = 2.6  # inches of a tile in a sheet of samples, and the letters that fit above and below it
 _TITLE, _LETTERS = 37, 42
-
-
-def plot_loss(rows: Sequence[dict], path: Path, title: str) -> None:
-    """Loss over steps from the rows of metrics.jsonl."""
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    axes.plot([row["step"] for row in rows], [row["loss"] for row in rows], color="tab:blue")
-    axes.set(xlabel="step", ylabel="loss (mean over the logging interval)", title=title)
-    axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 def plot_samples(samples: Sequence[Sample], path: Path, title: str) -> None:
