@@ -3,127 +3,42 @@
 The same images, jobs and number of workers; each contender runs for `--seconds` at a time, in turn, `--repeat` times;
 medians with the 20th and 80th percentile, and the CPU time per image of all its processes, which other work on the
 machine disturbs less. Beforehand our views are held to the reference, and every peer's mean and spread to ours.
-Ceilings come from the same run: reading alone, decoding alone, decoding and resizing; so does our memory loader, for
-which everything is decoded beforehand.
-Appends a row per contender to ``benchmarks/results/loaders.jsonl``; ``--table`` prints the last rows of each job.
+Ceilings come from the same run: reading alone, decoding alone, decoding and resizing, copying finished views from
+memory to memory, and a loader that gives one batch again and again; so does our memory loader, for which everything is
+decoded beforehand. In jobs with a number of pixels behind their names all images are encoded anew at that size before,
+as FFCV does it, and everybody reads these bytes.
+
+The page cache is warm; ``--cold`` measures from the disk as well, in jobs of their own (``mae-cold``), those contenders
+that read the folder itself: before every turn the system is asked to forget the files, and a turn reads no file twice.
+
+Appends a row per contender to the ledger ``loaders.jsonl``; ``--table`` prints the last rows of each job.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import itertools
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from headrace.errors import UserError, run_command
-from headrace.pipelines.cut import crop_and_resize, decode_fast
-from headrace.pipelines.decode import image_size
-from headrace.pipelines.draw import draw_views
-from headrace.pipelines.loaders import choose_loader, make_loader
-from headrace.pipelines.memory_loader import ArraySource
-from headrace.pipelines.order import Order
+from headrace.pipelines.loaders import choose_loader
 from headrace.pipelines.recipes import VIEWS
-from headrace.pipelines.reference import reference_views
-from headrace.pipelines.sources import open_source
-from headrace.pipelines.spec import InputSpec, ViewSpec
 
+from .jobs import CEILINGS, DECODED, JOBS, Job, shrink
 from .peers import PEERS
-from .record import append, read
+from .record import add_out, append, read, spread
 
-JOBS = {"mae": "mae", "two-views": "moco_v2", "multicrop": "swav_2x224_6x96", "eval": "eval"}
 OURS = ("cpu", "dali")
-CEILINGS = ("read only", "decode only", "decode and resize")
-DECODED = "headrace memory"  # all images decoded beforehand; it crops on one thread
+_WARM = 4  # batches before the clock starts
 _TICK = os.sysconf("SC_CLK_TCK")
-
-
-class Job:
-    """One job on one folder: `start(contender)` gives an endless iterator over batches."""
-
-    def __init__(self, data: Path, views: tuple[ViewSpec, ...], workers: int, batch: int) -> None:
-        self.data, self.views, self.workers, self.batch = data, views, workers, batch
-        self.source, self.inputs = open_source(data), InputSpec(views)
-        self.order = Order(len(self.source), batch)
-
-    def start(self, contender: str) -> Iterator:
-        if contender in PEERS:
-            return PEERS[contender].load()(self.data, self.views, self.workers, self.batch)
-        if contender == DECODED:
-            images = [decode_fast(self.source.read(i)) for i in range(min(256, len(self.source)))]
-            return self._loader("memory", ArraySource(images))
-        if contender.startswith("headrace "):
-            return self._loader(contender.removeprefix("headrace "), self.source)
-        if contender == "decode and resize":
-            return self._by_threads(self._resizer())
-        return self._by_threads({"read only": self._read, "decode only": self._decode}[contender])
-
-    def _loader(self, kind: str, source) -> Iterator:
-        torch.set_num_threads(self.workers)
-        order = Order(len(source), self.batch)
-        with closing(make_loader(source, self.inputs, order, kind=kind, threads=self.workers)) as loader:
-            for batch in loader:
-                yield [copy for view in batch.views.values() for copy in view]
-
-    def _by_threads(self, work: Callable[[int], object]) -> Iterator:
-        with ThreadPoolExecutor(self.workers) as pool:
-            for step in itertools.count():
-                yield list(pool.map(work, self.order.ids(step).tolist()))
-
-    def _read(self, index: int) -> int:
-        return int(self.source.read(index)[::512].sum())  # every page of the file
-
-    def _decode(self, index: int) -> np.ndarray:
-        return decode_fast(self.source.read(index))
-
-    def _resizer(self) -> Callable[[int], None]:
-        """Crops are drawn beforehand, for all images at once."""
-        sizes = torch.tensor([image_size(self.source.read(index)) for index in range(len(self.source))])
-        params = draw_views(self.inputs, 0, 0, torch.arange(len(sizes)), sizes)
-        boxes = {view.name: params[view.name].crop.transpose(0, 1).tolist() for view in self.views}
-
-        def resize(index: int) -> None:
-            image = self._decode(index)
-            for view in self.views:
-                out = np.empty((view.size, view.size, 3), np.uint8)
-                for box in boxes[view.name][index]:
-                    crop_and_resize(image, box, view.interpolation, out)
-
-        return resize
-
-    def check(self, contenders: Sequence[str]) -> dict[str, str]:
-        """What is wrong with a contender's views, by name; nothing may be wrong with ours."""
-        with closing(make_loader(self.source, self.inputs, Order(len(self.source), 8), kind="cpu")) as loader:
-            batch = next(loader)
-        oracle = reference_views(self.source, self.inputs, 0, 0, batch.ids)
-        for view in self.views:
-            error = ((batch.views[view.name] - oracle[view.name]) * torch.tensor(view.std).view(3, 1, 1) * 255).abs()
-            if error.max() > 1.1:
-                raise AssertionError(f"cpu: {view.name} is {error.max():.2f} grey levels from the reference")
-        wrong, expected = {}, None
-        for name in contenders:
-            if name not in CEILINGS:
-                with closing(self.start(name)) as batches:
-                    found = _summary(itertools.islice(batches, 4))
-                expected = expected or found
-                if found[0] != expected[0] or np.abs(np.subtract(found[1], expected[1])).max() > 0.35:
-                    wrong[name] = f"shapes, mean and spread are {found}, ours are {expected}"
-        return wrong
-
-
-def _summary(batches: Iterator[list[torch.Tensor]]) -> tuple[list[tuple[int, ...]], list[float]]:
-    """Shapes of the views, and mean and standard deviation over some batches."""
-    made = [[view.float() for view in batch] for batch in batches]
-    values = torch.cat([view.flatten() for batch in made for view in batch])
-    return [tuple(view.shape) for view in made[0]], [round(values.mean().item(), 3), round(values.std().item(), 3)]
 
 
 def cpu_seconds() -> float:
@@ -141,42 +56,49 @@ def cpu_seconds() -> float:
     return sum(times.get(pid, 0) for pid in family) / _TICK
 
 
-def measure(batches: Iterator, batch: int, seconds: float, warm: int = 4) -> tuple[float, float]:
-    """(images per second, CPU microseconds per image) after `warm` batches; ends the iterator."""
+def measure(
+    batches: Iterator, batch: int, seconds: float, warm: int = _WARM, forget: Callable | None = None, most: int = 0
+) -> tuple[float, float]:
+    """(images per second, CPU microseconds per image) after `warm` batches, and `forget()`; ends the iterator.
+
+    Stops before `seconds` after `most` images, if given.
+    """
     with closing(batches):
         for _ in range(warm):
             next(batches)
+        if forget is not None:
+            forget()
         began, cpu, images = time.perf_counter(), cpu_seconds(), 0
-        while (took := time.perf_counter() - began) < seconds:
+        while (took := time.perf_counter() - began) < seconds and not (most and images >= most):
             next(batches)
             images += batch
         return images / took, 1e6 * (cpu_seconds() - cpu) / images
 
 
-def run(job: Job, contenders: Sequence[str], seconds: float, repeat: int) -> dict[str, dict[str, float]]:
+def run(
+    job: Job, contenders: Sequence[str], seconds: float, repeat: int, cold: bool = False
+) -> dict[str, dict[str, float]]:
+    """Figures by contender, of turns in turn."""
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
+    # of one pass over the images, half is left to what is read ahead
+    options = {"forget": job.forget, "most": len(job.source) // 2, "warm": 1} if cold else {}
     for _ in range(repeat):
         for name in contenders:
-            found[name].append(measure(job.start(name), job.batch, seconds))
+            found[name].append(measure(job.start(name), job.batch, seconds, **options))
     views = sum(view.count for view in job.views)
     figures = {}
     for name, runs in found.items():
         rates, cpu = zip(*runs)
-        p20, median, p80 = np.quantile(rates, [0.2, 0.5, 0.8]).round(1).tolist()
-        figures[name] = {
-            "images_per_second": median,
-            "p20": p20,
-            "p80": p80,
-            "views_per_second": round(median * views, 1),
-            "cpu_us_per_image": round(float(np.median(cpu)), 1),
-        }
+        own = spread("images_per_second", rates)
+        own["views_per_second"] = round(own["images_per_second"] * views, 1)
+        figures[name] = own | {"cpu_us_per_image": round(float(np.median(cpu)), 1)}
     return figures
 
 
 def table(rows: Sequence[dict]) -> str:
     """The last row of every contender and job as Markdown, jobs side by side: images/s (p20-p80), CPU us per image."""
     last = {(row["contender"], row["job"]): row for row in rows}
-    jobs = [job for job in JOBS if any(key[1] == job for key in last)]
+    jobs = list(dict.fromkeys(key[1] for key in last))
     lines = ["| | " + " | ".join(jobs) + " |", "|---|" + "---:|" * len(jobs)]
     for contender in dict.fromkeys(key[0] for key in last):
         cells = []
@@ -188,6 +110,11 @@ def table(rows: Sequence[dict]) -> str:
     return "\n".join(lines)
 
 
+def from_disk(contender: str) -> bool:
+    """Whether it reads the images where they lie, so that forgetting them makes it slower."""
+    return not (contender in PEERS and PEERS[contender].prepare) and contender not in (DECODED, *CEILINGS[3:])
+
+
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m headrace.benchmarks.loaders", description=__doc__.split(":")[0])
     parser.add_argument("--data", type=Path, help="a folder of images in folders of classes")
@@ -197,10 +124,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--repeat", type=int, default=5, help="turns of each contender")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--cold", action="store_true", help="measure from the disk, too")
     parser.add_argument("--table", action="store_true", help="print the recorded rows as Markdown and end")
+    add_out(parser)
     args = parser.parse_args(argv)
     if args.table:
-        print(table(read("loaders")))
+        print(table(read("loaders", args.out)))
         return 0
     if args.data is None:
         raise UserError("loaders: --data is missing: a folder of images in folders of classes")
@@ -211,28 +140,45 @@ def main(argv: Sequence[str]) -> int:
         print(f"skipped: {name}: {PEERS[name].package} is not installed; pip install 'headrace[peers]'")
         peers.remove(name)
     for name in args.jobs:
-        views = VIEWS[JOBS[name]]
-        job = Job(args.data, views, args.workers, args.batch)
-        ours = [f"headrace {kind}" for kind in OURS if _runs(job, kind)]
-        contenders = [*ours, *peers, DECODED, *CEILINGS]
-        wrong = job.check(contenders)
-        for contender, fault in wrong.items():
-            print(f"skipped: {contender}: {fault}")
-        contenders = [contender for contender in contenders if contender not in wrong]
-        figures = run(job, contenders, args.seconds, args.repeat)
-        config = {"views": [dataclasses.asdict(view) for view in views], "images": len(job.source)}
-        config |= {"workers": args.workers, "batch": args.batch, "seconds": args.seconds, "repeat": args.repeat}
-        for contender, figure in figures.items():
-            peer = PEERS.get(contender)
-            row = {"job": name, "contender": contender, **figure, "config": config}
-            append(
-                "loaders",
-                row | ({"differences": peer.differences} if peer else {}),
-                (peer.distribution,) if peer else (),
-            )
-        rows = [{"job": name, "contender": contender, **figure} for contender, figure in figures.items()]
-        print(table(rows), flush=True)
+        recipe, side = JOBS[name]
+        with tempfile.TemporaryDirectory(prefix="headrace-loaders-") as folder:
+            data = args.data if side is None else shrink(args.data, Path(folder) / "images", side)
+            job = Job(data, VIEWS[recipe], args.workers, args.batch, Path(folder))
+            compare(job, name, peers, args)
     return 0
+
+
+def compare(job: Job, name: str, peers: Sequence[str], args: argparse.Namespace) -> None:
+    """Checks, measures, records and prints everybody at one job."""
+    ours = [f"headrace {kind}" for kind in OURS if _runs(job, kind)]
+    contenders = [*ours, *peers, DECODED, *CEILINGS]
+    wrong = job.check(contenders)
+    for contender, fault in wrong.items():
+        print(f"skipped: {contender}: {fault}")
+    contenders = [contender for contender in contenders if contender not in wrong]
+    config = {"views": [dataclasses.asdict(view) for view in job.views], "images": len(job.source)}
+    config |= {"workers": args.workers, "batch": args.batch, "seconds": args.seconds, "repeat": args.repeat}
+    config["max_side"] = JOBS[name][1]
+    for cold in (False, True) if args.cold else (False,):
+        label = f"{name}-cold" if cold else name
+        measured = [contender for contender in contenders if not cold or from_disk(contender)]
+        rows = []
+        for contender, figure in run(job, measured, args.seconds, args.repeat, cold).items():
+            peer = PEERS.get(contender)
+            row = {"job": label, "contender": contender, **figure, "config": config}
+            extra = {"differences": peer.differences} if peer else {}
+            append("loaders", row | extra, (peer.distribution,) if peer else (), folder=args.out)
+            rows.append(row)
+        print(f"{table(rows)}\n{ratios(rows, label)}\n", flush=True)
+
+
+def ratios(rows: Sequence[dict], label: str) -> str:
+    """How many times as fast as each peer our first loader is, and its share of decoding alone."""
+    rates = {row["contender"]: row["images_per_second"] for row in rows}
+    own = rates[rows[0]["contender"]]
+    over = ", ".join(f"{own / rate:.2f} x {name}" for name, rate in rates.items() if name in PEERS)
+    share = f"{own / rates['decode only']:.0%} of decoding alone" if "decode only" in rates else ""
+    return f"{label}: {rows[0]['contender']}: " + "; ".join(filter(None, (over, share)))
 
 
 def _runs(job: Job, kind: str) -> bool:

@@ -5,13 +5,16 @@ A row says what was measured and with what: time, hardware, versions, commit, co
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import time
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from headrace.train.run_directory import environment
@@ -28,6 +31,17 @@ def append(name: str, row: dict[str, Any], packages: tuple[str, ...] = (), folde
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / f"{name}.jsonl", "a") as file:
         file.write(json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **row, **facts}) + "\n")
+
+
+def add_out(parser: argparse.ArgumentParser) -> None:
+    """The option that every benchmark has."""
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the ledger (%(default)s)")
+
+
+def spread(name: str, values: Sequence[float]) -> dict[str, float]:
+    """The figure `name` of repeated measurements, their median, with the 20th and 80th percentile."""
+    p20, median, p80 = np.quantile(values, [0.2, 0.5, 0.8]).tolist()
+    return {key: float(f"{value:.5g}") for key, value in {name: median, "p20": p20, "p80": p80}.items()}
 
 
 def read(name: str, folder: Path = RESULTS) -> list[dict[str, Any]]:

@@ -2,38 +2,39 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 import torchvision
+import webdataset as wds
 
 from headrace.pipelines.sources import open_source
 
 from .folders import Views, tensors
 
+_SHARDS = 16
 
-def webdataset(data, views, workers: int, batch: int) -> Iterator:
-    import webdataset as wds
 
+def write(data: Path, out: Path) -> None:
+    source = open_source(data)
+    out.mkdir()
+    for shard in range(_SHARDS):
+        with wds.TarWriter(f"{out}/{shard:06}.tar") as tar:
+            for index in range(shard, len(source), _SHARDS):
+                tar.write({"__key__": f"{index:08}", "jpg": source.read(index).tobytes(), "cls": 0})
+
+
+def webdataset(tars: Path, views, workers: int, batch: int) -> Iterator:
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        source = open_source(data)
-        shards = max(2 * workers, 1)
-        for shard in range(shards):
-            with wds.TarWriter(f"{folder}/{shard:06}.tar") as tar:
-                for index in range(shard, len(source), shards):
-                    tar.write({"__key__": f"{index:08}", "jpg": source.read(index).tobytes(), "cls": 0})
-        rgb, make = torchvision.io.ImageReadMode.RGB, Views(views, tensors)
+    rgb, make = torchvision.io.ImageReadMode.RGB, Views(views, tensors)
 
-        def finish(encoded: bytes):
-            return make(torchvision.io.decode_image(torch.frombuffer(bytearray(encoded), dtype=torch.uint8), rgb))
+    def finish(encoded: bytes):
+        return make(torchvision.io.decode_image(torch.frombuffer(bytearray(encoded), dtype=torch.uint8), rgb))
 
-        urls = sorted(str(path) for path in Path(folder).glob("*.tar"))
-        samples = wds.WebDataset(urls, shardshuffle=100, resampled=True).shuffle(200).to_tuple("jpg", "cls")
-        batches = samples.map_tuple(finish, int).batched(
-            batch, partial=False, collation_fn=torch.utils.data.default_collate
-        )
-        for made, _ in wds.WebLoader(batches, batch_size=None, num_workers=workers):
-            yield made
+    urls = sorted(str(path) for path in tars.glob("*.tar"))
+    samples = wds.WebDataset(urls, shardshuffle=100, resampled=True).shuffle(200).to_tuple("jpg", "cls")
+    collate = torch.utils.data.default_collate
+    batches = samples.map_tuple(finish, int).batched(batch, partial=False, collation_fn=collate)
+    for made, _ in wds.WebLoader(batches, batch_size=None, num_workers=workers):
+        yield made

@@ -1,13 +1,18 @@
 """The benchmark of loaders: what it compares is comparable, and what it writes can be read."""
 
 import itertools
+import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from headrace.benchmarks import loaders, record
+from headrace.benchmarks import jobs, loaders, record
 from headrace.errors import UserError
 from headrace.pipelines.spec import ViewSpec
 
@@ -18,8 +23,8 @@ VIEWS = (
 
 
 @pytest.fixture
-def job(photo_folder):
-    return loaders.Job(photo_folder, VIEWS, workers=0, batch=4)
+def job(photo_folder, tmp_path):
+    return jobs.Job(photo_folder, VIEWS, workers=0, batch=4, scratch=tmp_path)
 
 
 def test_every_contender_that_is_installed_gives_float_views_of_the_same_shapes(job):
@@ -49,9 +54,9 @@ def test_a_contender_with_other_views_is_caught(job, monkeypatch):
 
 
 def test_ours_must_be_right_or_nothing_is_measured(job, monkeypatch):
-    oracle = loaders.reference_views
+    oracle = jobs.reference_views
     off = lambda *arguments: {name: views + 0.1 for name, views in oracle(*arguments).items()}
-    monkeypatch.setattr(loaders, "reference_views", off)
+    monkeypatch.setattr(jobs, "reference_views", off)
     with pytest.raises(AssertionError, match="grey levels from the reference"):
         job.check([])
 
@@ -71,7 +76,7 @@ def test_rates_count_images_and_all_processors_time():
 def test_figures_are_medians_of_turns_in_turn(job, monkeypatch):
     seen, rates = [], iter([10, 1, 30, 3, 20, 2])
     monkeypatch.setattr(job, "start", lambda name: seen.append(name) or iter(()))
-    monkeypatch.setattr(loaders, "measure", lambda *_: (next(rates), 5.0))
+    monkeypatch.setattr(loaders, "measure", lambda *_, **__: (next(rates), 5.0))
     figures = loaders.run(job, ["a", "b"], 1.0, 3)
     assert seen == ["a", "b"] * 3
     assert figures["a"] == {
@@ -100,3 +105,90 @@ def test_mistakes_on_the_command_line_are_said():
         loaders.main([])
     with pytest.raises(UserError, match="torchvison is none of"):
         loaders.main(["--data", ".", "--peers", "torchvison"])
+
+
+def test_shrinking_keeps_folders_and_small_images(photo_folder, tmp_path):
+    """Names and class folders stay; only what is larger gets new bytes, and then has that side."""
+    small = jobs.shrink(photo_folder, tmp_path / "small", 100)
+    found = sorted(path.relative_to(small) for path in small.rglob("*.jpg"))
+    assert found == sorted(path.relative_to(photo_folder) for path in photo_folder.rglob("*.jpg"))
+    for name in found:
+        before, after = (Image.open(folder / name) for folder in (photo_folder, small))
+        if max(before.size) <= 100:
+            assert (small / name).read_bytes() == (photo_folder / name).read_bytes()
+        else:
+            assert max(after.size) == 100
+            assert after.width / after.height == pytest.approx(before.width / before.height, rel=0.02)
+
+
+def test_a_cold_turn_forgets_after_warming_up_and_reads_no_more_than_it_may():
+    seen = []
+
+    def batches():
+        for number in itertools.count():
+            seen.append(number)
+            yield None
+
+    loaders.measure(batches(), batch=10, seconds=9.0, warm=2, forget=lambda: seen.append("forgotten"), most=30)
+    assert seen == [0, 1, "forgotten", 2, 3, 4]
+
+
+def test_ceilings_run_and_a_synthetic_loader_repeats_its_batch(job):
+    job.workers = 1
+    for name in jobs.CEILINGS:
+        batches = job.start(name)
+        first, second = next(batches), next(batches)
+        batches.close()
+        if name == "synthetic":
+            assert len(first) == 3 and all(torch.equal(a, b) for a, b in zip(first, second))
+
+
+def test_ratios_are_ours_over_theirs():
+    rates = {"headrace cpu": 900.0, "dali": 300.0, "decode only": 1200.0}
+    rows = [{"contender": name, "images_per_second": rate} for name, rate in rates.items()]
+    assert loaders.ratios(rows, "mae") == "mae: headrace cpu: 3.00 x dali; 75% of decoding alone"
+
+
+def test_who_is_not_installed_is_named_and_the_others_run(photo_folder, tmp_path, capsys, monkeypatch):
+    nowhere = jobs.PEERS["kornia"]._replace(package="not_installed.at_all")
+    monkeypatch.setitem(jobs.PEERS, "kornia", nowhere)
+    figure = loaders.spread("images_per_second", [1, 2, 3]) | {"cpu_us_per_image": 1.0}
+    monkeypatch.setattr(loaders, "run", lambda job, names, *_: dict.fromkeys(names, figure))
+    monkeypatch.setattr(jobs.Job, "check", lambda job, names: {})
+    options = ["--peers", "kornia", "--jobs", "mae", "--batch", "4", "--out", str(tmp_path)]
+    loaders.main(["--data", str(photo_folder), *options])
+    assert "skipped: kornia: not_installed.at_all is not installed" in capsys.readouterr().out
+    rows = record.read("loaders", tmp_path)
+    assert "headrace cpu" in {row["contender"] for row in rows} and "kornia" not in {row["contender"] for row in rows}
+    assert {row["images_per_second"] for row in rows} == {2.0} and rows[0]["p20"] == pytest.approx(1.4)
+
+
+def test_opencv_by_hand_makes_views_like_ours(job):
+    """Mean and spread of many views, as the benchmark holds peers to ours."""
+    pytest.importorskip("cv2")
+    job.workers = 1
+    assert job.check(["headrace cpu", "opencv by hand"]) == {}
+
+
+def test_the_hand_written_matrix_is_the_reference_s_jitter_where_nothing_is_clamped():
+    pytest.importorskip("cv2")
+    from headrace.benchmarks.peers.opencv import _matrix
+
+    image = np.random.default_rng(0).integers(110, 140, (8, 8, 3), dtype=np.uint8)
+    view = ViewSpec(jitter=1.0, brightness=0.1, contrast=0.1, saturation=0.1, hue=0.0, gray=1.0)
+    gray = _matrix(image, view, np.random.default_rng(1))
+    assert np.allclose(gray[0], gray[1]) and np.allclose(gray[1], gray[2])
+    contrast = ViewSpec(jitter=1.0, contrast=0.5)
+    m = _matrix(image, contrast, np.random.default_rng(2))
+    luma = image.reshape(-1, 3).mean(0) @ [0.299, 0.587, 0.114]
+    factor = m[0, 0]
+    assert factor != 1 and np.allclose(m, np.hstack([factor * np.eye(3), np.full((3, 1), (1 - factor) * luma)]))
+
+
+def test_from_a_checkout_without_headrace_it_says_what_to_do(tmp_path):
+    """`python -m benchmarks.loaders` where the package itself cannot be imported."""
+    (tmp_path / "benchmarks").symlink_to(Path(loaders.__file__).parent)
+    command = [sys.executable, "-S", "-m", "benchmarks.loaders"]  # -S: not even what is installed beside it
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 2 and "pip install -e ." in ended.stderr and "Traceback" not in ended.stderr

@@ -1,0 +1,27 @@
+"""What headrace costs, and how it compares: a command each, ``python -m headrace.benchmarks.NAME [--help]``.
+
+In a checkout where headrace is installed, ``python -m benchmarks.NAME`` is the same.
+
+    loaders.py     images per second of our loaders and of others', beside ceilings     jobs.py    one job of it
+                   peers/ has a function for each of the others
+    steps.py       whole training steps: images/s, waiting for data, memory, share of the hardware's peak
+    scaling.py     1..n processes, 1..n threads, 10^3..10^9 samples
+    speedrun.py    from nothing to k-NN and linear accuracy on CIFAR-10 in ten minutes
+    evaluation.py  k-NN at the scale of ImageNet, the fast linear sweep against a published protocol
+    kernels.py     every operator beside its rivals                                     augment_gpu.py   augmentation
+    overhead.py    what the loop costs beside the model
+    shard.py       how fast a folder becomes tars
+    faults.py      what becomes of a run that something happens to    processes.py, preload.py    runs as processes
+    gpu.py         all that needs a GPU, in ten minutes, most valuable first
+
+    record.py      the ledger results/*.jsonl: every figure with its spread, hardware, versions, commit and settings
+
+Commands that measure take ``--out``, the folder of the ledger.
+"""
+
+import importlib.util
+import sys
+
+if importlib.util.find_spec("headrace") is None:
+    print("benchmarks: headrace is not installed here; pip install -e . in this folder", file=sys.stderr)
+    sys.exit(2)
