@@ -48,6 +48,7 @@ class Algorithm(nn.Module):
     them with `models.distributed.gather_with_gradient`.
     """
 
+    no_pictures = "predicts no pictures"  # why there is no `reconstruct`, where there is none
     local_batch_norm = False  # True: batch normalisation per process, where the method counts on it (MoCo's shuffling)
 
     @dataclass(frozen=True)
@@ -82,7 +83,8 @@ class Algorithm(nn.Module):
 
     @property
     def pictures(self) -> str | None:
-        """What ``reconstruct(images (B, 3, S, S), mask) -> (B, 3, S, S)`` shows, in a sentence; None without it."""
+        """What ``reconstruct(images (B, 3, S, S), mask, *, contrast) -> models.reconstruct.Restored`` shows, in a
+        sentence; None without it. `contrast`: see `models.reconstruct.fill_hidden`."""
         return None
 
     @property

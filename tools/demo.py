@@ -28,7 +28,8 @@ from ..train.recipe import load_recipe
 from .charts import save_png
 from .curves import chart_of
 from .demo_images import write_demo_images
-from .plots import plot_reconstruction, plot_samples
+from .plots import plot_samples
+from .reconstruct import plot_reconstruction
 from .run_logs import read_log
 from .samples import first_samples
 from .thumbnails import write_thumbnails

@@ -1,4 +1,4 @@
-"""Pictures of a run: what an algorithm sees, what a masked autoencoder restores."""
+"""Sheets of pictures: samples with what was drawn for them, and rows of images."""
 
 from __future__ import annotations
 
@@ -14,10 +14,7 @@ import matplotlib.pyplot as plt
 from matplotlib.patches import Rectangle
 
 from ..errors import UserError
-from ..models.algorithm import Algorithm
-from ..pipelines.spec import ByteSource, InputSpec
-from ..train.embed import evaluation_view
-from .samples import Sample, crop_color, first_batch, hide, to_pixels
+from .samples import Sample, crop_color
 
 _TILE = 2.6  # inches of a tile in a sheet of samples, and the letters that fit above and below it
 _TITLE, _LETTERS = 37, 42
@@ -58,36 +55,12 @@ def plot_samples(samples: Sequence[Sample], path: Path, title: str) -> None:
     plt.close(figure)
 
 
-def plot_reconstruction(
-    algorithm: Algorithm, source: ByteSource, path: Path, *, samples: int = 6, seed: int = 0
-) -> None:
-    """One column a sample: input, hidden patches, what is predicted for them, and how far off it is.
-
-    Raises `UserError` for an algorithm that predicts no pictures.
-    """
-    if algorithm.pictures is None:
-        raise UserError(f"{algorithm.config.name}: predicts no pictures, so there is nothing to reconstruct")
-    (training,), mask = algorithm.inputs().views, algorithm.inputs().mask
-    view = evaluation_view(training)
-    batch = first_batch(source, InputSpec((view,), mask), samples, seed=seed)
-    images, hidden = batch.views[view.name][0], batch.mask.hidden.expand(len(batch.ids), -1)
-    pixels, restored = to_pixels(images, view), to_pixels(algorithm.eval().reconstruct(images, batch.mask), view)
-    error = (restored.float() - pixels.float()).abs().mean(-1, keepdim=True).expand_as(pixels)
-    rows = [
-        ("input", pixels),
-        ("masked input", hide(pixels, hidden, mask)),
-        ("reconstruction", restored),
-        ("difference, darker is more", (255 - 2 * error).clamp(min=0).to(torch.uint8)),
-    ]
-    _sheet(rows, path, f"Hidden patches are predicted, visible ones pasted from the input.\n{algorithm.pictures}")
-
-
 def _wrap(*lines: str) -> str:
     return "\n".join(part for line in lines for part in textwrap.wrap(line, _LETTERS, break_on_hyphens=False))
 
 
-def _sheet(rows: list[tuple[str, torch.Tensor]], path: Path, title: str) -> None:
-    """One column a sample; a row is a name and its images (B, S, S, 3)."""
+def plot_rows(rows: list[tuple[str, torch.Tensor]], path: Path, title: str) -> None:
+    """One column a sample; a row is a name and its images (B, S, S, 3) uint8."""
     samples = len(rows[0][1])
     size = (max(8, 1.6 * samples + 1.2), 1.6 * len(rows) + 0.7)
     figure, axes = plt.subplots(len(rows), samples, figsize=size, squeeze=False, layout="constrained")
@@ -97,6 +70,10 @@ def _sheet(rows: list[tuple[str, torch.Tensor]], path: Path, title: str) -> None
             axes[row, column].set(xticks=[], yticks=[])
             axes[row, column].spines[:].set_visible(False)
         axes[row, 0].set_ylabel(name, fontsize=9)
-    figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=110)
+    lines = [textwrap.fill(line, round(13 * size[0])) for line in title.splitlines()]
+    figure.suptitle("\n".join(lines), fontsize=9)
+    try:
+        figure.savefig(path, dpi=110)
+    except OSError as fault:
+        raise UserError(f"{path}: cannot be written ({fault.strerror}); give another file") from None
     plt.close(figure)

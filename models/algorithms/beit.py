@@ -39,6 +39,8 @@ class BEiT(Algorithm):
     pixels, so that it gives one word a patch.
     """
 
+    no_pictures = "predicts tokens of a visual vocabulary, no pictures"
+
     @dataclass(frozen=True)
     class Config(Algorithm.Config):
         name: Literal["beit"] = "beit"

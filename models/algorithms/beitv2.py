@@ -26,6 +26,8 @@ class BEiTv2(Algorithm):
     tokens of three quarters of the depth with the class token of the last block, and has two blocks of its own.
     """
 
+    no_pictures = "predicts tokens of a visual vocabulary, no pictures"
+
     @dataclass(frozen=True)
     class Config(Algorithm.Config):
         name: Literal["beitv2"] = "beitv2"

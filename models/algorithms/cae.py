@@ -29,6 +29,8 @@ class CAE(Algorithm):
     the hidden tokens of the encoder of the step before, which sees the hidden patches alone.
     """
 
+    no_pictures = "predicts tokens of a visual vocabulary, no pictures"
+
     @dataclass(frozen=True)
     class Config(Algorithm.Config):
         name: Literal["cae"] = "cae"

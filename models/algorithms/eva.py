@@ -44,6 +44,8 @@ class EVA(MAE):
     Loss: 2 - 2 cos(prediction, feature), averaged over hidden patches. The tower is given the images as the encoder is.
     """
 
+    no_pictures = "predicts features of CLIP, no pictures"
+
     @dataclass(frozen=True)
     class Config(MAE.Config):
         name: Literal["eva"] = "eva"
@@ -73,4 +75,4 @@ class EVA(MAE):
 
     @property
     def pictures(self) -> None:
-        return None  # what is predicted are features
+        return None

@@ -12,7 +12,7 @@ from ...pipelines.spec import Batch, InputSpec, Mask, RandomMask, ViewSpec
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones.vit import ViT
 from ..decoders import MAEDecoder
-from ..reconstruct import UP_TO_CONTRAST, fill_hidden
+from ..reconstruct import UP_TO_CONTRAST, Restored, fill_hidden
 from ..smoke import tiny_backbone, tiny_view
 
 
@@ -91,7 +91,7 @@ class MAE(Algorithm):
         return UP_TO_CONTRAST if self.config.normalize_pixels else "The network predicts the pixels themselves."
 
     @torch.no_grad()
-    def reconstruct(self, images: torch.Tensor, mask: Mask) -> torch.Tensor:
-        """(B, 3, S, S): hidden patches as predicted, visible ones as given; see `models.reconstruct.fill_hidden`."""
+    def reconstruct(self, images: torch.Tensor, mask: Mask, *, contrast: bool = True) -> Restored:
         p, normalized = self.config.backbone.patch_size, self.config.normalize_pixels
-        return fill_hidden(images, self.predict(images, mask)[0], mask.hidden, p, normalized=normalized)
+        options = {"normalized": normalized, "contrast": contrast, "target": self.target(images)}
+        return fill_hidden(images, self.predict(images, mask)[0], mask.hidden, p, **options)

@@ -13,6 +13,7 @@ from ...pipelines.recipes import view
 from ...pipelines.spec import Batch, BlockMask, InputSpec, Mask, ViewSpec
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones.vit import ViT
+from ..reconstruct import Restored
 from ..smoke import tiny_backbone, tiny_view
 from ..targets.hog_picture import hog_picture
 from .beit import init_beit
@@ -84,12 +85,13 @@ class MaskFeat(Algorithm):
         return "Strokes in hidden patches lie along the edges whose gradients are predicted."
 
     @torch.no_grad()
-    def reconstruct(self, images: torch.Tensor, mask: Mask) -> torch.Tensor:
-        """(B, 3, S, S): hidden patches as strokes along the predicted gradients' edges, the rest as given."""
+    def reconstruct(self, images: torch.Tensor, mask: Mask, *, contrast: bool = True) -> Restored:
+        """Hidden patches are strokes along the predicted gradients' edges."""
         prediction, _ = self.predict(images, mask.hidden)
         strokes = hog_picture(prediction.float(), self.config.mask.grid)
         view = self.config.view
         mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (view.mean, view.std))
         hidden = mask.hidden.unflatten(1, self.config.mask.grid)[:, None]
         hidden = hidden.repeat_interleave(PATCH, 2).repeat_interleave(PATCH, 3)
-        return torch.where(hidden, (strokes - mean) / std, images.float())
+        filled = torch.where(hidden, (strokes - mean) / std, images.float())
+        return Restored(filled, mask.hidden, (prediction.float() - hog(images)).square().mean(-1))

@@ -28,6 +28,8 @@ class MILAN(MAE):
     decoder leaves visible tokens as the encoder made them ("prompting").
     """
 
+    no_pictures = "predicts features of CLIP, no pictures"
+
     @dataclass(frozen=True)
     class Config(MAE.Config):
         name: Literal["milan"] = "milan"
@@ -67,7 +69,7 @@ class MILAN(MAE):
 
     @property
     def pictures(self) -> None:
-        return None  # what is predicted are features
+        return None
 
 
 class PromptingDecoder(nn.Module):

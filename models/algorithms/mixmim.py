@@ -13,7 +13,7 @@ from ...pipelines.spec import Batch, InputSpec, Mask, SharedMask, ViewSpec
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones.mixmim import MixMIMTransformer
 from ..decoders import MAEDecoder, MixMIMDecoder
-from ..reconstruct import UP_TO_CONTRAST, fill_hidden
+from ..reconstruct import UP_TO_CONTRAST, Restored, fill_hidden
 from ..smoke import tiny_backbone, tiny_view
 
 STRIDE = 32  # pixels of a cell of the mask, which is a token of the last stage
@@ -92,12 +92,12 @@ class MixMIM(Algorithm):
         return UP_TO_CONTRAST
 
     @torch.no_grad()
-    def reconstruct(self, images: torch.Tensor, mask: Mask) -> torch.Tensor:
-        """(B, 3, S, S): patches that were hidden behind the partner's as predicted, the rest as given."""
+    def reconstruct(self, images: torch.Tensor, mask: Mask, *, contrast: bool = True) -> Restored:
+        """Patches that were hidden behind the partner's are as predicted."""
         hidden = _of_pairs(mask.hidden)
         prediction, _ = self.predict(images, hidden)
         hidden = hidden.expand(len(images), -1)
-        return fill_hidden(images, prediction, hidden, STRIDE, normalized=True)
+        return fill_hidden(images, prediction, hidden, STRIDE, normalized=True, contrast=contrast)
 
 
 def _of_pairs(hidden: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones.swin import Swin
 from ..backbones.transformer import init_trunc_normal
 from ..backbones.vit import ViT
-from ..reconstruct import fill_hidden
+from ..reconstruct import Restored, fill_hidden
 from ..smoke import tiny_backbone, tiny_view
 
 
@@ -113,8 +113,7 @@ class SimMIM(Algorithm):
         return "The network predicts the pixels themselves."
 
     @torch.no_grad()
-    def reconstruct(self, images: torch.Tensor, mask: Mask) -> torch.Tensor:
-        """(B, 3, S, S): hidden cells as predicted, the rest as given."""
+    def reconstruct(self, images: torch.Tensor, mask: Mask, *, contrast: bool = True) -> Restored:
         prediction, _ = self.predict(images, mask.hidden)
         hidden = self._hidden_outputs(mask.hidden)
-        return fill_hidden(images, prediction, hidden, self.config.output, normalized=False)
+        return fill_hidden(images, prediction, hidden, self.config.output, normalized=False, absolute=True)

@@ -27,6 +27,8 @@ class VQKD(Algorithm):
     averaged over patches. The codes are running means (`Codebook`); gradients pass straight through the look-up.
     """
 
+    no_pictures = "predicts features of CLIP, no pictures"
+
     @dataclass(frozen=True)
     class Config(Algorithm.Config):
         name: Literal["vqkd"] = "vqkd"
