@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
-import os
 import sys
 from collections.abc import Sequence
 
@@ -44,7 +43,6 @@ def main(argv: Sequence[str]) -> int:
         default = ("cuda" if torch.cuda.is_available() else "cpu") if command is parser else argparse.SUPPRESS
         command.add_argument("--device", choices=("cpu", "cuda"), default=default)
     args = parser.parse_args(argv)
-    sys.path.insert(0, os.getcwd())  # a console script does not look for the user's kernel there by itself
     try:
         return args.run(args)
     except UserError as error:

@@ -34,9 +34,9 @@ from typing import Any, NamedTuple
 import torch
 
 from ..errors import UserError
+from ..outside import imported, nearest
 from . import records
 from .compiled import compiled, without_compiler
-from .names import imported, nearest
 from .recompute import with_gradient_of
 
 log = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ class Implementation:
     compile: bool = False
 
     def load(self) -> Callable:
-        function = self.function if callable(self.function) else imported(self.function)
+        function = self.function if callable(self.function) else imported(self.function, "kernels")
         return compiled(function) if self.compile else function
 
 
@@ -209,7 +209,7 @@ def resolve(op: Operator, choice: Choice) -> Implementation:
     if choice in built_in:
         return built_in[choice]
     if "." in choice or ":" in choice:
-        found = imported(choice, lambda value: callable(value) or isinstance(value, Implementation))
+        found = imported(choice, "kernels", lambda value: callable(value) or isinstance(value, Implementation))
         return found if isinstance(found, Implementation) else Implementation(choice, found)
     instead = nearest(choice, built_in)
     raise UserError(f"kernels: {op.name} has no implementation {choice!r}{instead}, or give a path pkg.mod:fn")
@@ -262,7 +262,7 @@ def _decide_anew() -> None:
 def subject(op: Operator, implementation: Implementation, device: str) -> records.Subject | None:
     """What a check or benchmark of `implementation` on a device type ("cuda", "cpu") is recorded about."""
     function = None if implementation in op.implementations else implementation.function
-    function = imported(function) if isinstance(function, str) else function
+    function = imported(function, "kernels") if isinstance(function, str) else function
     return records.subject(op.name, implementation.name, function, device)
 
 

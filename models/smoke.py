@@ -20,8 +20,9 @@ def tiny_view(view: ViewSpec, size: int = SIZE) -> ViewSpec:
 
 
 def tiny_backbone(config: BackboneConfig) -> BackboneConfig:
-    """The same kind of backbone, for 32 px: two narrow blocks on 4 x 4 patches, or a narrow
-    ResNet-18."""
+    """The same kind of backbone, for 32 px: two narrow blocks on 4 x 4 patches, or a narrow ResNet-18.
+
+    One's own, and timm's, stay as they are."""
     if isinstance(config, ViT.Config):
         return replace(config, patch_size=PATCH, width=24, depth=2, heads=2, hidden=None)
     if isinstance(config, ResNet.Config):

@@ -17,7 +17,7 @@ from ..kernels.registry import decide
 from .decode import DecodeError, image_size
 from .device import to_device
 from .draw import draw_views
-from .finish import after_colour, before_colour, flips_early
+from .finish import after_colour, before_colour, flips_early, operate
 from .masks import draw_mask
 from .order import Order
 from .quarantine import Quarantine
@@ -111,13 +111,15 @@ class BaseLoader:
     def _finish(self, view: ViewSpec, crops: torch.Tensor, plan: Plan, table: torch.Tensor) -> torch.Tensor:
         """What `_cut` gave and its parameters -> views (copies, B, 3, side, side)."""
         params = plan.params[view.name]
+        if crops.dtype == torch.uint8:
+            crops = operate(before_colour(crops, view, params), view, self.seed, plan.epoch, plan.ids)
         if crops.dtype != torch.uint8:
             finished = crops.to(self.dtype)
         elif view.name in self._makers:
-            finished = self._makers[view.name].finish_batch(before_colour(crops, view, params), table).to(self.dtype)
+            finished = self._makers[view.name].finish_batch(crops, table).to(self.dtype)
         else:
             finished = augment(
-                before_colour(crops, view, params),
+                crops,
                 table,
                 mean=view.mean,
                 std=view.std,

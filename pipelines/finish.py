@@ -1,7 +1,8 @@
 """The stages of a view around its colour half, for every loader: rare crops, and what needs whole batches on a device.
 
 `cut_view` makes the crops that fast paths do not know. `before_colour` rotates and does RandAugment on the crops,
-`after_colour` erases and takes parts. All of them follow `ViewParams`; none draws anything but the noise of `erased`.
+`operate` calls one's own functions on them, `after_colour` erases and takes parts. They follow `ViewParams`; drawn here
+are the noise of `erased` and what one's own functions ask for.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from ..errors import UserError
+from ..outside import imported
 from .cut import crop_and_resize
 from .draw import stream_name
 from .randaugment import rand_augment, rotate
-from .rng import uniform
+from .rng import drawer, uniform
 from .spec import ViewParams, ViewSpec
 
 _FILTER = {
@@ -87,7 +90,7 @@ def _window(pixels: np.ndarray, view: ViewSpec, offset: list[int]) -> np.ndarray
 
 def flips_early(view: ViewSpec) -> bool:
     """Whether `before_colour` does the flip, because something before the colour half comes after it."""
-    return bool(view.rotate) or view.randaugment is not None
+    return bool(view.rotate) or view.randaugment is not None or bool(view.operations)
 
 
 def before_colour(pixels: torch.Tensor, view: ViewSpec, params: ViewParams) -> torch.Tensor:
@@ -101,6 +104,23 @@ def before_colour(pixels: torch.Tensor, view: ViewSpec, params: ViewParams) -> t
     if view.randaugment is not None:
         pixels = rand_augment(pixels, params.policy.flatten(0, 1), view.randaugment.fill)
     return pixels.contiguous()
+
+
+def operate(pixels: torch.Tensor, view: ViewSpec, seed: int, epoch: int, ids: torch.Tensor) -> torch.Tensor:
+    """A view's own `operations` on crops (count * B, S, S, 3) uint8 of samples ids (B,) int64, on any device.
+
+    Raises `UserError` for one that gives anything but such crops.
+    """
+    for number, operation in enumerate(view.operations):
+        streams = [stream_name(view, copy, f"/{number}/{operation.name}") for copy in range(view.count)]
+        draw = drawer(seed, streams, epoch, ids.to(pixels.device))
+        drawn = draw(1) < operation.chance
+        made = imported(operation.name, "operations")(pixels, draw, **operation.options)
+        if not torch.is_tensor(made) or made.shape != pixels.shape or made.dtype != torch.uint8:
+            got = f"{made.dtype} {tuple(made.shape)}" if torch.is_tensor(made) else type(made).__name__
+            raise UserError(f"operations: {operation.name} must give uint8 {tuple(pixels.shape)}, it gave {got}")
+        pixels = torch.where(drawn.view(-1, 1, 1, 1), made, pixels)
+    return pixels
 
 
 def after_colour(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,10 @@ import torch
 
 @dataclass(frozen=True)
 class MaskSpec:
-    """Which patches of a `grid` (rows, columns) are hidden from the encoder. A subclass says by which rule."""
+    """Which patches of a `grid` (rows, columns) are hidden from the encoder. A subclass says by which rule.
+
+    A rule of one's own gives `scores` and `hidden`, a number.
+    """
 
     grid: tuple[int, int] = (14, 14)
 
@@ -21,6 +25,14 @@ class MaskSpec:
     @property
     def hidden(self) -> int | None:
         """How many patches every sample hides; None where that differs from sample to sample or batch to batch."""
+        raise NotImplementedError
+
+    def scores(self, uniform: Callable[[int], torch.Tensor]) -> torch.Tensor:
+        """(B, patches) numbers, in raster order: of each sample's the `hidden` highest are those of hidden patches.
+
+        ``uniform(count)`` gives (B, count) float64 in [0, 1) on the device, functions of (seed, epoch, id) alone and
+        new ones at every call.
+        """
         raise NotImplementedError
 
 

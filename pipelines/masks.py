@@ -12,7 +12,8 @@ import math
 import torch
 import torch.nn.functional as F
 
-from .rng import random_words, uniform
+from ..errors import UserError
+from .rng import drawer, random_words, uniform
 from .spec import (
     BlockMask,
     CellMask,
@@ -34,6 +35,8 @@ _LARGEST = 1 - 2**-24  # the largest float32 below 1
 
 def draw_mask(spec: MaskSpec, seed: int, epoch: int, ids: torch.Tensor) -> Mask:
     """Masks for sample ids (B,) int64, on the device of `ids`; all shapes are known beforehand."""
+    if type(spec).scores is not MaskSpec.scores:
+        return _by_scores(spec, seed, epoch, ids)
     if isinstance(spec, WeightedMask):
         noise = uniform(seed, "mask", epoch, ids, spec.patches).float().clamp(max=_LARGEST)
         return weighted_mask(torch.ones_like(noise), noise, spec.hidden)
@@ -56,6 +59,14 @@ def draw_mask(spec: MaskSpec, seed: int, epoch: int, ids: torch.Tensor) -> Mask:
     if isinstance(spec, TargetBlocksMask):
         return _target_blocks(spec, seed, epoch, ids)
     raise TypeError(f"no rule for {type(spec).__name__}")
+
+
+def _by_scores(spec: MaskSpec, seed: int, epoch: int, ids: torch.Tensor) -> Mask:
+    name = type(spec).__name__
+    scores = spec.scores(drawer(seed, [f"mask/{name}"], epoch, ids))
+    if scores.shape != (len(ids), spec.patches):
+        raise UserError(f"{name}.scores: must give {(len(ids), spec.patches)}, it gave {tuple(scores.shape)}")
+    return _finish(_highest(scores, spec.hidden), spec.hidden)
 
 
 def weighted_mask(importance: torch.Tensor, noise: torch.Tensor, hidden: int) -> Mask:

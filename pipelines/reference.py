@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 from torchvision.transforms.v2 import functional as tv
 
 from ..kernels.augment import blur_taps
+from ..outside import imported
 from .decode import decode
-from .draw import draw_views
+from .draw import draw_views, stream_name
 from .finish import erasing_noise
 from .randaugment import NAMES
+from .rng import drawer
 from .spec import ByteSource, InputSpec, ViewParams, ViewSpec
 
 _JITTER = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue)
@@ -23,9 +28,17 @@ _FILTER = {
 
 
 def apply_view(
-    image: Image.Image, view: ViewSpec, params: ViewParams, copy: int, sample: int, noise: torch.Tensor | None
+    image: Image.Image,
+    view: ViewSpec,
+    params: ViewParams,
+    copy: int,
+    sample: int,
+    noise: torch.Tensor | None,
+    own: Callable[[torch.Tensor], torch.Tensor] = lambda pixels: pixels,
 ) -> torch.Tensor:
-    """(parts, 3, side, side) float32: one view of one upright RGB image; noise (3, size, size) is for erased pixels."""
+    """(parts, 3, side, side) float32: one view of one upright RGB image; noise (3, size, size) is for erased pixels,
+    `own` what the view's own operations make of (size, size, 3) uint8.
+    """
     image = cut(image, view, params, copy, sample)
     if params.flip[copy, sample]:
         image = ImageOps.mirror(image)
@@ -35,7 +48,8 @@ def apply_view(
         for operation, magnitude in params.policy[copy, sample].tolist():
             if operation >= 0:
                 image = augment(image, NAMES[int(operation)], magnitude, view.randaugment.fill)
-    x = tv.to_dtype(tv.pil_to_tensor(image), torch.float32, scale=True)
+    pixels = own(torch.from_numpy(np.array(image))).permute(2, 0, 1)
+    x = tv.to_dtype(pixels, torch.float32, scale=True)
     if params.gray[copy, sample] and view.gray_first:
         x = _gray(x, view)
     for operation in params.order[copy, sample].tolist():
@@ -58,6 +72,17 @@ def apply_view(
         corners = params.patches[copy, sample].tolist()
         return torch.stack([x[:, top : top + view.side, left : left + view.side] for left, top in corners])
     return x[None]
+
+
+def _operate(
+    pixels: torch.Tensor, *, view: ViewSpec, seed: int, epoch: int, sample: torch.Tensor, copy: int
+) -> torch.Tensor:
+    """(size, size, 3) uint8 -> what the view's own operations make of that sample alone."""
+    for number, operation in enumerate(view.operations):
+        draw = drawer(seed, [stream_name(view, copy, f"/{number}/{operation.name}")], epoch, sample)
+        if draw(1).item() < operation.chance:
+            pixels = imported(operation.name, "operations")(pixels[None], draw, **operation.options)[0]
+    return pixels
 
 
 def cut(image: Image.Image, view: ViewSpec, params: ViewParams, copy: int, sample: int) -> Image.Image:
@@ -146,7 +171,10 @@ def reference_views(
         copies = []
         for copy in range(view.count):
             noise = erasing_noise(view, seed, epoch, ids, copy) if view.erasing else [None] * len(images)
-            each = [apply_view(image, view, params[view.name], copy, b, noise[b]) for b, image in enumerate(images)]
+            each = []
+            for b, image in enumerate(images):
+                own = partial(_operate, view=view, seed=seed, epoch=epoch, sample=ids[b : b + 1], copy=copy)
+                each.append(apply_view(image, view, params[view.name], copy, b, noise[b], own))
             copies.append(torch.stack(each, dim=1))
         found[view.name] = torch.cat(copies)
     return found

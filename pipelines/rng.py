@@ -6,7 +6,9 @@ device; no generator, no state, nothing to save.
 
 from __future__ import annotations
 
+import itertools
 import zlib
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -55,3 +57,14 @@ def random_words(seed: int, stream: str, epoch: int, ids: torch.Tensor, count: i
 def uniform(seed: int, stream: str, epoch: int, ids: torch.Tensor, count: int) -> torch.Tensor:
     """(B, count) float64 in [0, 1) with 53 random bits."""
     return _shift_right(random_words(seed, stream, epoch, ids, count), 11).double() * 2.0**-53
+
+
+def drawer(seed: int, streams: Sequence[str], epoch: int, ids: torch.Tensor) -> Callable[[int], torch.Tensor]:
+    """``draw(count)`` for code from outside: (len(streams) * B, count), stream by stream, new ones at every call."""
+    calls = itertools.count()
+
+    def draw(count: int) -> torch.Tensor:
+        call = next(calls)
+        return torch.cat([uniform(seed, f"{stream}/{call}", epoch, ids, count) for stream in streams])
+
+    return draw

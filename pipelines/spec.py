@@ -1,4 +1,4 @@
-"""The contracts between storage, loaders and algorithms. A leaf: with `mask_spec.py`, torch and the standard library.
+"""The contracts between storage, loaders and algorithms. A leaf: torch and the standard library.
 
 An algorithm *returns* an `InputSpec`; a loader reads a `ByteSource` in a given order and yields `Batch`es that satisfy
 it. Between the two, random draws are data: `ViewParams` says exactly what was done to every sample.
@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 
+from ..outside import called
 from .mask_spec import (  # noqa: F401 (they are contracts, too)
     BlockMask,
     CellMask,
@@ -73,12 +74,31 @@ class RandomErasing:
 
 
 @dataclass(frozen=True)
+class Operation:
+    """A step of one's own in a view, by the dotted name of a function ``(pixels, uniform, **options) -> pixels``.
+
+    pixels: (N, S, S, 3) uint8 on any device, not to be overwritten; what comes back has the same shape and dtype.
+    ``uniform(count)`` gives (N, count) float64 in [0, 1) there, functions of (seed, epoch, id, view) alone and new ones
+    at every call: a function that draws nothing else keeps runs repeatable and exactly resumable.
+    """
+
+    name: str
+    chance: float = 1.0  # a sample that is not drawn keeps its pixels
+    options: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.chance <= 1:
+            raise ValueError(f"chance: a probability lies in [0, 1], not {self.chance}")
+        called(self.name, ("pixels", "uniform"), self.options)
+
+
+@dataclass(frozen=True)
 class ViewSpec:
     """How one kind of view is made from a decoded RGB image; `count` of them per sample.
 
-    Order of operations: crop, resize, flip, rotation, RandAugment, colour jitter (its four parts in a random order per
-    sample), grayscale (before the jitter with `gray_first`), blur, solarise, normalise, erasing, parts. Strengths and
-    probabilities of 0 switch an operation off.
+    Order of operations: crop, resize, flip, rotation, RandAugment, `operations` of one's own, colour jitter (its four
+    parts in a random order per sample), grayscale (before the jitter with `gray_first`), blur, solarise, normalise,
+    erasing, parts. Strengths and probabilities of 0 switch an operation off.
 
     Raises `ValueError` for values that no image could satisfy.
     """
@@ -103,6 +123,7 @@ class ViewSpec:
     flip: float = 0.5  # probability of a horizontal flip
     rotate: float = 0.0  # angle ~ U(-r, r) in degrees, nearest neighbour, black corners
     randaugment: RandAugment | None = None
+    operations: tuple[Operation, ...] = ()
     jitter: float = 0.0  # probability of the colour jitter as a whole
     brightness: float = 0.0  # factor ~ U(max(0, 1 - s), 1 + s); likewise contrast and saturation
     contrast: float = 0.0

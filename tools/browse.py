@@ -8,9 +8,7 @@ words what was drawn.
 from __future__ import annotations
 
 import argparse
-import os
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -59,8 +57,6 @@ def main(argv: list[str] | None = None) -> int:
     add("--epoch", type=int, default=0, metavar="E", help="counted from 0 (%(default)s)")
     add("--seed", type=int, metavar="S", help="of order, views and masks (the recipe's train.seed)")
     given = parser.parse_intermixed_args(argv)
-    if os.getcwd() not in sys.path:  # so that a recipe can name an algorithm beside it
-        sys.path.append(os.getcwd())
     for path in browse(
         given.data,
         given.recipe,

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -33,8 +31,6 @@ def main(argv: list[str] | None = None) -> int:
     given = parser.parse_intermixed_args(argv)
     if not 0 < given.seconds <= 3600:
         raise UserError(f"--seconds: more than 0 and at most 3600, not {given.seconds:g}")
-    if os.getcwd() not in sys.path:  # so that a recipe can name an algorithm beside it
-        sys.path.append(os.getcwd())
     recipe = load_recipe(given.recipe, given.overrides)
     measured = measure(open_source(given.data), recipe, given.seconds, given.model)
     advice = advise(measured)

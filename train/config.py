@@ -153,11 +153,12 @@ def build(tree: Tree, types: Mapping[str, Any]) -> dict[str, Any]:
     """The sections of the tree as instances of `types`: section name -> dataclass or another annotation.
 
     Annotations: bool, int, float, str, Path, Literal, list, tuple, dict with string keys, dataclasses, each of them or
-    None, and unions of dataclasses that differ in the Literal of their `name`. A float must be finite; an integer may
-    be written `1e5`. A dataclass that is given in part keeps the rest of its field's default instance, and an absent
-    section is made of defaults; an absent dict is empty, and what may be None is None. For a dataclass of `NAMED` a
-    word may stand, alone or as the `recipe` of a mapping that changes some of its keys; the tree then holds what it
-    stands for.
+    None, and unions of dataclasses that differ in the Literal of their `name`; one whose `name` is any string is for
+    dotted names, and ``dict[str, Any]`` for the options of what such a name leads to, which checks them. A float must
+    be finite; an integer may be written `1e5`. A dataclass that is given in part keeps the rest of its field's default
+    instance, and an absent section is made of defaults; an absent dict is empty, and what may be None is None. For a
+    dataclass of `NAMED` a word may stand, alone or as the `recipe` of a mapping that changes some of its keys; the tree
+    then holds what it stands for.
 
     Raises `UserError` with one line per problem, a `__post_init__` that raises `ValueError` among them: a message
     that starts with ``key:`` is reported where that key was written. Raises `TypeError` for other annotations.
@@ -208,6 +209,8 @@ class _Checker:
                 words = [word for member in members[1:] for word in get_args(member)]
                 return node.value if node.value in words else self.value(node, members[0], key, default)
             return self.member(node, members, key, default)
+        if kind is Any:
+            return plain_node(node)
         if is_dataclass(kind):
             return self.section(node, kind, key, default)
         if origin is Literal:
@@ -262,8 +265,12 @@ class _Checker:
             raise TypeError(f"{key}: only dataclasses can be told apart in a union, not {members}")
         if not isinstance(node.value, dict):
             return self.needs(node, key, "a mapping")
-        by_name = {name: member for member in members for name in get_args(get_type_hints(member)["name"])}
+        kinds = {member: get_type_hints(member)["name"] for member in members}
+        by_name = {name: member for member, kind in kinds.items() for name in get_args(kind)}
+        own = next((member for member, kind in kinds.items() if kind is str), None)
         if "name" in node.value:
+            if own is not None and "." in str(node.value["name"].value):
+                return self.section(node, own, key, default)
             name = self.choice(node.value["name"], list(by_name), _dotted(key, "name"))
             return None if name is None else self.section(node, by_name[name], key, default)
         if type(default) in members:
@@ -343,6 +350,13 @@ def from_plain(values: Any, origin: str) -> Tree:
         return Node([node(item) for item in value], origin) if isinstance(value, list) else Node(value, origin)
 
     return Tree(node(values))
+
+
+def plain_node(node: Node) -> Any:
+    """What a node holds as dicts, lists and scalars."""
+    if isinstance(node.value, dict):
+        return {key: plain_node(item) for key, item in node.value.items()}
+    return [plain_node(item) for item in node.value] if isinstance(node.value, list) else node.value
 
 
 def _default(field: dataclasses.Field) -> Any:

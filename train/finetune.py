@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from pathlib import Path
 
 from ..errors import UserError
@@ -31,8 +29,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="data.train=..., data.val=..., ...")
     add_results(parser)
     arguments = parser.parse_intermixed_args(argv)
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     if not isinstance(recipe.algorithm, Classifier.Config):
         raise UserError(f"{arguments.recipe}: trains no classifier but {recipe.algorithm.name}; see configs/finetune")

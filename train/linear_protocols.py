@@ -10,7 +10,7 @@ from ..models.algorithms.classifier import Classifier
 from ..models.backbones.vit import ViT
 from . import config
 from .recipe import SECTIONS, Recipe
-from .settings import AdamWSettings, DataSettings, LAMBSettings, LARSSettings, SGDSettings, TrainSettings
+from .settings import DataSettings, Optim, TrainSettings
 
 _SGD = {"name": "sgd", "momentum": 0.9, "weight_decay": 0.0}
 _LARS = {"name": "lars", "momentum": 0.9, "weight_decay": 0.0, "form": "update"}
@@ -107,7 +107,7 @@ def linear_recipe(
         "algorithm": Classifier.Config,
         "data": DataSettings,
         "train": TrainSettings,
-        "optim": AdamWSettings | SGDSettings | LARSSettings | LAMBSettings,
+        "optim": Optim,
         "kernels": dict[str, str],
     }
     tree = config.from_plain(values, f"linear protocol {protocol}")

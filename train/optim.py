@@ -8,9 +8,18 @@ import torch
 from torch import nn
 
 from ..errors import UserError
+from ..outside import imported
 from .lars import LAMB, LARS
 from .schedules import half_cosine, learning_rates, length_in_steps
-from .settings import AdamWSettings, GroupRule, LAMBSettings, LARSSettings, OptimSettings, SGDSettings
+from .settings import (
+    AdamWSettings,
+    GroupRule,
+    LAMBSettings,
+    LARSSettings,
+    OptimSettings,
+    OwnOptimSettings,
+    SGDSettings,
+)
 
 
 def layer_scales(model: nn.Module, decay: float) -> dict[str, float]:
@@ -71,7 +80,7 @@ def parameter_groups(model: nn.Module, settings: OptimSettings) -> list[dict]:
 def build_optimizer(model: nn.Module, settings: OptimSettings) -> torch.optim.Optimizer:
     """The optimizer of a recipe's `optim` section; `Schedules` sets its rates and decays before every step.
 
-    Every one of them leaves out a step whose `found_inf` is set, without asking the device for its value.
+    Every one of ours leaves out a step whose `found_inf` is set, without asking the device for its value.
     """
     groups = parameter_groups(model, settings)
     match settings:
@@ -89,6 +98,8 @@ def build_optimizer(model: nn.Module, settings: OptimSettings) -> torch.optim.Op
                 for parameter in group["params"] if group["momentum"] else ():
                     optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
             return optimizer
+        case OwnOptimSettings():
+            return imported(settings.name, "optim.name")(groups, lr=settings.lr, **settings.options)
     raise TypeError(f"not an optimizer's settings: {settings}")
 
 

@@ -57,8 +57,6 @@ def main(argv: list[str] | None = None) -> int:
         help="20 steps of a tiny model on the CPU, on generated images unless data.train",
     )
     arguments = parser.parse_intermixed_args(argv)
-    if os.getcwd() not in sys.path:  # so that a recipe can name algorithms and kernels beside it
-        sys.path.append(os.getcwd())
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     if arguments.smoke:
         recipe = smoke(recipe)

@@ -14,7 +14,7 @@ from ..models.algorithm import Algorithm
 from ..models.algorithms import find_algorithm
 from ..pipelines.memory_loader import ArraySource
 from . import config
-from .settings import AdamWSettings, DataSettings, LAMBSettings, LARSSettings, SGDSettings, TrainSettings
+from .settings import DataSettings, Optim, TrainSettings
 
 SECTIONS = ("algorithm", "data", "train", "optim", "kernels")
 _SMOKE_IMAGES, _SMOKE_STEPS = 64, 20
@@ -29,7 +29,7 @@ class Recipe:
     algorithm: Algorithm.Config
     data: DataSettings
     train: TrainSettings
-    optim: AdamWSettings | SGDSettings | LARSSettings | LAMBSettings
+    optim: Optim
     kernels: dict[str, str]
 
     def plain(self) -> dict:
@@ -50,7 +50,7 @@ def load_recipe(path: str, overrides: list[str]) -> Recipe:
         "algorithm": algorithm.Config,
         "data": DataSettings,
         "train": TrainSettings,
-        "optim": AdamWSettings | SGDSettings | LARSSettings | LAMBSettings,
+        "optim": Optim,
         "kernels": dict[str, str],
     }
     sections = config.build(tree, types)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 
+from ..outside import called
+
+SCHEDULES = ("cosine", "multistep", "constant")
 _LENGTH = re.compile(r"(\d+(?:\.\d+)?)\s*(epochs?|steps?)")
 
 
@@ -26,12 +29,34 @@ def length_in_steps(length: float | str, total_steps: int, steps_per_epoch: int)
     return round(length * total_steps)
 
 
+def own_factors(name: str, progress: np.ndarray) -> np.ndarray:
+    """What the function of that dotted name makes of `progress` (N,) in [0, 1), the share of the run behind the warm-up
+    that is over: (N,) float64, factors on the peak rate.
+
+    Raises `ValueError`, which begins with ``schedule:``, for a name or a function that gives no such thing.
+    """
+    if "." not in name:
+        near = difflib.get_close_matches(name, SCHEDULES, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"schedule: needs one of {', '.join(SCHEDULES)} or a dotted name, got {name!r}{hint}")
+    try:
+        factors = called(name, ("progress",), {})(progress)
+    except ValueError as fault:
+        raise ValueError(f"schedule: {str(fault).removeprefix('name: ')}") from None
+    factors = np.asarray(factors, np.float64)
+    if factors.shape != progress.shape or not (np.isfinite(factors) & (factors >= 0)).all():
+        raise ValueError(
+            f"schedule: {name} must give a finite factor of at least 0 for each of {progress.shape} moments"
+        )
+    return factors
+
+
 def learning_rates(
     peak: float,
     steps: int,
     steps_per_epoch: int,
     *,
-    schedule: Literal["cosine", "multistep", "constant"] = "cosine",
+    schedule: str = "cosine",
     warmup: int = 0,
     warmup_from: float | None = None,
     per_epoch: bool = False,
@@ -43,18 +68,20 @@ def learning_rates(
 
     `warmup_from` None means ``1 / warmup``. The cosine falls from `peak` at the end of the warm-up to ``peak * final``
     at the end of the run; with `per_epoch` it holds its value through every epoch. Milestones are epochs counted from
-    the start of the run.
+    the start of the run. A dotted name is for `own_factors`.
     """
     t = np.arange(steps)
     start = 1 / max(1, warmup) if warmup_from is None else warmup_from
     rising = start + (1 - start) * t / max(1, warmup - 1)
     factor = np.ones(steps)
+    moment = t // steps_per_epoch * steps_per_epoch if per_epoch else t
+    phase = np.maximum(0, moment - warmup) / max(1, steps - warmup)
     if schedule == "cosine":
-        moment = t // steps_per_epoch * steps_per_epoch if per_epoch else t
-        phase = np.maximum(0, moment - warmup) / max(1, steps - warmup)
         factor = final + (1 - final) * 0.5 * (1 + np.cos(np.pi * phase))
     elif schedule == "multistep":
         factor = gamma ** np.searchsorted(np.asarray(milestones) * steps_per_epoch, t, side="right").astype(float)
+    elif schedule != "constant":
+        factor = own_factors(schedule, phase)
     return peak * np.where(t < warmup, rising, factor)
 
 

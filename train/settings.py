@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from .schedules import length_in_steps
+import numpy as np
+import torch
+
+from ..outside import called
+from .schedules import SCHEDULES, length_in_steps, own_factors
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,9 @@ class OptimSettings:
     lr_batch: int | None = 256  # the global batch that `lr` is stated for; scaled linearly; null: used as it stands
     warmup: float | str = 0.0  # "10 epochs", "500 steps", or a number: a share of the run
     warmup_from: float | None = None  # the first step's share of the peak; null: 1 / warm-up steps
-    schedule: Literal["cosine", "multistep", "constant"] = "cosine"  # what comes after the warm-up
+    schedule: str = (
+        "cosine"  # after the warm-up: cosine, multistep, constant, or a function of one's own by its dotted name
+    )
     per_epoch: bool = False  # the cosine moves once per epoch instead of at every step
     final_lr: float = 0.0  # where the cosine ends, as a share of the peak
     milestones: tuple[float, ...] = ()  # of multistep: the epochs after which the rate is multiplied by `gamma`
@@ -122,6 +128,8 @@ class OptimSettings:
             length_in_steps(self.warmup, total_steps=1, steps_per_epoch=1)
         except ValueError as fault:
             raise ValueError(f"warmup: {fault}") from None
+        if self.schedule not in SCHEDULES:
+            own_factors(self.schedule, np.arange(8) / 8)
         if (self.schedule == "multistep") != bool(self.milestones):
             raise ValueError("milestones: belong to schedule multistep, which needs them")
         if list(self.milestones) != sorted(self.milestones):
@@ -175,4 +183,28 @@ class LAMBSettings(OptimSettings):
     eps: float = 1e-6
 
 
-Optim = AdamWSettings | SGDSettings | LARSSettings | LAMBSettings  # a recipe's `optim` section
+@dataclass(frozen=True)
+class OwnOptimSettings(OptimSettings):
+    """Any `torch.optim.Optimizer` by the dotted name of its class; `options` are its keywords but for `lr`.
+
+    One without ``_step_supports_amp_scaling``, which says that it leaves out steps by itself where `found_inf` is set,
+    makes the host wait for the device once a step.
+    """
+
+    name: str = ""
+    options: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        taken = {"lr", "weight_decay"} & self.options.keys()
+        if taken:
+            raise ValueError(f"options: {' and '.join(sorted(taken))} belong into the section itself, beside `options`")
+        called(self.name, ("parameters", "lr"), self.options, _is_optimizer, "optimizer")
+
+
+def _is_optimizer(thing: object) -> bool:
+    return isinstance(thing, type) and issubclass(thing, torch.optim.Optimizer)
+
+
+# a recipe's `optim` section
+Optim = AdamWSettings | SGDSettings | LARSSettings | LAMBSettings | OwnOptimSettings

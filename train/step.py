@@ -43,6 +43,8 @@ class Stepper:
         self._device = self._parameters[0].device
         self._precision, self._accumulate, self._clip = precision, accumulate, clip_grad
         self.scaler = torch.amp.GradScaler(self._device.type, enabled=precision == "fp16")
+        # whether it looks at `found_inf` itself, or the scaler does for it
+        self._leaves_out = getattr(optimizer, "_step_supports_amp_scaling", False) or self.scaler.is_enabled()
         self.skipped_in_row = torch.zeros((), device=self._device)
         self.watch_buffers()
 
@@ -66,7 +68,8 @@ class Stepper:
         skipped = (~norm.isfinite()).float()
         if not self.scaler.is_enabled():  # the scaler looks for itself
             self.optimizer.found_inf = skipped
-        self.scaler.step(self.optimizer)
+        if self._leaves_out or not skipped:  # which waits for the device
+            self.scaler.step(self.optimizer)
         self.scaler.update()
         self.algorithm.after_step(progress)
         self._restore_buffers(buffers, skipped)

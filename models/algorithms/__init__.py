@@ -9,6 +9,7 @@ import pkgutil
 from torch import nn
 
 from ...errors import UserError
+from ...outside import imported
 from ...pipelines.spec import InputSpec
 from ..algorithm import Algorithm
 
@@ -18,15 +19,14 @@ def algorithm_names() -> list[str]:
 
 
 def find_algorithm(name: str) -> type[Algorithm]:
-    """The `Algorithm` of models/algorithms/<name>.py, or of an importable module when the name is dotted."""
-    if "." not in name and name not in algorithm_names():
+    """The `Algorithm` of models/algorithms/<name>.py, or the class that a dotted name leads to."""
+    if "." in name:
+        return imported(name, "algorithm.name", _is_algorithm, "Algorithm")
+    if name not in algorithm_names():
         near = difflib.get_close_matches(name, algorithm_names(), n=1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(algorithm_names())}"
         raise UserError(f"algorithm.name: no algorithm {name!r}; {hint}")
-    try:
-        module = importlib.import_module(name if "." in name else f"{__name__}.{name}")
-    except ModuleNotFoundError as fault:
-        raise UserError(f"algorithm.name: cannot import {name!r} ({fault}); is it on PYTHONPATH?") from None
+    module = importlib.import_module(f"{__name__}.{name}")
     found = [
         value
         for value in vars(module).values()
@@ -35,6 +35,10 @@ def find_algorithm(name: str) -> type[Algorithm]:
     if len(found) != 1:
         raise UserError(f"algorithm.name: {name} must define exactly one Algorithm, it defines {len(found)}")
     return found[0]
+
+
+def _is_algorithm(thing: object) -> bool:
+    return isinstance(thing, type) and issubclass(thing, Algorithm)
 
 
 def inputs_of(config: Algorithm.Config) -> InputSpec:

@@ -1,14 +1,15 @@
-"""Backbones of the timm library: ``backbone: {name: timm, model: convnext_tiny}``."""
+"""Backbones from elsewhere: of the timm library, ``backbone: {name: timm, model: convnext_tiny}``, and one's own."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from ...errors import UserError
+from ...outside import called, imported
 
 
 class Timm(nn.Module):
@@ -35,3 +36,25 @@ class Timm(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.body(images)
+
+
+@dataclass(frozen=True)
+class Own:
+    """A backbone of one's own by its dotted name: ``backbone: {name: my_nets.Plain, options: {width: 32}}``.
+
+    Called with the side of the training images in pixels, and `options`, it gives a module that maps images
+    (B, 3, H, W) to (B, D) and has D as its attribute `features`.
+    """
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        called(self.name, ("image_size",), self.options, what="backbone")
+
+    def build(self, image_size: int) -> nn.Module:
+        """Raises `UserError` for what is no such module."""
+        module = imported(self.name, "backbone.name")(image_size, **self.options)
+        if not isinstance(module, nn.Module) or not isinstance(getattr(module, "features", None), int):
+            raise UserError(f"backbone.name: {self.name} must give a torch module with `features`, the width it gives")
+        return module

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ...errors import UserError
+from ...outside import imported
 from .folder import FolderSource, image_files
 from .lookup import choice, existing
 from .shards import ShardSource, read_manifest, tars_in
@@ -53,14 +54,16 @@ KINDS = {
     "cue_conflict": _Kind("cue_conflict", "CueConflictSource"),
     "beton": _Kind("beton", "BetonSource"),
 }
-_KIND = re.compile(r"([A-Za-z]\w+):(.*)", re.DOTALL)  # a single letter is a drive
+_PARTS = ("classes", "__len__", "read", "label", "key", "size")  # of a `ByteSource`, beside its name
+_KIND = re.compile(r"([A-Za-z][\w.]+):(.*)", re.DOTALL)  # a single letter is a drive
 
 
 def open_source(name: str | os.PathLike) -> ByteSource:
     """The source of that name: a path, whose contents tell what it is, or ``kind:path?key=value&key=value``.
 
     Addresses, ``http://host/train-{000000..000099}.tar`` and ``pipe:command``, are streams: see stream.py.
-    A path that exists is one, whatever colons it holds. Options are the keywords of the class behind the kind.
+    A path that exists is one, whatever colons it holds. Options are the keywords of the class behind the kind; a dotted
+    kind, ``my_module.MySource:place``, is a class or function of one's own, and its place any text.
 
     Raises `UserError` where there is none, and where a folder could be read in two ways.
     """
@@ -78,9 +81,13 @@ def open_source(name: str | os.PathLike) -> ByteSource:
 
 
 def _open_kind(name: str, kind: str, rest: str) -> ByteSource:
-    entry = KINDS[choice(name, "kind of source", kind, KINDS)]
     path, mark, query = (rest, "", "") if Path(rest).expanduser().exists() else rest.partition("?")
-    opener = getattr(importlib.import_module(f".{entry.module}", __package__), entry.opener)
+    if "." in kind:
+        opener, place = imported(kind, name, what="source"), path
+    else:
+        entry = KINDS[choice(name, "kind of source", kind, KINDS)]
+        opener = getattr(importlib.import_module(f".{entry.module}", __package__), entry.opener)
+        place = existing(path, entry.spellings)
     valid = [p.name for p in inspect.signature(opener).parameters.values() if p.kind is p.KEYWORD_ONLY]
     options: dict[str, str] = {}
     for option in query.split("&") if mark else ():
@@ -89,7 +96,13 @@ def _open_kind(name: str, kind: str, rest: str) -> ByteSource:
         if not equals or not value or key in options:
             raise UserError(f"{name}: {key!r} needs one value, as in {key}=value")
         options[key] = value
-    source = opener(existing(path, entry.spellings), **options)
+    try:
+        source = opener(place, **options)
+    except OSError as fault:
+        raise UserError(f"{name}: cannot be opened ({fault})") from None
+    missing = [part for part in _PARTS if not hasattr(source, part)]
+    if missing:
+        raise UserError(f"{name}: {kind} gave no source of images, it lacks {', '.join(missing)}")
     source.name = name
     return source
 

@@ -16,12 +16,13 @@ from headrace.train.settings import (
     GroupRule,
     LAMBSettings,
     LARSSettings,
+    OwnOptimSettings,
     SGDSettings,
     TrainSettings,
 )
 
 PAGE = (Path(headrace.__file__).parent / "docs" / "training.md").read_text()
-OPTIMIZERS = (AdamWSettings, SGDSettings, LARSSettings, LAMBSettings)
+OPTIMIZERS = (AdamWSettings, SGDSettings, LARSSettings, LAMBSettings, OwnOptimSettings)
 
 
 def blocks(language):

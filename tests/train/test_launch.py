@@ -164,8 +164,8 @@ def test_processes_meet_although_the_store_remembers_others():
 def torchrun(folder, name, *options):
     """An agent of torchrun with this module's small run; what is said goes to <name>.log."""
     command = [sys.executable, "-m", "torch.distributed.run", "--rdzv-backend", "c10d", "--rdzv-id", "x", *options]
-    command += [str(ROOT / "train" / "pretrain.py"), *SMALL, "algorithm.name=own.fragile", "train.save_every=3"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
+    command += [str(ROOT / "train" / "pretrain.py"), *SMALL, "algorithm.name=own.fragile.Fragile", "train.save_every=3"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with open(folder / f"{name}.log", "w") as log:
         return subprocess.Popen(
             [*command, f"train.out={folder / 'two'}"], cwd=folder, env=environment, stdout=log, stderr=log
@@ -184,7 +184,7 @@ def test_torchrun(nodes, run, tmp_path):
         "class Fragile(MAE):\n"
         "    @dataclass(frozen=True)\n"
         "    class Config(MAE.Config):\n"
-        "        name: Literal['own.fragile'] = 'own.fragile'\n"
+        "        name: Literal['own.fragile.Fragile'] = 'own.fragile.Fragile'\n"
         "    def after_step(self, progress):\n"
         "        kill = os.environ['LOCAL_RANK'] == '1' and os.environ['TORCHELASTIC_RESTART_COUNT'] == '0'\n"
         "        if progress.step == 6 and kill:\n"
