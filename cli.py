@@ -23,6 +23,8 @@ COMMANDS = {
     "shape-bias": ("tools.shape_bias", "whether a classifier goes by shape or by texture"),
     "browse": ("tools.browse", "what training will see: images, crops, views, masks"),
     "reconstruct": ("tools.reconstruct", "what a masked autoencoder makes of hidden patches, as a picture"),
+    "attention": ("tools.attention", "where a vision transformer looks: its heads' attention, laid over images"),
+    "pca": ("tools.pca", "what an encoder's features tell apart: components of patches as colours"),
     "curves": ("tools.curves", "loss, rate or any other figure of runs over time, and their step times"),
     "import": ("tools.import_weights", "an encoder out of a checkpoint of another code base"),
     "import-config": ("tools.import_config", "a configuration of MMSelfSup -> a recipe"),

@@ -6,7 +6,7 @@ page.py            the HTML skeleton that all pages share
 doctor.py          where the time goes; doctor_measure.py measures, doctor_advice.py concludes,
                    doctor_packages.py knows what is installed
 parity.py          how far every way of making views is from the definition
-plots.py           reconstructions, the sheet of samples
+plots.py           sheets of samples and of rows of images
 run_logs.py        logs of headrace, MMEngine and MMCV   timing.py   their step times
 curves.py          figures of runs over time             charts.py   how curves are drawn
 columns.py         tables for a terminal
@@ -14,6 +14,8 @@ demo.py            the whole journey on a small set
 demo_images.py     the set: textured shapes on cluttered backgrounds
 thumbnails.py      a user's own images made small for the demo
 tsne.py            features in two dimensions
+attention.py       where an encoder looks        pca.py   what its features tell apart     maps.py   both
+reconstruct.py     what a masked autoencoder restores
 shape_bias.py      shape or texture, of cue-conflict images
 weights/           how other code bases name and lay out weights, as data
 import_weights.py  foreign checkpoints in; export.py, export_targets.py, onnx_file.py: encoders out

@@ -17,6 +17,7 @@ from ..pipelines.sources.subset import Subset
 from ..pipelines.spec import ByteSource
 from ..train.embed_store import stored_features
 from ..train.evaluate import add_arguments, encoder_of, options_of, positive
+from .pca import principal_components
 
 
 def some(source: ByteSource, classes: int, per_class: int) -> Subset:
@@ -32,13 +33,8 @@ def some(source: ByteSource, classes: int, per_class: int) -> Subset:
 
 def flatten(vectors: np.ndarray, method: str, *, perplexity: float = 30.0, seed: int = 0) -> np.ndarray:
     """(N, 2) of (N, D): principal components, or t-SNE (van der Maaten and Hinton 2008) from a seeded random start."""
-    centred = vectors - vectors.mean(0)
     if method == "pca":
-        left, strengths, directions = np.linalg.svd(centred, full_matrices=False)
-        signs = np.sign(
-            directions[:2][range(2), np.abs(directions[:2]).argmax(1)]
-        )  # an axis has no direction of its own
-        return left[:, :2] * strengths[:2] * signs
+        return principal_components(vectors, 2)
     try:
         from sklearn.manifold import TSNE
     except ImportError:

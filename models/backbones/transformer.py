@@ -135,12 +135,23 @@ class Block(nn.Module):
             self.scale1 = nn.Parameter(torch.full((width,), layer_scale))
             self.scale2 = nn.Parameter(torch.full((width,), layer_scale))
 
-    def attention(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    def projected(self, x: torch.Tensor) -> torch.Tensor:
+        """Queries, keys and values of normalised tokens: (B, N, width) -> (B, N, 3, heads, width / heads)."""
         B, N, D = x.shape
         qkv_bias = self.qkv.bias
         if qkv_bias is None and hasattr(self, "q_bias"):
             qkv_bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = F.linear(x, self.qkv.weight, qkv_bias).view(B, N, 3, self.heads, D // self.heads)
+        return F.linear(x, self.qkv.weight, qkv_bias).view(B, N, 3, self.heads, D // self.heads)
+
+    def attention_weights(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """What `attention` averages values with: softmax(q k^T / sqrt(d) + bias), (B, heads, N, N), rows sum to 1."""
+        q, k, _ = self.projected(x).permute(2, 0, 3, 1, 4)
+        logits = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
+        return (logits if bias is None else logits + bias).softmax(-1)
+
+    def attention(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        B, N, D = x.shape
+        qkv = self.projected(x)
         if bias is not None and bias.dim() == 3:
             return self.proj(biased_attention(qkv, bias.contiguous()).reshape(B, N, D))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # what torch's own attention does well
