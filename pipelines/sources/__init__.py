@@ -83,11 +83,10 @@ def open_source(name: str | os.PathLike) -> ByteSource:
 def _open_kind(name: str, kind: str, rest: str) -> ByteSource:
     path, mark, query = (rest, "", "") if Path(rest).expanduser().exists() else rest.partition("?")
     if "." in kind:
-        opener, place = imported(kind, name, what="source"), path
+        opener = imported(kind, name, what="source")
     else:
         entry = KINDS[choice(name, "kind of source", kind, KINDS)]
         opener = getattr(importlib.import_module(f".{entry.module}", __package__), entry.opener)
-        place = existing(path, entry.spellings)
     valid = [p.name for p in inspect.signature(opener).parameters.values() if p.kind is p.KEYWORD_ONLY]
     options: dict[str, str] = {}
     for option in query.split("&") if mark else ():
@@ -97,7 +96,7 @@ def _open_kind(name: str, kind: str, rest: str) -> ByteSource:
             raise UserError(f"{name}: {key!r} needs one value, as in {key}=value")
         options[key] = value
     try:
-        source = opener(place, **options)
+        source = opener(path if "." in kind else existing(path, entry.spellings), **options)
     except OSError as fault:
         raise UserError(f"{name}: cannot be opened ({fault})") from None
     missing = [part for part in _PARTS if not hasattr(source, part)]

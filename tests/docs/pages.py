@@ -27,7 +27,8 @@ from unittest import mock
 import headrace
 from headrace import kernels
 from headrace.cli import COMMANDS, dispatch
-from headrace.errors import run_command
+from headrace.errors import UserError, run_command
+from headrace.pipelines.sources import open_source
 from headrace.train import pretrain
 from headrace.train.recipe import load_recipe
 
@@ -72,6 +73,11 @@ def commands(text: str) -> list[str]:
     return [line for block in lines for line in block if line.strip() and not line.startswith("#")]
 
 
+def indented(text: str) -> list[str]:
+    """Commands outside of blocks, in lines of their own that are indented."""
+    return re.findall(rf"^    ((?:{'|'.join(COMMAND_WORDS)}) .*)$", _BLOCK.sub("", text), re.MULTILINE)
+
+
 def alike(line: str) -> str:
     """A line without what may differ from run to run: the digits of numbers, and the widths of columns."""
     return " ".join(re.sub(r"\d[\d,]*(\.\d+)?(e[+-]\d+)?", "#", line).split())
@@ -88,19 +94,23 @@ class Page:
     @contextlib.contextmanager
     def inside(self):
         """In the page's folder, whose modules can be imported until it is left."""
-        path, before = list(sys.path), set(sys.modules)
+        path = list(sys.path)
         cache = {"HEADRACE_CACHE": str(self.folder / "cache")}
         with standing_in(self.folder), mock.patch.dict(os.environ, cache):
             sys.path.insert(0, str(self.folder))
-            importlib.invalidate_caches()
             try:
                 yield self
             finally:
                 sys.path[:] = path
                 kernels.configure({})
-                for name in set(sys.modules) - before:
-                    if str(getattr(sys.modules[name], "__file__", None) or "").startswith(str(self.folder)):
-                        del sys.modules[name]
+                self.forget()
+
+    def forget(self) -> None:
+        """Modules of the page's files are imported anew: they may have been changed."""
+        for name, module in list(sys.modules.items()):
+            if str(getattr(module, "__file__", None) or "").startswith(str(self.folder)):
+                del sys.modules[name]
+        importlib.invalidate_caches()
 
     def carry_out(self) -> None:
         printed: list[str] = []
@@ -126,6 +136,7 @@ class Page:
     def command(self, line: str) -> Said:
         wanted = re.search(r"#.*exit code (\d)", line)
         words = self.substitute(line)
+        self.forget()
         output = io.StringIO()
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
             code = parse(shlex.split(line, comments=True)) if words is None else run(words)
@@ -164,10 +175,10 @@ def parse(words: list[str]) -> int:
         return 0
     if words[0] == "pip":
         return 0
+    if words[0] == "torchrun" and "headrace.cli" in words:
+        return parse(["headrace", *words[words.index("headrace.cli") + 1 :]])
     if words[0] == "torchrun":
-        script = next(i for i, word in enumerate(words) if word.endswith(".py"))
-        assert words[script] == "train/pretrain.py" and (ROOT / words[script]).exists()
-        main, rest = pretrain.main, words[script + 1 :]
+        main, rest = pretrain.main, words[words.index("train/pretrain.py") + 1 :]
     elif words[0] == "python":
         assert words[1] == "-m" and words[2].startswith("headrace."), words
         main, rest = importlib.import_module(words[2]).main, words[3:]
@@ -196,4 +207,11 @@ def parse(words: list[str]) -> int:
     if getattr(given, "recipe", None):
         with standing_in(ROOT):
             load_recipe(given.recipe, given.overrides)
+    for word in words:
+        source = re.fullmatch(r"(?:data\.\w+=)?(\w+:/.*)", word)  # its kind and options must be known
+        try:
+            open_source(source[1]) if source else None
+        except UserError as fault:
+            if "does not exist" not in str(fault):
+                raise
     return 0
