@@ -18,7 +18,7 @@ attention.py       where an encoder looks        pca.py   what its features tell
 reconstruct.py     what a masked autoencoder restores
 shape_bias.py      shape or texture, of cue-conflict images
 weights/           how other code bases name and lay out weights, as data
-import_weights.py  foreign checkpoints in; export.py, export_targets.py, onnx_file.py: encoders out
+import_weights.py  foreign checkpoints in; export.py, targets/, onnx_file.py: encoders out
 import_config.py   MMSelfSup's configurations as recipes, read by mmselfsup_config.py
 models_api.py      list_models, get_model, and the table of models
 predict.py         classes of photos             params.py   how large a recipe's model is

@@ -22,13 +22,14 @@ from ..train import config
 from ..train.checkpoint import checkpoints
 from ..train.embed_encoder import saved_algorithm
 from . import onnx_file
-from .export_targets import LIBRARIES, Exported, detectron2_names, target
+from .targets import LIBRARIES, detectron2, target
+from .targets.exported import Exported
 from .weights import resnet
 from .weights.convert import to_layout
 
 TARGETS = (*LIBRARIES, "detectron2", "safetensors", "onnx")
 _IMPORTS = {
-    "timm": "import safetensors.torch, timm",
+    "timm": "import functools, safetensors.torch, timm, torch",
     "torchvision": "import safetensors.torch, torch, torchvision",
     "hf": "import safetensors.torch, transformers",
     "openmmlab": "import torch, mmpretrain.models",
@@ -148,7 +149,7 @@ def _detectron2(part: Part, temporary: Path, out: Path, name: str) -> tuple[Path
         raise UserError("--to detectron2: takes ResNets alone; use --to timm or openmmlab")
     target("torchvision", part.encoder, part.config, part.size, None)  # raises for stems that it does not have either
     names = to_layout(part.encoder.state_dict(), resnet.TORCHVISION)
-    model = {key: tensor.numpy() for key, tensor in detectron2_names(names).items()}
+    model = {key: tensor.numpy() for key, tensor in detectron2.names(names).items()}
     content = {"model": model, "__author__": "headrace", "matching_heuristics": True}
     temporary.write_bytes(pickle.dumps(content))
     path = _named(temporary, out, name, ".pkl")

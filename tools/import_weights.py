@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from ..errors import UserError
 from ..models.algorithms.classifier import Classifier
 from ..train import checkpoint, config
-from .weights.convert import Imported, Options, convert
+from .weights.convert import NORMALIZATIONS, Imported, Options, convert
 from .weights.methods import import_method
 from .weights.read import read_tensors
 from .weights.shapes import Wishes
@@ -65,16 +65,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--teacher", action="store_true", help="the momentum network instead of the trained one")
     parser.add_argument("--heads", type=int, help="of attention, where the tensors do not tell (MoCo v3's ViT-S: 12)")
     parser.add_argument("--pool", choices=("mean", "cls"), help="of a ViT's tokens; default: as the file suggests")
+    parser.add_argument("--mlp", choices=("gelu", "quick_gelu"), help="activation of a ViT's MLPs; quick_gelu: CLIP")
     parser.add_argument("--size", type=int, help="side of the images in pixels; tables are resized (as trained)")
     parser.add_argument("--windows", type=int, nargs="+", help="of Swin or MixMIM, one or four; tables are resized")
     parser.add_argument("--block-tables", action="store_true", help="give each block its own relative table (BEiT)")
-    parser.add_argument("--normalize", choices=("imagenet", "half"), help="mean and deviation of the images")
+    parser.add_argument("--normalize", choices=tuple(NORMALIZATIONS), help="mean and deviation of the images")
     parser.add_argument("--recipe", help="take over the whole method, decoder and all, as this recipe configures it")
     arguments = parser.parse_args(argv)
     options = Options(
         family=arguments.family,
         teacher=arguments.teacher,
-        wishes=Wishes(arguments.heads, arguments.pool),
+        wishes=Wishes(arguments.heads, arguments.pool, arguments.mlp),
         size=arguments.size,
         windows=None if arguments.windows is None else tuple(arguments.windows),
         block_tables=arguments.block_tables,

@@ -204,7 +204,7 @@ def _random(entry: Entry, classes: int, size: int | None, **options: object) -> 
 def _take_over(model: Classifier, found: Classifier, name: str | None, checkpoint: str | Path) -> None:
     """The weights of `found`, with tables resized where `model` is for other images."""
     own = model.backbone.state_dict()
-    state = adapt(found.backbone.state_dict(), own)
+    state = adapt(found.backbone.state_dict(), model.backbone)
     if state.keys() != own.keys() or any(own[key].shape != state[key].shape for key in own):
         raise UserError(f"{checkpoint}: is not {name} but {found.config.backbone}; leave the name out")
     model.backbone.load_state_dict(state)

@@ -90,7 +90,7 @@ class Classifier(Algorithm):
             raise UserError(f"algorithm.weights: {path}: not a readable .safetensors file ({fault})") from None
         own = self.backbone.state_dict()
         anew = {name for name in own if any(re.search(pattern, name) for pattern in self.config.fresh)}
-        found = {name: value for name, value in adapt(found, own).items() if name not in anew}
+        found = {name: value for name, value in adapt(found, self.backbone).items() if name not in anew}
         missing, foreign = own.keys() - found.keys() - anew, found.keys() - own.keys()
         shapes = [name for name in own.keys() & found.keys() if own[name].shape != found[name].shape]
         for problem, names in (("lacks", missing), ("has besides", foreign), ("has in another shape", shapes)):

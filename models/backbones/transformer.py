@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from ...kernels.biased_attention import biased_attention
 
 QKVBias = Literal["all", "qv", "none"]
+MLP = Literal["gelu", "quick_gelu", "swiglu"]
 
 
 def sincos_positions(width: int, rows: int, columns: int) -> torch.Tensor:
@@ -26,17 +28,19 @@ def sincos_positions(width: int, rows: int, columns: int) -> torch.Tensor:
     return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1).float()
 
 
-def resize_positions(table: torch.Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> torch.Tensor:
+def resize_positions(
+    table: torch.Tensor, grid: tuple[int, int], new_grid: tuple[int, int], antialias: bool = False
+) -> torch.Tensor:
     """(1, rows * columns, D) of one grid -> of another: bicubic in float32, or the table itself for the same grid."""
     if tuple(grid) == tuple(new_grid):
         return table
     image = table.float().unflatten(1, grid).permute(0, 3, 1, 2)
-    resized = F.interpolate(image, tuple(new_grid), mode="bicubic", align_corners=False)
+    resized = F.interpolate(image, tuple(new_grid), mode="bicubic", align_corners=False, antialias=antialias)
     return resized.flatten(2).transpose(1, 2).to(table.dtype)
 
 
 def add_positions(module: nn.Module, kind: str, width: int, grid: tuple[int, int]) -> None:
-    """Gives a module its table `positions` (1, rows * columns, width): "sincos", "learned", or None for "none"."""
+    """Gives a module its table `positions` (1, rows * columns, width): "sincos", "learned", or else None."""
     table = None
     if kind == "sincos":
         # a buffer, so that a checkpoint carries it: implementations disagree on the order of rows and columns
@@ -46,6 +50,27 @@ def add_positions(module: nn.Module, kind: str, width: int, grid: tuple[int, int
         nn.init.trunc_normal_(module.positions, std=0.02)
         return
     module.register_buffer("positions", table)
+
+
+def rotary_table(width: int, rows: int, columns: int) -> torch.Tensor:
+    """(2, rows * columns, width) float32: cosines and sines of the angles by which heads of this width are turned.
+
+    Coordinates are the centres of patches in an image that reaches from -1 to 1, row before column; periods are
+    100^(4 k / width) for k < width / 4, and both halves of a head have the same angles (DINOv3, arXiv 2508.10104).
+    """
+    periods = 100.0 ** (4 * torch.arange(width // 4) / width)
+    y, x = ((2 * torch.arange(side) + 1) / side - 1 for side in (rows, columns))
+    places = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).flatten(0, 1)
+    angles = (2 * math.pi * places[:, :, None] / periods).flatten(1).tile(2)
+    return torch.stack([angles.cos(), angles.sin()])
+
+
+def rotate(x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """Queries or keys (B, heads, N, width) with the last tokens turned by a `rotary_table` (2, [B, 1,] n, width)."""
+    first, patches = x.split([x.shape[-2] - table.shape[-2], table.shape[-2]], dim=-2)
+    a, b = patches.chunk(2, dim=-1)
+    turned = patches * table[0] + torch.cat([-b, a], dim=-1) * table[1]
+    return torch.cat([first, turned.to(x.dtype)], dim=-2)
 
 
 def drop_path(x: torch.Tensor, rate: float, training: bool) -> torch.Tensor:
@@ -103,8 +128,10 @@ def relative_index(grid: tuple[int, int], class_token: bool) -> torch.Tensor:
 class Block(nn.Module):
     """Pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x)). (B, N, width) -> the same.
 
-    `bias` (heads, N, N), or (B, heads, N, N), is added to the logits of attention. `layer_scale` is the initial value
-    of the learned factors of both branches. `qkv_bias` "qv": none for the keys (BEiT).
+    `bias` (heads, N, N), or (B, heads, N, N), is added to the logits of attention; queries and keys of patches are
+    turned by `rotary`, a `rotary_table`. `layer_scale` is the initial value of the learned factors of both branches.
+    `qkv_bias` "qv": none for the keys (BEiT). `mlp` "swiglu": silu(a) * b of the halves a and b of a first layer with
+    2 `hidden` outputs (arXiv 2002.05202); "quick_gelu": x * sigmoid(1.702 x) (CLIP).
     """
 
     def __init__(
@@ -115,12 +142,13 @@ class Block(nn.Module):
         *,
         qkv_bias: QKVBias = "all",
         layer_scale: float | None = None,
+        mlp: MLP = "gelu",
         drop_path: float = 0.0,
         eps: float = 1e-6,
     ) -> None:
         super().__init__()
         hidden = hidden or 4 * width
-        self.heads, self.drop_path = heads, drop_path
+        self.heads, self.activation, self.drop_path = heads, mlp, drop_path
         self.norm1 = nn.LayerNorm(width, eps=eps)
         self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias == "all")
         if qkv_bias == "qv":
@@ -128,7 +156,7 @@ class Block(nn.Module):
             self.v_bias = nn.Parameter(torch.zeros(width))
         self.proj = nn.Linear(width, width)
         self.norm2 = nn.LayerNorm(width, eps=eps)
-        self.fc1 = nn.Linear(width, hidden)
+        self.fc1 = nn.Linear(width, 2 * hidden if mlp == "swiglu" else hidden)
         self.fc2 = nn.Linear(hidden, width)
         self.scale1 = self.scale2 = None
         if layer_scale is not None:
@@ -143,26 +171,44 @@ class Block(nn.Module):
             qkv_bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         return F.linear(x, self.qkv.weight, qkv_bias).view(B, N, 3, self.heads, D // self.heads)
 
-    def attention_weights(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    def attention_weights(
+        self, x: torch.Tensor, bias: torch.Tensor | None = None, rotary: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """What `attention` averages values with: softmax(q k^T / sqrt(d) + bias), (B, heads, N, N), rows sum to 1."""
         q, k, _ = self.projected(x).permute(2, 0, 3, 1, 4)
+        if rotary is not None:
+            q, k = rotate(q, rotary), rotate(k, rotary)
         logits = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
         return (logits if bias is None else logits + bias).softmax(-1)
 
-    def attention(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    def attention(
+        self, x: torch.Tensor, bias: torch.Tensor | None = None, rotary: torch.Tensor | None = None
+    ) -> torch.Tensor:
         B, N, D = x.shape
         qkv = self.projected(x)
         if bias is not None and bias.dim() == 3:
             return self.proj(biased_attention(qkv, bias.contiguous()).reshape(B, N, D))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # what torch's own attention does well
+        if rotary is not None:
+            q, k = rotate(q, rotary), rotate(k, rotary)
         attended = F.scaled_dot_product_attention(q, k, v, None if bias is None else bias.to(q.dtype))
         return self.proj(attended.transpose(1, 2).reshape(B, N, D))
 
     def mlp(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        x = self.fc1(x)
+        if self.activation == "gelu":
+            x = F.gelu(x)
+        elif self.activation == "quick_gelu":
+            x = x * torch.sigmoid(1.702 * x)
+        else:
+            gate, x = x.chunk(2, dim=-1)
+            x = F.silu(gate) * x
+        return self.fc2(x)
 
-    def forward(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        x = x + self._branch(self.attention(self.norm1(x), bias), self.scale1)
+    def forward(
+        self, x: torch.Tensor, bias: torch.Tensor | None = None, rotary: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        x = x + self._branch(self.attention(self.norm1(x), bias, rotary), self.scale1)
         return x + self._branch(self.mlp(self.norm2(x)), self.scale2)
 
     def _branch(self, x: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:

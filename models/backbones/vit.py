@@ -1,4 +1,4 @@
-"""Vision Transformer: MAE's, BEiT's, DeiT III's, MoCo v3's and DINO's are configurations of this one."""
+"""Vision Transformer: those of MAE, BEiT, DeiT III, MoCo v3, CLIP, and DINO to DINOv3 are configurations of it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import nn
 
 from ...kernels.token_select import visible_patches
 from .transformer import (
+    MLP,
     Block,
     QKVBias,
     RelativeBias,
@@ -18,6 +19,7 @@ from .transformer import (
     drop_rates,
     init_transformer,
     resize_positions,
+    rotary_table,
 )
 
 _SIZES = {  # width, depth, heads, width of the hidden layer
@@ -49,10 +51,15 @@ class ViT(nn.Module):
         hidden: int | None = None
         pool: Literal["mean", "cls"] = "mean"  # of the patch tokens, or the class token
         norm: Literal["tokens", "pooled"] = "tokens"  # where the last norm stands: before pooling, or after
-        positions: Literal["sincos", "learned", "none"] = "sincos"  # of the patches; the class token has none
+        positions: Literal["sincos", "learned", "rotary", "none"] = "sincos"  # of the patches; other tokens have none
+        antialias: bool = False  # how a table of positions is resized for smaller images (DINOv2 with registers)
+        registers: int = 0  # tokens beside the class token that only blocks see (arXiv 2309.16588)
         relative_bias: Literal["shared", "block"] | None = None  # one table for all blocks, or one for each
         qkv_bias: QKVBias = "all"
         layer_scale: float | None = None  # initial value of the branches' factors (DeiT III, BEiT)
+        mlp: MLP = "gelu"
+        pre_norm: bool = False  # a norm before the blocks, and no bias of the patch projection (CLIP)
+        norm_eps: float = 1e-6
         drop_path: float = 0.0  # of the last block; linear from 0 at the first
         freeze_patch_embed: bool = False  # the random patch projection stays as it is (MoCo v3)
 
@@ -64,12 +71,18 @@ class ViT(nn.Module):
 
         @property
         def hidden_width(self) -> int:
-            return self.hidden or (4 * self.width if self.width else _SIZES[self.name][3])
+            plain = 4 * self.width if self.width else _SIZES[self.name][3]
+            # two thirds, in eights: a gated MLP has three layers for a plain one's two
+            return self.hidden or ((2 * plain // 3 + 7) // 8 * 8 if self.mlp == "swiglu" else plain)
 
         def __post_init__(self) -> None:
             width, _, heads = self.shape
             if width % heads or width % 4:
                 raise ValueError(f"width: {width} must be a multiple of 4 and of heads ({heads})")
+            if self.positions == "rotary" and width // heads % 4:
+                raise ValueError(f"positions: rotary ones need heads of a multiple of 4 channels, not {width // heads}")
+            if self.relative_bias is not None and (self.registers or self.positions == "rotary"):
+                raise ValueError("relative_bias: goes with neither registers nor rotary positions")
 
     def __init__(self, config: Config, image_size: int = 224) -> None:
         super().__init__()
@@ -78,20 +91,29 @@ class ViT(nn.Module):
             raise ValueError(f"patch_size: {config.patch_size} does not divide the image size {image_size}")
         self.patch_size, self.pool, self.norm_at, self.features = config.patch_size, config.pool, config.norm, width
         self.grid = (image_size // config.patch_size,) * 2
-        self.patch_embed = nn.Conv2d(3, width, config.patch_size, config.patch_size)
+        self.antialias = config.antialias
+        self.patch_embed = nn.Conv2d(3, width, config.patch_size, config.patch_size, bias=not config.pre_norm)
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
+        self.registers = None
+        if config.registers:
+            self.registers = nn.Parameter(torch.empty(1, config.registers, width))
+            nn.init.normal_(self.registers, std=0.02)
         add_positions(self, config.positions, width, self.grid)
+        rotary = rotary_table(width // heads, *self.grid) if config.positions == "rotary" else None
+        self.register_buffer("rotary", rotary, persistent=False)
+        self.pre_norm = nn.LayerNorm(width, eps=config.norm_eps) if config.pre_norm else None
         bias = {"heads": heads, "class_token": True}
         self.relative_bias = RelativeBias(self.grid, **bias) if config.relative_bias == "shared" else None
         self.block_biases = None
         if config.relative_bias == "block":
             self.block_biases = nn.ModuleList(RelativeBias(self.grid, **bias, std=0.02) for _ in range(depth))
         options = {"qkv_bias": config.qkv_bias, "layer_scale": config.layer_scale}
+        options |= {"mlp": config.mlp, "eps": config.norm_eps}
         self.blocks = nn.ModuleList(
             Block(width, heads, config.hidden_width, drop_path=rate, **options)
             for rate in drop_rates(config.drop_path, depth)
         )
-        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.norm = nn.LayerNorm(width, eps=config.norm_eps)
         init_transformer(self)
         nn.init.xavier_uniform_(self.patch_embed.weight.view(width, -1))
         nn.init.normal_(self.cls_token, std=0.02)
@@ -111,7 +133,7 @@ class ViT(nn.Module):
         if hidden is not None:
             x = torch.where(hidden[:, :, None], mask_token.to(x.dtype), x)
         if self.positions is not None:
-            x = x + resize_positions(self.positions, self.grid, grid)
+            x = x + resize_positions(self.positions, self.grid, grid, self.antialias)
         return x, grid
 
     def embed_visible(self, images: torch.Tensor, keep: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
@@ -120,7 +142,7 @@ class ViT(nn.Module):
         x = F.linear(patches, self.patch_embed.weight.flatten(1), self.patch_embed.bias)
         grid = tuple(side // self.patch_size for side in images.shape[-2:])
         if self.positions is not None:
-            x = x + resize_positions(self.positions, self.grid, grid)[0][keep]
+            x = x + resize_positions(self.positions, self.grid, grid, self.antialias)[0][keep]
         return x, grid
 
     def outputs(
@@ -134,8 +156,8 @@ class ViT(nn.Module):
     ) -> list[torch.Tensor]:
         """(B, 1 + N, width) after each of `blocks` (0-based, ascending), class token first, not normalised.
 
-        N is the visible patches `keep` (B, K), of which none is hidden, or all of them. See `embed`
-        for `hidden` and `mask_token`.
+        N is the visible patches `keep` (B, K), of which none is hidden, or all of them; registers are left out. See
+        `embed` for `hidden` and `mask_token`.
         """
         if keep is None:
             x, grid = self.embed(images, hidden, mask_token)
@@ -143,15 +165,28 @@ class ViT(nn.Module):
             raise ValueError("keep: an encoder with relative biases sees all patches; hide them with a mask token")
         else:
             x, grid = self.embed_visible(images, keep)
-        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
+        first = [self.cls_token] if self.registers is None else [self.cls_token, self.registers]
+        x = torch.cat([*(token.expand(x.shape[0], -1, -1) for token in first), x], dim=1)
+        if self.pre_norm is not None:
+            x = self.pre_norm(x)
+        rotary = None if self.rotary is None else self._rotary(grid, keep)
         shared = None if self.relative_bias is None else self.relative_bias(grid)
         found = []
         for i, block in enumerate(self.blocks[: blocks[-1] + 1]):
             bias = shared if self.block_biases is None else self.block_biases[i](grid)
-            x = block(x, bias)
+            x = block(x, bias, rotary)
             if i in blocks:
-                found.append(x)
+                found.append(
+                    x if self.registers is None else torch.cat([x[:, :1], x[:, 1 + len(self.registers[0]) :]], 1)
+                )
         return found
+
+    def _rotary(self, grid: tuple[int, int], keep: torch.Tensor | None) -> torch.Tensor:
+        """The `rotary_table` of all patches, or of those that are kept: (2, B, 1, K, width of a head)."""
+        table = self.rotary
+        if grid != self.grid:
+            table = rotary_table(table.shape[-1], *grid).to(table)
+        return table if keep is None else table[:, keep][:, :, None]
 
     def tokens(self, images: torch.Tensor, keep: torch.Tensor | None = None, **masked: torch.Tensor) -> torch.Tensor:
         """(B, 1 + N, width) after the last norm (with `norm` "pooled": before it); see `outputs`."""
@@ -182,4 +217,5 @@ class ViT(nn.Module):
         part, _, rest = parameter.partition(".")
         if part in ("blocks", "block_biases"):
             return int(rest.split(".")[0]) + 1
-        return 0 if part in ("patch_embed", "cls_token", "positions", "relative_bias") else self.num_layers - 1
+        embedding = ("patch_embed", "cls_token", "registers", "positions", "relative_bias", "pre_norm")
+        return 0 if part in embedding else self.num_layers - 1

@@ -8,7 +8,26 @@ import torch
 from torch import nn
 
 from ..backbones.transformer import Block
+from ..backbones.vit import ViT
 from .frozen import Frozen, Weights
+
+# the tower's names in OpenAI's files, and in the ViT
+STEM = {
+    "conv1": "patch_embed",
+    "class_embedding": "cls_token",
+    "positional_embedding": "positions",
+    "ln_pre": "pre_norm",
+    "ln_post": "norm",
+}
+BLOCK = {
+    "ln_1": "norm1",
+    "attn.in_proj_weight": "qkv.weight",
+    "attn.in_proj_bias": "qkv.bias",
+    "attn.out_proj": "proj",
+    "ln_2": "norm2",
+    "mlp.c_fc": "fc1",
+    "mlp.c_proj": "fc2",
+}
 
 
 @dataclass(frozen=True)
@@ -21,6 +40,11 @@ class CLIPShape:
     depth: int = 12
     heads: int = 12
     features: int = 512
+
+    @property
+    def vit(self) -> ViT.Config:
+        shape = dict(patch_size=self.patch_size, width=self.width, depth=self.depth, heads=self.heads)
+        return ViT.Config(**shape, pool="cls", positions="learned", pre_norm=True, mlp="quick_gelu", norm_eps=1e-5)
 
 
 class CLIPVision(Frozen):
@@ -36,71 +60,38 @@ class CLIPVision(Frozen):
 
     def __init__(self, weights: Weights, shape: CLIPShape = CLIPShape()) -> None:
         super().__init__()
-        width, patches = shape.width, (shape.size // shape.patch_size) ** 2
-        self.patch_embed = nn.Conv2d(3, width, shape.patch_size, shape.patch_size, bias=False)
-        self.cls_token = nn.Parameter(torch.randn(width) * width**-0.5)
-        self.positions = nn.Parameter(torch.randn(1 + patches, width) * width**-0.5)
-        self.norm_in = nn.LayerNorm(width)
-        self.blocks = nn.ModuleList(_CLIPBlock(width, shape.heads, eps=1e-5) for _ in range(shape.depth))
-        self.norm_out = nn.LayerNorm(width)
-        self.proj = nn.Parameter(torch.randn(width, shape.features) * width**-0.5)
+        self.vit = ViT(shape.vit, shape.size)
+        self.proj = nn.Parameter(torch.randn(shape.width, shape.features) * shape.width**-0.5)
         self.load(weights, _names)
 
     @torch.no_grad()
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        x = self.patch_embed(images).flatten(2).transpose(1, 2)
-        x = torch.cat([self.cls_token.to(x.dtype).expand(len(x), 1, -1), x], dim=1) + self.positions
-        x = self.norm_in(x)
-        for block in self.blocks[:-1]:
-            x = block(x)
-        attention = self.blocks[-1].class_attention(x)
-        x = self.blocks[-1](x)
-        return self.norm_out(x).float() @ self.proj.float(), attention
+        last = len(self.vit.blocks) - 1
+        early, final = self.vit.outputs(images, (last - 1, last))
+        return self.vit.norm(final).float() @ self.proj.float(), class_attention(self.vit.blocks[last], early)
 
 
-class _CLIPBlock(Block):
-    """A block with the sigmoid approximation of GELU."""
-
-    def mlp(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.fc1(x)
-        return self.fc2(x * torch.sigmoid(1.702 * x))
-
-    def class_attention(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, L) float32: how much the class token looks at each patch, averaged over heads."""
-        B, N, D = x.shape
-        q, k, _ = self.qkv(self.norm1(x)).view(B, N, 3, self.heads, D // self.heads).float().unbind(2)
-        logits = torch.einsum("bhd,bnhd->bhn", q[:, 0], k) * (D // self.heads) ** -0.5
-        return logits.softmax(-1).mean(1)[:, 1:]
+def class_attention(block: Block, x: torch.Tensor) -> torch.Tensor:
+    """(B, N, width), class token first -> (B, N - 1) float32: how much it looks at the others, averaged over heads."""
+    B, N, D = x.shape
+    q, k, _ = block.qkv(block.norm1(x)).view(B, N, 3, block.heads, D // block.heads).float().unbind(2)
+    logits = torch.einsum("bhd,bnhd->bhn", q[:, 0], k) * (D // block.heads) ** -0.5
+    return logits.softmax(-1).mean(1)[:, 1:]
 
 
 def _names(state: dict) -> dict:
     """OpenAI's names of the tower; the text tower and the rest of the file are left out."""
-    whole = {
-        "conv1.weight": "patch_embed.weight",
-        "class_embedding": "cls_token",
-        "positional_embedding": "positions",
-        "proj": "proj",
-    }
-    parts = {
-        "ln_pre": "norm_in",
-        "ln_post": "norm_out",
-        "ln_1": "norm1",
-        "ln_2": "norm2",
-        "attn.in_proj_": "qkv.",
-        "attn.out_proj": "proj",
-        "mlp.c_fc": "fc1",
-        "mlp.c_proj": "fc2",
-        "transformer.resblocks": "blocks",
-    }
     renamed = {}
     for name, tensor in state.items():
         if not name.startswith("visual."):
             continue
         name = name.removeprefix("visual.")
-        if name in whole:
-            name = whole[name]
-        else:
-            for theirs, ours in parts.items():
-                name = name.replace(theirs, ours)
-        renamed[name] = tensor.float()
+        for theirs, ours in {"transformer.resblocks": "blocks", **STEM, **BLOCK}.items():
+            name = name.replace(theirs, ours)
+        renamed[name if name == "proj" else f"vit.{name}"] = tensor.float()
+    if (
+        "vit.positions" in renamed and "vit.cls_token" in renamed
+    ):  # ours have no row for the class token: it is part of the class token
+        row, table = renamed["vit.positions"][:1], renamed["vit.positions"][1:]
+        renamed |= {"vit.cls_token": (renamed["vit.cls_token"] + row)[None], "vit.positions": table[None]}
     return renamed

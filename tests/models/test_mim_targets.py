@@ -176,9 +176,9 @@ def test_clip_attention_is_that_of_the_class_token():
     torch.manual_seed(0)
     clip = CLIPVision(RANDOM, CLIPShape(32, 8, 32, 2, 4, 24))
     seen = {}
-    clip.blocks[-1].norm1.register_forward_hook(lambda module, inputs, output: seen.update(x=output))
+    clip.vit.blocks[-1].norm1.register_forward_hook(lambda module, inputs, output: seen.update(x=output))
     features, attention = clip(torch.randn(2, 3, 32, 32))
-    q, k, _ = clip.blocks[-1].qkv(seen["x"]).chunk(3, -1)
+    q, k, _ = clip.vit.blocks[-1].qkv(seen["x"]).chunk(3, -1)
     total = torch.zeros(2, 17)
     for head in range(4):
         own = slice(8 * head, 8 * head + 8)

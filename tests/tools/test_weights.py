@@ -9,14 +9,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_encoders import BEIT, HIVIT, MIXMIM, PLAIN, RESNET, SIZE, SWIN, encoder
+from tiny_encoders import (
+    BEIT,
+    CLIP,
+    DINOV2,
+    DINOV3,
+    GATED,
+    HIVIT,
+    MIXMIM,
+    PLAIN,
+    REGISTERS,
+    RESNET,
+    SIZE,
+    SWIN,
+    encoder,
+)
 
 import headrace
 from headrace.errors import UserError
 from headrace.models.backbones.hivit import HiViT
 from headrace.models.backbones.transformer import sincos_positions
 from headrace.models.backbones.vit import ViT
-from headrace.tools.weights import hivit, mixmim, resnet, swin, vit
+from headrace.tools.weights import hivit, hugging_face, mixmim, resnet, swin, vit
 from headrace.tools.weights.convert import FIXED, Options, convert, recognise, to_layout
 from headrace.tools.weights.read import read_tensors
 from headrace.tools.weights.shapes import Wishes
@@ -26,8 +40,19 @@ CASES = [
     (replace(PLAIN, layer_scale=0.1), vit.TIMM),
     (PLAIN, vit.OPENMMLAB),
     (PLAIN, vit.TORCHVISION),
-    (PLAIN, vit.HUGGING_FACE),
-    (PLAIN, vit.HUGGING_FACE_4),
+    (PLAIN, hugging_face.HUGGING_FACE),
+    (PLAIN, hugging_face.HUGGING_FACE_4),
+    *((config, layout) for config in (REGISTERS, GATED) for layout in (vit.TIMM, hugging_face.HUGGING_FACE_4)),
+    (REGISTERS, hugging_face.DINOV2),
+    (GATED, hugging_face.DINOV2_GATED),
+    *((config, vit.OPENMMLAB) for config in (DINOV2, CLIP)),
+    *((CLIP, layout) for layout in (vit.CLIP, hugging_face.CLIP, vit.TIMM)),
+    *((DINOV3, layout) for layout in (vit.TIMM_DINOV3, hugging_face.DINOV3)),
+    *((replace(DINOV3, mlp="swiglu"), layout) for layout in (vit.TIMM_DINOV3_GATED, hugging_face.DINOV3_GATED)),
+    *((replace(BEIT, relative_bias=bias), hugging_face.BEIT) for bias in ("block", "shared")),
+    *((replace(BEIT, relative_bias=bias), hugging_face.BEIT_4) for bias in ("block", "shared")),
+    *((SWIN, layout) for layout in (hugging_face.SWIN, hugging_face.SWIN_4)),
+    (RESNET, hugging_face.RESNET),
     (BEIT, vit.BEIT),
     (replace(BEIT, relative_bias="block"), vit.OPENMMLAB),
     *((SWIN, layout) for layout in swin.LAYOUTS),
@@ -50,7 +75,7 @@ def test_there_and_back_gives_identical_tensors(config, layout, prefix):
     assert result.family == f"{layout.name}-{layout.kind}" and result.prefix == prefix and not result.left_over
     assert found.keys() == own.keys() and all(torch.equal(found[name], own[name]) for name in own)
     backbone = result.classifier.config.backbone
-    shared = ("width", "depth", "depths", "heads", "relative_bias", "qkv_bias", "patch_size")
+    shared = ("width", "depth", "depths", "heads", "relative_bias", "qkv_bias", "patch_size", "registers", "pre_norm")
     assert all(getattr(backbone, key) == getattr(config, key) for key in shared if hasattr(config, key))
 
 
@@ -207,10 +232,17 @@ def test_a_linear_probe_comes_with_its_normalisation():
 
 def test_what_would_change_the_encoder_is_refused():
     state = to_layout(encoder(PLAIN).state_dict(), vit.TIMM)
-    with pytest.raises(UserError, match="register_tokens.*would change"):
-        convert(state | {"register_tokens": torch.zeros(1, 4, 24)})
-    with pytest.raises(UserError, match="w12.*would change"):
-        convert(state | {"blocks.0.mlp.w12.weight": torch.zeros(4, 24)})
+    with pytest.raises(UserError, match="dist_token.*would change"):
+        convert(state | {"dist_token": torch.zeros(1, 1, 24)})
+    with pytest.raises(UserError, match="q_norm.*would change"):
+        convert(state | {"blocks.0.attn.q_norm.weight": torch.zeros(12)})
+    with pytest.raises(UserError, match="no position table and no relative biases"):
+        convert({name: tensor for name, tensor in state.items() if name != "pos_embed"})
+    rotary = to_layout(encoder(DINOV3).state_dict(), vit.DINOV3)
+    periods = 100 ** (torch.arange(3) / 3)
+    assert convert(rotary | {"rope_embed.periods": periods}, Options(wishes=Wishes(heads=2))).classifier
+    with pytest.raises(UserError, match="not the periods of DINOv3"):
+        convert(rotary | {"rope_embed.periods": 1.1 * periods})
     with pytest.raises(UserError, match="no blocks.1.fc2.bias"):
         convert({name: tensor for name, tensor in state.items() if name != "blocks.1.mlp.fc2.bias"})
     with pytest.raises(UserError, match="no encoder of a known family among 1 tensors"):

@@ -143,7 +143,7 @@ def test_weights_for_another_size():
     with torch.no_grad():
         old.positions.copy_(rows[None, :, None].expand(1, 16, 24))
         old.relative_bias.table.normal_()
-    got = adapt(old.state_dict(), new.state_dict())
+    got = adapt(old.state_dict(), new)
     assert {name: value.shape for name, value in got.items()} == {n: v.shape for n, v in new.state_dict().items()}
     positions = got["positions"][0, :, 0].view(12, 12)
     assert (positions[:, :1] - positions).abs().max() < 1e-5  # still a function of the row
@@ -154,7 +154,7 @@ def test_weights_for_another_size():
     with torch.no_grad():  # a bias that is a smooth function of the offset, before and after
         offsets = torch.linspace(-1, 1, 7)
         old.relative_bias.table[:49] = (offsets[:, None] + 2 * offsets).reshape(49, 1)
-        table = adapt(old.state_dict(), new.state_dict())["block_biases.0.table"]
+        table = adapt(old.state_dict(), new)["block_biases.0.table"]
         assert relative_index((12, 12), True).max() == len(table) - 1
         wide = table[:529, 0].view(23, 23)
         assert wide[11, 11] == pytest.approx(0.0, abs=1e-5) and (wide.diff(dim=1)[:, 6:16] > 0).all()

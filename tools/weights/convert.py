@@ -13,11 +13,18 @@ from ...errors import UserError
 from ...models.algorithms.classifier import Classifier
 from ...models.weights import adapt
 from ...pipelines.spec import ViewSpec
-from . import hivit, mixmim, resnet, swin, vit
+from . import hivit, hugging_face, mixmim, resnet, swin, vit
 from .names import Layout, Names
 from .shapes import State, Wishes, shape_of
 
-FIXED = (*vit.LAYOUTS, *swin.LAYOUTS, *mixmim.LAYOUTS, *resnet.LAYOUTS)  # HiViT's depend on its depths
+FIXED = (  # HiViT's depend on its depths
+    *vit.LAYOUTS,
+    *swin.LAYOUTS,
+    *mixmim.LAYOUTS,
+    *resnet.LAYOUTS,
+    *hugging_face.LAYOUTS,
+)
+_FLAT = ("cls_token", "positions")  # of CLIP
 _FOLLOWS = re.compile(r"(^|[._])(teacher|momentum|target|encoder_k|ema)([._]|$)")  # prefixes of momentum networks
 # what pre-training or a classifier has besides its encoder
 _TRAINING = re.compile(
@@ -26,7 +33,13 @@ _TRAINING = re.compile(
 )
 # a norm of the pooled tokens, by layout of plain transformers
 _POOLED = {"timm": "fc_norm.", "beit": "fc_norm.", "openmmlab": "ln2."}
-_HALF = (0.5, 0.5, 0.5)
+_POOLED |= {"hf_beit": "pooler.layernorm.", "hf4_beit": "pooler.layernorm."}
+# mean and deviation of images
+NORMALIZATIONS = {
+    "imagenet": (ViewSpec().mean, ViewSpec().std),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+}
 
 
 @dataclass
@@ -79,7 +92,7 @@ class Options:
     size: int | None = None  # side of images in pixels; tables are resized for it
     windows: tuple[int, ...] | None = None  # of Swin and MixMIM, likewise
     block_tables: bool = False  # each block its own relative table, where all share one
-    normalize: str | None = None  # "imagenet" or "half": mean and deviation of the images
+    normalize: str | None = None  # one of `NORMALIZATIONS`
 
 
 def convert(state: State, options: Options | None = None) -> Imported:
@@ -93,14 +106,13 @@ def convert(state: State, options: Options | None = None) -> Imported:
     result = Imported(layout, prefix)
     found = encoder_tensors(state, result)
     pooled = layout.kind == "vit" and any(n.startswith(prefix + _POOLED.get(layout.name, "\0")) for n in state)
-    config, size = shape_of(layout.kind, found, options.wishes, pooled_norm=pooled)
+    config, size = shape_of(layout.kind, found, options.wishes, pooled_norm=pooled, implied=dict(layout.implies))
     if options.windows is not None:
         config = _with_windows(config, options.windows)
     if options.block_tables and "relative_bias.table" in found:
         config = replace(config, relative_bias="block")
-    beit = layout.name == "beit" and config.relative_bias is not None  # whose authors centre images at 0
-    half = beit if options.normalize is None else options.normalize == "half"
-    view = ViewSpec(size=options.size or size, interpolation="bicubic", **(dict(mean=_HALF, std=_HALF) if half else {}))
+    mean, std = NORMALIZATIONS[options.normalize or _normalization(layout, config)]
+    view = ViewSpec(size=options.size or size, interpolation="bicubic", mean=mean, std=std)
     head = _head(state, layout, prefix)
     classes = 1000 if head is None else len(head["1.weight"])
     try:
@@ -117,6 +129,13 @@ def convert(state: State, options: Options | None = None) -> Imported:
         taken = {id(tensor) for tensor in head.values()}
         result.left_over = [name for name in result.left_over if id(state[name]) not in taken]
     return result
+
+
+def _normalization(layout: Layout, config: object) -> str:
+    if getattr(config, "pre_norm", False):
+        return "clip"
+    beit = layout.name.endswith("beit") and config.relative_bias is not None  # whose authors centre images at 0
+    return "half" if beit else "imagenet"
 
 
 def recognise(state: State, family: str | None = None, teacher: bool = False) -> tuple[Layout, str]:
@@ -173,6 +192,8 @@ def encoder_tensors(state: State, result: Imported) -> State:
         place = outside.ours(name) if inner is None else names.ours(inner)
         if inner is not None and layout.rebuilt and inner.endswith(layout.rebuilt):
             result.rebuilt.append(name)
+            if inner.endswith("periods"):
+                _check_periods(name, tensor)
         elif place is None:
             result.left_over.append(name)
         else:
@@ -187,6 +208,9 @@ def encoder_tensors(state: State, result: Imported) -> State:
         if len(own) != parts[name]:
             raise UserError(f"{name}: {len(own)} of the {parts[name]} tensors that it is joined from are there")
         found[name] = own[0] if parts[name] == 1 else torch.cat([own[i] for i in sorted(own)])
+    _unmask_keys(found)
+    if layout.flat:
+        found |= {name: found[name].reshape(1, -1, found[name].shape[-1]) for name in _FLAT if name in found}
     positions = found.get("positions")
     if layout.class_row and positions is not None and math.isqrt(positions.shape[1]) ** 2 != positions.shape[1]:
         # ours have no row for the class token: it is part of the class token
@@ -195,6 +219,20 @@ def encoder_tensors(state: State, result: Imported) -> State:
         for name in [name for name in found if "merges." in name]:
             found[name] = found[name].unflatten(-1, (-1, 4))[..., layout.corners].transpose(-1, -2).flatten(-2)
     return found
+
+
+def _unmask_keys(found: State) -> None:
+    """DINOv3's biases of queries, keys and values, of which a mask hides those of the keys -> those of the others."""
+    for name in [name for name in found if name.endswith("qkv.bias_mask")]:
+        del found[name]
+        block = name.removesuffix("qkv.bias_mask")
+        found[f"{block}q_bias"], _, found[f"{block}v_bias"] = found.pop(f"{block}qkv.bias").chunk(3)
+
+
+def _check_periods(name: str, periods: torch.Tensor) -> None:
+    ours = 100.0 ** (torch.arange(len(periods)) / len(periods))
+    if not torch.allclose(periods.float(), ours, rtol=0.01):  # bfloat16 is as exact as that
+        raise UserError(f"{name}: not the periods of DINOv3, 1 to 100; what the encoder computes would change")
 
 
 def _refuse_unknown(result: Imported) -> None:
@@ -219,7 +257,7 @@ def _refuse_unknown(result: Imported) -> None:
 def _load(result: Imported, found: State) -> None:
     encoder = result.classifier.backbone
     own = encoder.state_dict()
-    fitted = adapt(found, own)
+    fitted = adapt(found, encoder)
     result.resized = [n for n, tensor in fitted.items() if n not in found or tensor.shape != found[n].shape]
     # counters of batches are not always written, and pre-training may do without a last norm (HiViT, BEiT v2)
     optional = [name for name in own if name.startswith("norm.") or name.endswith("num_batches_tracked")]
@@ -276,6 +314,8 @@ def to_layout(state: State, layout: Layout, prefix: str = "") -> State:
             raise UserError(f"{layout.name}-{layout.kind} has no name for {name}")
         if name == "positions" and layout.class_row:
             tensor = torch.cat([torch.zeros_like(tensor[:, :1]), tensor], dim=1)
+        if layout.flat and name in _FLAT:
+            tensor = tensor[0] if name == "positions" else tensor[0, 0]
         if layout.corners and "merges." in name:
             tensor = tensor.unflatten(-1, (4, -1))[..., layout.corners, :].transpose(-1, -2).flatten(-2)
         pieces = (tensor,) if len(theirs) == 1 else tensor.chunk(len(theirs))

@@ -11,6 +11,14 @@ from typing import NamedTuple
 Pair = tuple[str | tuple[str, ...], str]
 
 
+def blocks(theirs: str, pairs: tuple[Pair, ...], ours: str = "blocks.{i}") -> tuple[Pair, ...]:
+    """Pairs of names inside a block -> pairs of full names."""
+    return tuple(
+        (f"{theirs}.{a}" if isinstance(a, str) else tuple(f"{theirs}.{part}" for part in a), f"{ours}.{b}")
+        for a, b in pairs
+    )
+
+
 class Place(NamedTuple):
     """Where a tensor belongs: part `part` of `parts` of the tensor `name`."""
 
@@ -63,6 +71,8 @@ class Layout:
     needs: tuple[str, ...] = ()  # further names, or beginnings of them, that tell it from layouts with the same mark
     lacks: tuple[str, ...] = ()  # and such that it never has
     class_row: bool = False  # the position table starts with a row for the class token
+    flat: bool = False  # the class token is (D,) and the position table (L, D)
+    implies: tuple[tuple[str, object], ...] = ()  # what it says of the encoder's `Config` without a tensor
     corners: tuple[int, int, int, int] | None = None  # patch merging: its order of our corners, channels outermost
     rebuilt: tuple[str, ...] = ()  # ends of names of tensors that follow from the configuration
     classifiers: tuple[str, ...] = ("head",)  # where a linear classifier is found; export writes the first

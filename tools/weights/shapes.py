@@ -25,13 +25,16 @@ class Wishes:
 
     heads: int | None = None
     pool: str | None = None  # "mean" or "cls"
+    mlp: str | None = None  # "gelu" or "quick_gelu"
 
 
-def shape_of(kind: str, state: State, wishes: Wishes, *, pooled_norm: bool = False) -> tuple[object, int]:
+def shape_of(
+    kind: str, state: State, wishes: Wishes, *, pooled_norm: bool = False, implied: dict[str, object] | None = None
+) -> tuple[object, int]:
     """The `Config` and the image size in pixels. Raises `UserError` for what no configuration of ours is."""
     try:
         if kind == "vit":
-            return _vit(state, wishes, pooled_norm)
+            return _vit(state, wishes, pooled_norm, implied or {})
         return {"resnet": _resnet, "swin": _swin, "mixmim": _mixmim, "hivit": _hivit}[kind](state, wishes)
     except KeyError as missing:
         raise UserError(f"{kind}: no tensor {missing.args[0]}, from which its shape is read") from None
@@ -67,39 +70,56 @@ def _square(rows: int, what: str) -> int:
     return side
 
 
-def _vit(state: State, wishes: Wishes, pooled_norm: bool):
+def _vit(state: State, wishes: Wishes, pooled_norm: bool, implied: dict[str, object]):
     width, _, patch, _ = state["patch_embed.weight"].shape
     depth = _count(state, "blocks")
-    hidden = len(state["blocks.0.fc1.weight"])
+    rows, hidden = len(state["blocks.0.fc1.weight"]), state["blocks.0.fc2.weight"].shape[1]
     tables = [name for name in ("relative_bias.table", "block_biases.0.table") if name in state]
+    positions = implied.get("positions") or _positions_kind(state, width)
+    if positions == "none" and not tables:
+        raise UserError("vit: no position table and no relative biases; other kinds of positions are DINOv3's alone")
     grid = 224 // patch
     if "positions" in state:
         grid = _square(state["positions"].shape[1], "position table")
     elif tables:
         grid = (_side(len(state[tables[0]])) + 1) // 2
-    named = {(w, d): h for w, d, h in sizes_of(ViT).values()}
-    heads = state[tables[0]].shape[1] if tables else wishes.heads or named.get((width, depth), max(1, width // 64))
-    positions = _positions_kind(state, width, grid)
-    scaled = "blocks.0.scale1" in state
+    registers = state["registers"].shape[1] if "registers" in state else 0
+    pre_norm = "pre_norm.weight" in state
     options = {
         "patch_size": patch,
-        "pool": wishes.pool or ("mean" if positions != "learned" or pooled_norm else "cls"),
+        "pool": "mean" if positions != "learned" or pooled_norm else "cls",
         "norm": "pooled" if pooled_norm else "tokens",
         "positions": positions,
+        "antialias": registers > 0 and positions == "learned",
+        "registers": registers,
         "relative_bias": None if not tables else "shared" if tables[0].startswith("relative") else "block",
         "qkv_bias": "all" if "blocks.0.qkv.bias" in state else "qv" if "blocks.0.q_bias" in state else "none",
-        "layer_scale": 0.1 if scaled else None,  # an initial value; the tensors bring their own
+        "layer_scale": 0.1 if "blocks.0.scale1" in state else None,  # an initial value; the tensors bring their own
+        "pre_norm": pre_norm,
+        "norm_eps": 1e-5 if pre_norm else 1e-6,
     }
+    options |= implied | {key: value for key in ("pool", "mlp") if (value := getattr(wishes, key))}
+    if rows == 2 * hidden:
+        options["mlp"] = "swiglu"
+    heads = state[tables[0]].shape[1] if tables else wishes.heads or _heads(width, depth, positions)
     config = _sized(ViT, (width, depth, heads), ("width", "depth", "heads"), **options)
     if config.hidden_width != hidden:
         config = replace(config, hidden=hidden)
     return config, grid * patch
 
 
-def _positions_kind(state: State, width: int, grid: int) -> str:
+def _heads(width: int, depth: int, positions: str) -> int:
+    """As published: 64 channels a head, but for the huge and giant models, and 128 of DINOv3's with 7 billion."""
+    if positions == "rotary":
+        return 32 if width == 4096 else max(1, width // 64)
+    return {(w, d): h for w, d, h in sizes_of(ViT).values()}.get((width, depth), max(1, width // 64))
+
+
+def _positions_kind(state: State, width: int) -> str:
     """Fixed tables are known by their values: columns before rows (the authors), or rows before columns (OpenMMLab)."""
     if "positions" not in state:
         return "none"
+    grid = _square(state["positions"].shape[1], "position table")
     if width % 4:
         return "learned"
     table = sincos_positions(width, grid, grid)
@@ -151,7 +171,7 @@ def _hivit(state: State, wishes: Wishes):
         (width, depths, heads),
         ("width", "depths", "heads"),
         patch_size=4 * pixels,
-        positions=_positions_kind(state, width, grid),
+        positions=_positions_kind(state, width),
         relative_bias=table is not None,
         layer_scale=0.1 if "blocks.0.scale1" in state else None,
     )

@@ -1,25 +1,26 @@
 """Swin. Ours is `models.backbones.swin.Swin`."""
 
-from .names import Layout, Pair
+from .names import Layout, Pair, blocks
 
 OPENMMLAB_CORNERS = (0, 2, 1, 3)  # row by row, channels outermost; the authors, timm and we go column by column
+OURS = "body.stages.{s}.{b}"
 _REBUILT = ("relative_position_index", "attn_mask")
 _STEM: tuple[Pair, ...] = (("patch_embed.proj", "patch_embed.conv"), ("patch_embed.norm", "patch_embed.norm"))
 
 
-def _blocks(theirs: str, ours: str, attention: str = "attn", mlp: tuple[str, str] = ("mlp.fc1", "mlp.fc2")):
+def _block(attention: str = "attn", mlp: tuple[str, str] = ("mlp.fc1", "mlp.fc2")) -> tuple[Pair, ...]:
     return (
-        (f"{theirs}.norm1", f"{ours}.norm1"),
-        (f"{theirs}.{attention}.qkv", f"{ours}.qkv"),
-        (f"{theirs}.{attention}.proj", f"{ours}.proj"),
-        (f"{theirs}.{attention}.relative_position_bias_table", f"{ours}.bias_table"),
-        (f"{theirs}.norm2", f"{ours}.norm2"),
-        (f"{theirs}.{mlp[0]}", f"{ours}.fc1"),
-        (f"{theirs}.{mlp[1]}", f"{ours}.fc2"),
+        ("norm1", "norm1"),
+        (f"{attention}.qkv", "qkv"),
+        (f"{attention}.proj", "proj"),
+        (f"{attention}.relative_position_bias_table", "bias_table"),
+        ("norm2", "norm2"),
+        (mlp[0], "fc1"),
+        (mlp[1], "fc2"),
     )
 
 
-def _merges(theirs: str, first: int = 0, step: int = 1) -> tuple[Pair, ...]:
+def merges(theirs: str, first: int = 0, step: int = 1) -> tuple[Pair, ...]:
     """The merging after stage s is theirs with the number `first` + `step` s."""
     pairs = []
     for stage in range(3):
@@ -28,11 +29,10 @@ def _merges(theirs: str, first: int = 0, step: int = 1) -> tuple[Pair, ...]:
     return tuple(pairs)
 
 
-_OURS = "body.stages.{s}.{b}"
 AUTHORS = Layout(
     "authors",
     "swin",
-    (*_STEM, *_blocks("layers.{s}.blocks.{b}", _OURS), *_merges("layers.{}.downsample"), ("norm", "norm")),
+    (*_STEM, *blocks("layers.{s}.blocks.{b}", _block(), OURS), *merges("layers.{}.downsample"), ("norm", "norm")),
     mark="patch_embed.proj.weight",
     needs=("layers.0.blocks.0.norm1", "layers.0.downsample"),
     lacks=("absolute_pos_embed",),
@@ -41,7 +41,12 @@ AUTHORS = Layout(
 TIMM = Layout(  # merges before a stage
     "timm",
     "swin",
-    (*_STEM, *_blocks("layers.{s}.blocks.{b}", _OURS), *_merges("layers.{}.downsample", first=1), ("norm", "norm")),
+    (
+        *_STEM,
+        *blocks("layers.{s}.blocks.{b}", _block(), OURS),
+        *merges("layers.{}.downsample", first=1),
+        ("norm", "norm"),
+    ),
     mark="patch_embed.proj.weight",
     needs=("layers.0.blocks.0.norm1", "layers.3.downsample"),
     lacks=("absolute_pos_embed",),
@@ -54,8 +59,8 @@ OPENMMLAB = Layout(
     (
         ("patch_embed.projection", "patch_embed.conv"),
         ("patch_embed.norm", "patch_embed.norm"),
-        *_blocks("stages.{s}.blocks.{b}", _OURS, "attn.w_msa", ("ffn.layers.0.0", "ffn.layers.1")),
-        *_merges("stages.{}.downsample"),
+        *blocks("stages.{s}.blocks.{b}", _block("attn.w_msa", ("ffn.layers.0.0", "ffn.layers.1")), OURS),
+        *merges("stages.{}.downsample"),
         ("norm3", "norm"),
     ),
     mark="patch_embed.projection.weight",
@@ -73,9 +78,11 @@ TORCHVISION = Layout(
         *(
             pair
             for stage in range(4)
-            for pair in _blocks(f"features.{2 * stage + 1}.{{b}}", f"body.stages.{stage}.{{b}}", mlp=("mlp.0", "mlp.3"))
+            for pair in blocks(
+                f"features.{2 * stage + 1}.{{b}}", _block(mlp=("mlp.0", "mlp.3")), f"body.stages.{stage}.{{b}}"
+            )
         ),
-        *_merges("features.{}", first=2, step=2),
+        *merges("features.{}", first=2, step=2),
         ("norm", "norm"),
     ),
     mark="features.0.0.weight",

@@ -1,20 +1,12 @@
 """Vision Transformers. Ours is `models.backbones.vit.ViT`."""
 
-from .names import Layout, Pair
+from dataclasses import replace
+
+from ...models.targets import clip
+from .names import Layout, blocks
 
 _INDEX = ("relative_position_index",)
 _SHARED_TABLE = ("rel_pos_bias.relative_position_bias_table", "relative_bias.table")
-
-
-def _blocks(block: str, pairs: tuple[Pair, ...]) -> tuple[Pair, ...]:
-    """Pairs inside a block -> pairs of names."""
-    return tuple(
-        (
-            f"{block}.{theirs}" if isinstance(theirs, str) else tuple(f"{block}.{part}" for part in theirs),
-            f"blocks.{{i}}.{b}",
-        )
-        for theirs, b in pairs
-    )
 
 
 _PLAIN = (
@@ -40,13 +32,21 @@ _STEM = (
 )
 _MARK = "patch_embed.proj.weight"
 _NOT_PLAIN = ("patch_embed.norm", "layers.", "stages.", "absolute_pos_embed")
+_PACKED = (("mlp.w12", "fc1"), ("mlp.w3", "fc2"))  # gated MLPs of DINOv2's authors
 # a file cut into chunks, as in DINOv2's training: blocks.<chunk>.<block>, blocks counted over all chunks
-_CHUNKS = tuple((f"blocks.{{_}}.{{i}}.{a}", f"blocks.{{i}}.{b}") for a, b in (*_PLAIN, *_LAYER_SCALE))
+_CHUNKS = tuple((f"blocks.{{_}}.{{i}}.{a}", f"blocks.{{i}}.{b}") for a, b in (*_PLAIN, *_LAYER_SCALE, *_PACKED))
 
 TIMM = Layout(
     "timm",
     "vit",
-    (*_STEM, *_blocks("blocks.{i}", _PLAIN + _LAYER_SCALE + _GAMMA), *_CHUNKS),
+    (
+        *_STEM,
+        ("reg_token", "registers"),
+        ("register_tokens", "registers"),
+        ("norm_pre", "pre_norm"),
+        *blocks("blocks.{i}", _PLAIN + _LAYER_SCALE + _GAMMA + _PACKED),
+        *_CHUNKS,
+    ),
     mark=_MARK,
     lacks=(*_NOT_PLAIN, "blocks.0.gamma_1", "blocks.0.attn.q_bias"),
     class_row=True,
@@ -55,7 +55,7 @@ TIMM = Layout(
 BEIT = Layout(  # the authors of BEiT and DeiT III, and timm's BEiT
     "beit",
     "vit",
-    (*_STEM, *_blocks("blocks.{i}", _PLAIN + _GAMMA)),
+    (*_STEM, *blocks("blocks.{i}", _PLAIN + _GAMMA)),
     mark=_MARK,
     needs=("blocks.0.gamma_1",),
     lacks=_NOT_PLAIN,
@@ -65,7 +65,7 @@ BEIT = Layout(  # the authors of BEiT and DeiT III, and timm's BEiT
 VQKD = Layout(  # encoders without layer scale, but with BEiT's biases
     "vqkd",
     "vit",
-    (*_STEM, *_blocks("blocks.{i}", _PLAIN)),
+    (*_STEM, *blocks("blocks.{i}", _PLAIN)),
     mark=_MARK,
     needs=("blocks.0.attn.q_bias",),
     lacks=(*_NOT_PLAIN, "blocks.0.gamma_1"),
@@ -79,11 +79,12 @@ OPENMMLAB = Layout(
         ("cls_token", "cls_token"),
         ("pos_embed", "positions"),
         ("patch_embed.projection", "patch_embed"),
+        ("pre_norm", "pre_norm"),
         ("ln1", "norm"),
         ("ln2", "norm"),
         _SHARED_TABLE,
         ("layers.{i}.attn.relative_position_bias_table", "block_biases.{i}.table"),
-        *_blocks(
+        *blocks(
             "layers.{i}",
             (
                 ("ln1", "norm1"),
@@ -94,6 +95,8 @@ OPENMMLAB = Layout(
                 ("ln2", "norm2"),
                 ("ffn.layers.0.0", "fc1"),
                 ("ffn.layers.1", "fc2"),
+                ("ffn.w12", "fc1"),
+                ("ffn.w3", "fc2"),
                 *_GAMMA,
                 ("attn.gamma1.weight", "scale1"),
                 ("ffn.gamma2.weight", "scale2"),
@@ -116,7 +119,7 @@ TORCHVISION = Layout(
         ("encoder.pos_embedding", "positions"),
         ("conv_proj", "patch_embed"),
         ("encoder.ln", "norm"),
-        *_blocks(
+        *blocks(
             "encoder.layers.encoder_layer_{i}",
             (
                 ("ln_1", "norm1"),
@@ -135,59 +138,55 @@ TORCHVISION = Layout(
     class_row=True,
     classifiers=("heads.head",),
 )
-_HUGGING_FACE = (
-    ("embeddings.cls_token", "cls_token"),
-    ("embeddings.position_embeddings", "positions"),
-    ("embeddings.patch_embeddings.projection", "patch_embed"),
-    ("layernorm", "norm"),
+CLIP = Layout(  # OpenAI and OpenCLIP
+    "clip",
+    "vit",
+    (*clip.STEM.items(), *blocks("transformer.resblocks.{i}", tuple(clip.BLOCK.items()))),
+    mark="conv1.weight",
+    needs=("transformer.resblocks.0.ln_1", "ln_pre"),
+    class_row=True,
+    flat=True,
+    implies=(("mlp", "quick_gelu"),),
 )
-_HUGGING_FACE_LAYERS = (
-    ("layernorm_before", "norm1"),
-    ("layernorm_after", "norm2"),
-    ("norm1", "norm1"),
-    ("norm2", "norm2"),
-    ("layer_scale1.lambda1", "scale1"),
-    ("layer_scale2.lambda1", "scale2"),
-    ("mlp.fc1", "fc1"),
-    ("mlp.fc2", "fc2"),
-)
-HUGGING_FACE = Layout(  # ViT of transformers 5
-    "hf",
+_ROTARY = (("positions", "rotary"), ("norm_eps", 1e-5), ("pool", "cls"))
+DINOV3 = Layout(  # the authors
+    "dinov3",
     "vit",
     (
-        *_HUGGING_FACE,
-        *_blocks("layers.{i}", _HUGGING_FACE_LAYERS),
-        *_blocks(
-            "layers.{i}.attention",
-            ((("q_proj", "k_proj", "v_proj"), "qkv"), ("o_proj", "proj")),
+        ("cls_token", "cls_token"),
+        ("storage_tokens", "registers"),
+        ("patch_embed.proj", "patch_embed"),
+        ("norm", "norm"),
+        *blocks(
+            "blocks.{i}",
+            (*_PLAIN, *_LAYER_SCALE, (("mlp.w1", "mlp.w2"), "fc1"), ("mlp.w3", "fc2")),
         ),
     ),
-    mark="embeddings.patch_embeddings.projection.weight",
-    needs=("layers.0.",),
-    class_row=True,
-    rebuilt=("pooler.dense.weight", "pooler.dense.bias"),
-    classifiers=("classifier",),
+    mark=_MARK,
+    needs=("storage_tokens",),
+    rebuilt=("rope_embed.periods",),
+    implies=_ROTARY,
 )
-HUGGING_FACE_4 = Layout(  # and of earlier ones, the names of published files: ViT, ViTMAE, DINOv2 without registers
-    "hf4",
+TIMM_DINOV3 = Layout(
+    "timm_dinov3",
     "vit",
     (
-        *_HUGGING_FACE,
-        *_blocks(
-            "encoder.layer.{i}",
-            (
-                *_HUGGING_FACE_LAYERS,
-                (tuple(f"attention.attention.{part}" for part in ("query", "key", "value")), "qkv"),
-                ("attention.output.dense", "proj"),
-                ("intermediate.dense", "fc1"),
-                ("output.dense", "fc2"),
-            ),
-        ),
+        ("cls_token", "cls_token"),
+        ("reg_token", "registers"),
+        ("patch_embed.proj", "patch_embed"),
+        ("norm", "norm"),
+        *blocks("blocks.{i}", (*_PLAIN, *_GAMMA)),
     ),
-    mark="embeddings.patch_embeddings.projection.weight",
-    needs=("encoder.layer.0.",),
-    class_row=True,
-    rebuilt=("pooler.dense.weight", "pooler.dense.bias"),
-    classifiers=("classifier",),
+    mark=_MARK,
+    needs=("cls_token", "reg_token", "norm.", "blocks.0.gamma_1"),
+    lacks=("pos_embed", "fc_norm", "blocks.0.attn.qkv.bias", "blocks.0.mlp.fc1_g"),
+    implies=_ROTARY,
 )
-LAYOUTS = (TIMM, BEIT, VQKD, OPENMMLAB, TORCHVISION, HUGGING_FACE, HUGGING_FACE_4)
+_GATED = blocks("blocks.{i}", ((("mlp.fc1_g", "mlp.fc1_x"), "fc1"),))
+TIMM_DINOV3_GATED = replace(
+    TIMM_DINOV3,
+    pairs=(*_GATED, *TIMM_DINOV3.pairs),
+    needs=(*TIMM_DINOV3.needs, "blocks.0.mlp.fc1_g"),
+    lacks=TIMM_DINOV3.lacks[:-1],
+)
+LAYOUTS = (TIMM, BEIT, VQKD, OPENMMLAB, TORCHVISION, CLIP, DINOV3, TIMM_DINOV3, TIMM_DINOV3_GATED)
