@@ -49,7 +49,9 @@ def _dinov2(config: ViT.Config, options: dict) -> Exported:
     gated, width, hidden = config.mlp == "swiglu", options["hidden_size"], config.hidden_width
     widths = {ratio: (2 * width * ratio // 3 + 7) // 8 * 8 if gated else width * ratio for ratio in range(1, 9)}
     if hidden not in widths.values():
-        raise refuse("hf", f"DINOv2's MLPs of width {width} have {', '.join(map(str, widths.values()))} channels, not {hidden}")
+        raise refuse(
+            "hf", f"DINOv2's MLPs of width {width} have {', '.join(map(str, widths.values()))} channels, not {hidden}"
+        )
     options.pop("intermediate_size", None)
     options |= dict(use_swiglu_ffn=gated, mlp_ratio=next(r for r in widths if widths[r] == hidden))
     layout = layouts.DINOV2_GATED if gated else layouts.DINOV2
