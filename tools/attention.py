@@ -26,15 +26,16 @@ class Attention:
 
     weights: torch.Tensor
     grid: tuple[int, int]
-    class_token: bool  # token 0, where there is one; the others are patches in raster order
+    class_token: bool  # token 0, where there is one
+    registers: int = 0  # the tokens after it; the others are patches in raster order
 
     def maps(self, query: Query) -> torch.Tensor:
         """(B, heads, rows, columns): how much of each patch the query takes in.
 
-        The query is the class token, one patch, or the mean of all patches. What goes to the class token is in no
-        map, so a map need not sum to 1.
+        The query is the class token, one patch, or the mean of all patches. What goes to the class token and registers
+        is in no map, so a map need not sum to 1.
         """
-        first = int(self.class_token)
+        first = self.class_token + self.registers
         if query == "class":
             rows = self.weights[:, :, 0]
         elif query == "mean":
@@ -60,8 +61,8 @@ def attention_of(encoder: nn.Module, images: torch.Tensor, block: int = -1) -> A
     chosen, found = encoder.blocks[block], []
 
     def before(_, arguments: tuple) -> None:
-        x, bias = (*arguments, None)[:2]
-        found.append(chosen.attention_weights(chosen.norm1(x), bias))
+        x, *rest = arguments
+        found.append(chosen.attention_weights(chosen.norm1(x), *rest))
 
     hook = chosen.register_forward_pre_hook(before)
     try:
@@ -69,7 +70,8 @@ def attention_of(encoder: nn.Module, images: torch.Tensor, block: int = -1) -> A
     finally:
         hook.remove()
     grid = tuple(side // encoder.patch_size for side in images.shape[-2:])
-    return Attention(found[0], grid, class_token=isinstance(encoder, ViT))
+    registers = getattr(encoder, "registers", None)
+    return Attention(found[0], grid, isinstance(encoder, ViT), 0 if registers is None else registers.shape[1])
 
 
 def query_of(text: str, encoder: nn.Module, grid: tuple[int, int]) -> Query:
@@ -123,7 +125,10 @@ def main(argv: list[str] | None = None) -> int:
     note = f"{seen.name}, block {arguments.block % len(seen.encoder.blocks)}: attention of {who}. "
     note += "Each map goes from 0, dark, to its own maximum."
     if attention.class_token:
-        note += f" {1 - kept:.0%} of the attention goes to the class token, which is no patch."
+        others = (
+            "class token, which is no patch" if not attention.registers else "class token and registers, no patches"
+        )
+        note += f" {1 - kept:.0%} of the attention goes to the {others}."
     rows = [
         ("image", _marked(seen.pixels, query, attention.grid)),
         ("mean of heads", overlay(seen.pixels, maps.mean(1))),

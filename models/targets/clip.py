@@ -73,9 +73,8 @@ class CLIPVision(Frozen):
 
 def class_attention(block: Block, x: torch.Tensor) -> torch.Tensor:
     """(B, N, width), class token first -> (B, N - 1) float32: how much it looks at the others, averaged over heads."""
-    B, N, D = x.shape
-    q, k, _ = block.qkv(block.norm1(x)).view(B, N, 3, block.heads, D // block.heads).float().unbind(2)
-    logits = torch.einsum("bhd,bnhd->bhn", q[:, 0], k) * (D // block.heads) ** -0.5
+    q, k, _ = block.projected(block.norm1(x)).float().unbind(2)
+    logits = torch.einsum("bhd,bnhd->bhn", q[:, 0], k) * q.shape[-1] ** -0.5
     return logits.softmax(-1).mean(1)[:, 1:]
 
 

@@ -1,5 +1,8 @@
 """Encoders: published parameter counts, sizes, and what their structure promises."""
 
+import cmath
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,13 +11,23 @@ from torch.utils.flop_counter import FlopCounterMode
 from headrace.models.backbones.hivit import HiViT
 from headrace.models.backbones.mixmim import MixMIMTransformer
 from headrace.models.backbones.swin import Swin
-from headrace.models.backbones.transformer import Block, RelativeBias, drop_path, relative_index
+from headrace.models.backbones.transformer import (
+    Block,
+    RelativeBias,
+    drop_path,
+    relative_index,
+    resize_positions,
+    rotary_table,
+    rotate,
+)
 from headrace.models.backbones.vit import ViT
 from headrace.models.backbones.windows import PatchMerge, WindowBlock
 
 CLASSES = 1000
 BEIT = dict(positions="none", qkv_bias="qv", layer_scale=0.1)
 DEIT3 = dict(positions="learned", layer_scale=1e-6, pool="cls")
+GIANT = dict(patch_size=14, width=1536, depth=40, heads=24, mlp="swiglu", **DEIT3)
+DINOV3 = dict(positions="rotary", registers=4, qkv_bias="qv", layer_scale=1e-5)
 PUBLISHED = {  # encoder and a linear classifier; sources: the papers' and OpenMMLab's model tables
     "vit-b": (ViT, ViT.Config("vit_base", positions="learned"), 224, 86_567_656),
     "deit3-s": (ViT, ViT.Config("vit_small", **DEIT3), 224, 22_059_496),
@@ -23,6 +36,11 @@ PUBLISHED = {  # encoder and a linear classifier; sources: the papers' and OpenM
     "deit3-l": (ViT, ViT.Config("vit_large", **DEIT3), 224, 304_374_760),
     "deit3-h": (ViT, ViT.Config("vit_huge", patch_size=14, **DEIT3), 224, 632_126_440),
     "deit3-b-384": (ViT, ViT.Config("vit_base", **DEIT3), 384, 86_877_160),
+    "dinov2-s-reg": (ViT, ViT.Config("vit_small", patch_size=14, registers=4, **DEIT3), 518, 22_442_344),
+    "dinov2-g": (ViT, ViT.Config(**GIANT), 518, 1_138_016_232),
+    "dinov3-s": (ViT, ViT.Config("vit_small", **DINOV3), 224, 21_981_160),
+    "dinov3-h+": (ViT, ViT.Config("vit_huge", heads=20, hidden=5120, mlp="swiglu", **DINOV3), 224, 841_872_360),
+    "clip-b": (ViT, ViT.Config("vit_base", positions="learned", pre_norm=True), 224, 86_568_424),
     "beit-b": (ViT, ViT.Config("vit_base", relative_bias="block", norm="pooled", **BEIT), 224, 86_530_984),
     "swin-b-w6": (Swin, Swin.Config("swin_base", window=6), 192, 87_750_176),
     "swin-b-w7": (Swin, Swin.Config("swin_base"), 224, 87_768_224),
@@ -35,7 +53,14 @@ PUBLISHED = {  # encoder and a linear classifier; sources: the papers' and OpenM
 }
 # In these tables positions have a row for the class token, which is part of the class token here, and MixMIM's fixed
 # positions count; HiViT's smaller models are listed without a last norm.
-MORE = {"vit-b": 768, "mixmim-b": 3136 * 128, "mixmim-l": 3136 * 192, "mixmim-h": 3136 * 352}
+MORE = {
+    "vit-b": 768,
+    "clip-b": 768,
+    "dinov2-g": 1536,
+    "mixmim-b": 3136 * 128,
+    "mixmim-l": 3136 * 192,
+    "mixmim-h": 3136 * 352,
+}
 MORE["mixmim-b-384"] = 96 * 96 * 128
 
 
@@ -123,6 +148,67 @@ def test_block_is_the_textbook_formula():
     expected = y + block.scale2 * block.fc2(F.gelu(block.fc1(h)))
     assert torch.allclose(block(x, bias), expected, atol=1e-12)
     assert torch.allclose(block(x, bias.expand(2, -1, -1, -1)), expected, atol=1e-12)
+
+
+def test_rotary_positions_by_hand():
+    """Channels k and k + d / 2 of a head are a point of the plane, which is turned by 2 pi place / 100^(4 m / d):
+    m < d / 4 counts the frequencies, first those of the row, then those of the column."""
+    torch.manual_seed(0)
+    d, rows, columns = 12, 2, 3
+    x = torch.randn(1, 1, 2 + rows * columns, d).double()
+    turned = rotate(x, rotary_table(d, rows, columns).double())
+    assert torch.equal(turned[:, :, :2], x[:, :, :2])
+    for i in range(rows * columns):
+        place = ((i // columns + 0.5) / rows * 2 - 1, (i % columns + 0.5) / columns * 2 - 1)
+        for k in range(d // 2):
+            axis, m = divmod(k, d // 4)
+            angle = 2 * math.pi * place[axis] / 100 ** (4 * m / d)
+            point = complex(x[0, 0, 2 + i, k], x[0, 0, 2 + i, k + d // 2]) * cmath.exp(1j * angle)
+            assert abs(point - complex(turned[0, 0, 2 + i, k], turned[0, 0, 2 + i, k + d // 2])) < 1e-6
+
+
+def test_gated_and_quick_mlps_by_hand():
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 8).double()
+    gated, quick = Block(8, 2, 5, mlp="swiglu").double(), Block(8, 2, 5, mlp="quick_gelu").double()
+    a, b = (x @ gated.fc1.weight.T + gated.fc1.bias).split(5, -1)
+    expected = (a / (1 + (-a).exp()) * b) @ gated.fc2.weight.T + gated.fc2.bias
+    assert torch.allclose(gated.mlp(x), expected, atol=1e-12)
+    a = x @ quick.fc1.weight.T + quick.fc1.bias
+    expected = (a / (1 + (-1.702 * a).exp())) @ quick.fc2.weight.T + quick.fc2.bias
+    assert torch.allclose(quick.mlp(x), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [32, 48])
+@pytest.mark.parametrize("positions", ["rotary", "learned"])
+def test_registers_and_positions_of_visible_patches(positions, size):
+    """Patches given in another order are the same tokens; registers are seen by them, and are not among the outputs."""
+    torch.manual_seed(0)
+    config = ViT.Config(patch_size=8, width=24, depth=2, heads=2, positions=positions, registers=3, mlp="swiglu")
+    model = ViT(config, 32).eval()
+    images, patches = torch.randn(2, 3, size, size), (size // 8) ** 2
+    order = torch.stack([torch.randperm(patches) for _ in range(2)])
+    whole, some = model.tokens(images), model.tokens(images, order)
+    assert whole.shape == (2, 1 + patches, 24)
+    assert torch.allclose(some[:, 1:], whole[:, 1:].gather(1, order[:, :, None].expand(-1, -1, 24)), atol=1e-5)
+    with torch.no_grad():
+        model.registers[0, 1].normal_()
+    assert (model.tokens(images) - whole).abs().max() > 1e-3 and model.layer_of("registers") == 0
+
+
+def test_a_smaller_table_of_positions_is_that_of_an_antialiased_picture():
+    """Stripes that alternate from patch to patch vanish at half the size; without the filter they alias."""
+    stripes = torch.tensor([1.0, -1.0]).repeat(8)[None, :, None].expand(16, 16, 4).reshape(1, 256, 4)
+    assert resize_positions(stripes, (16, 16), (8, 8), antialias=True).abs().max() < 0.25
+    assert resize_positions(stripes, (16, 16), (7, 7)).abs().max() > 0.9
+
+
+def test_relative_biases_go_with_neither_registers_nor_rotary_positions():
+    for options in ({"registers": 1}, {"positions": "rotary"}):
+        with pytest.raises(ValueError, match="relative_bias"):
+            ViT.Config(relative_bias="block", **options)
+    with pytest.raises(ValueError, match="multiple of 4 channels"):
+        ViT.Config(width=36, heads=6, positions="rotary")
 
 
 def test_drop_path_drops_whole_samples_and_keeps_the_mean():

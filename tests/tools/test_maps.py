@@ -8,7 +8,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 import torch
-from tiny_encoders import BEIT, HIVIT, MIXMIM, PLAIN, RESNET, SIZE, SWIN, encoder
+from tiny_encoders import BEIT, DINOV3, HIVIT, MIXMIM, PLAIN, RESNET, SIZE, SWIN, encoder
 
 from headrace.errors import UserError
 from headrace.tools import attention, pca
@@ -97,6 +97,22 @@ def test_attention_of_a_vit_is_the_explicit_formula(kind, block):
     attended = chosen.proj((found.weights @ values).transpose(1, 2).flatten(2))
     own = chosen.attention(normed, None if bias is None else torch.tensor(bias, dtype=torch.float32))
     assert torch.allclose(attended, own, atol=1e-4)
+
+
+def test_registers_are_in_no_map_and_rotary_positions_are_in_all():
+    model = modest(DINOV3)
+    found = attention_of(model, IMAGES, 1)
+    assert found.weights.shape == (2, 2, 68, 68) and found.registers == 3
+    assert torch.equal(found.maps("class").flatten(2), found.weights[:, :, 0, 4:])
+    assert torch.equal(found.maps((2, 5)).flatten(2), found.weights[:, :, 4 + 2 * 8 + 5, 4:])
+    inner = []
+    hook = model.blocks[1].proj.register_forward_pre_hook(lambda _, given: inner.append(given[0]))
+    norm = model.blocks[1].norm1.register_forward_hook(lambda *given: inner.append(given[2]))
+    with torch.no_grad():
+        model(IMAGES)
+    hook.remove(), norm.remove()
+    values = model.blocks[1].projected(inner[0])[:, :, 2].transpose(1, 2)
+    assert torch.allclose((found.weights @ values).transpose(1, 2).flatten(2), inner[1], atol=1e-4)
 
 
 def test_attention_of_hivit_and_of_larger_images():

@@ -31,8 +31,9 @@ from headrace.models.backbones.hivit import HiViT
 from headrace.models.backbones.transformer import sincos_positions
 from headrace.models.backbones.vit import ViT
 from headrace.tools.weights import hivit, hugging_face, mixmim, resnet, swin, vit
-from headrace.tools.weights.convert import FIXED, Options, convert, recognise, to_layout
+from headrace.tools.weights.convert import Options, convert, to_layout
 from headrace.tools.weights.read import read_tensors
+from headrace.tools.weights.recognise import FIXED, recognise
 from headrace.tools.weights.shapes import Wishes
 
 CASES = [

@@ -12,8 +12,9 @@ from ...errors import UserError
 from ...models.algorithm import Algorithm
 from ...models.algorithms import find_algorithm
 from ...train.recipe import load_recipe
-from .convert import Imported, encoder_tensors, recognise
+from .convert import Imported, encoder_tensors
 from .names import Names, Pair
+from .recognise import recognise
 
 
 def _each(numbers: str, *pairs: tuple[str, str]) -> tuple[Pair, ...]:
