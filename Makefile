@@ -1,19 +1,23 @@
 # make demo               the whole journey on a generated set (or your own images: make demo DATA=~/Pictures)
 # make test               the whole test suite
-# Both set up .venv first, once.
+# make gate               whether the loader has become slower, in about a minute
+# All set up .venv first, once.
 
 PYTHON ?= python3
 DATA ?=
 VENV := .venv
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test setup clean
+.PHONY: demo test gate setup clean
 
 demo: setup
 	$(VENV)/bin/headrace demo $(if $(DATA),--data "$(DATA)")
 
 test: setup
 	$(VENV)/bin/python -m pytest -n auto --dist loadfile
+
+gate: setup
+	$(VENV)/bin/python -m headrace.benchmarks.gate
 
 setup: $(VENV)/.ready
 

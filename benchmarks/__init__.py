@@ -14,6 +14,9 @@ In a checkout where headrace is installed, ``python -m benchmarks.NAME`` is the 
     faults.py      what becomes of a run that something happens to    processes.py, preload.py    runs as processes
     gpu.py         all that needs a GPU, in ten minutes, most valuable first
 
+    gate.py        whether our loader has become slower
+    report.py      the tables and plots of README.md and docs/benchmarks.md     ledger.py    the tables
+
     record.py      the ledger results/*.jsonl: every figure with its spread, hardware, versions, commit and settings
 
 Commands that measure take ``--out``, the folder of the ledger.

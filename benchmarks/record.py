@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import secrets
 import time
 from collections.abc import Sequence
 from importlib import metadata
@@ -20,6 +21,7 @@ import torch
 from headrace.train.run_directory import environment
 
 RESULTS = Path(__file__).parent / "results"
+RUN = secrets.token_hex(4)  # rows of one process can be compared
 
 
 def append(name: str, row: dict[str, Any], packages: tuple[str, ...] = (), folder: Path = RESULTS) -> None:
@@ -27,7 +29,7 @@ def append(name: str, row: dict[str, Any], packages: tuple[str, ...] = (), folde
     facts = environment(torch.device("cuda" if torch.cuda.is_available() else "cpu"), 1)
     facts["packages"] |= {package: metadata.version(package) for package in packages}
     facts["command"] = [Path(word).name if os.path.isabs(word) else word for word in facts["command"]]
-    facts |= {"processor": _processor(), "load": os.getloadavg()[0]}
+    facts |= {"run": RUN, "processor": processor(), "load": os.getloadavg()[0]}
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / f"{name}.jsonl", "a") as file:
         file.write(json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **row, **facts}) + "\n")
@@ -50,6 +52,7 @@ def read(name: str, folder: Path = RESULTS) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The model of this machine's processor, as the system names it."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")

@@ -22,6 +22,7 @@ PARSED = {
     r"^headrace import-config ": "a configuration of MMSelfSup; tests/tools/test_import_config.py",
     r"^headrace export mae/": "names a ViT as timm has it, the made one is smaller; tests/tools/test_export.py",
     r"^headrace svm ": "convolutional maps of 224 px; tests/train/test_svm.py runs it on twenty made categories",
+    r"^python -m headrace\.benchmarks\.": "minutes, and peers that are not installed; tests/benchmarks",
     r"^headrace doctor .* --model": "times training steps of full size; tests/tools/test_doctor.py",
 }
 # What is added so that a command takes seconds: to a command's words, unless they have the first of these already.

@@ -1,0 +1,252 @@
+"""Tables of the ledger's rows as Markdown, by name: `TABLES`. Figures are of one run each; nothing is estimated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from .jobs import CEILINGS, DECODED
+from .kernels import markdown as kernel_table
+from .peers import PEERS
+from .record import read
+
+Row = dict
+NOT_YET = "Not measured yet."
+OURS = "headrace cpu"
+# job of loaders.py, what it is, whom we have to beat there by which factor
+JOBS = {
+    "mae": ("one view (MAE)", {"dali": 1.7}),
+    "two-views": (
+        "two views (MoCo v2)",
+        {"albumentations": 2.0, "torchvision": 4.0, "torchvision v2": 4.0, "dali": 4.0},
+    ),
+    "multicrop": ("2 x 224 + 6 x 96 (SwAV)", {"albumentations": 2.2, "torchvision": 5.0, "torchvision v2": 5.0}),
+    "eval": ("centre crop", {}),
+    "mae-512": ("one view, images of 512 px", {"ffcv": 1.1}),
+}
+_FACTS = {"job", "contender", "time", "p20", "p80", "config", "run", "headrace", "commit", "python", "packages"}
+_FACTS |= {"device", "cuda", "processes", "cores", "command", "kernels", "processor", "load", "differences"}
+
+
+def facts(row: Row) -> Row:
+    """A row with what it was measured with, and `job`, `contender` and `time`, in one form for rows of any age."""
+    row = row | row.get("environment", {})
+    row.setdefault("time", row.get("date"))
+    row.setdefault("job", row.get("recipe") or row.get("work") or "")
+    row.setdefault("contender", row.get("who") or "")
+    row.setdefault("run", f"{row['commit']} {' '.join(row['command'])}")  # before runs had a name
+    return row
+
+
+def machine(row: Row) -> str:
+    return row["device"] if row["cuda"] else f"{row['cores']} cores of {row.get('processor', 'an unknown processor')}"
+
+
+def latest(rows: Sequence[Row]) -> dict[str, dict[str, list[Row]]]:
+    """Machine -> job -> the rows of the last run of that job there, once for each contender."""
+    found: dict[str, dict[str, list[Row]]] = {}
+    for row in map(facts, rows):
+        found.setdefault(machine(row), {}).setdefault(row["job"], []).append(row)
+    for jobs in found.values():
+        for job, own in jobs.items():
+            last = {row["contender"]: row for row in own if row["run"] == own[-1]["run"]}
+            jobs[job] = list(last.values())
+    return found
+
+
+def number(value: float) -> str:
+    """Four digits, or all of a whole number."""
+    if isinstance(value, int) or abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.4g}" if abs(value) >= 1e-3 or value == 0 else f"{value:.1e}"
+
+
+def lines(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+    """A Markdown table whose first columns are text."""
+    rule = ["---"] * left + ["---:"] * (len(header) - left)
+    return [f"| {' | '.join(cells)} |" for cells in (header, rule, *rows)]
+
+
+def about(rows: Sequence[Row]) -> str:
+    """A line on when and with what rows were measured."""
+    row = rows[-1]
+    versions = row["packages"]
+    words = [machine(row), f"torch {versions['torch']}", row["time"][:10], f"commit {row['commit'][:8]}"]
+    return ", ".join(words)
+
+
+def loaders(rows: Sequence[Row]) -> list[str]:
+    """Images/s of all contenders at all jobs; below, how many times as fast as the best peer we are."""
+    out = []
+    for jobs in latest(rows).values():
+        shown = {job: {row["contender"]: row for row in jobs[job]} for job in JOBS if job in jobs}
+        shown |= {job: {row["contender"]: row for row in jobs[job]} for job in jobs if job not in shown}
+        names = list(dict.fromkeys(name for own in shown.values() for name in own))
+        ours = [name for name in names if name.startswith("headrace") and name != DECODED]
+        rate = lambda name: -max(own[name]["images_per_second"] for own in shown.values() if name in own)  # noqa: B023
+        peers = sorted((name for name in names if name in PEERS), key=rate)
+        ceilings = [name for name in (DECODED, *CEILINGS) if name in names]
+        body = [[f"**{name}**", *(_rate(own.get(name)) for own in shown.values())] for name in ours]
+        body += [[name, *(_rate(own.get(name)) for own in shown.values())] for name in peers]
+        body.append(["**ours over the best peer**", *(f"**{best(own)}**" for own in shown.values())])
+        body += [[f"*{name}*", *(_rate(own.get(name)) for own in shown.values())] for name in ceilings]
+        config = next(iter(jobs.values()))[0]["config"]
+        out += [
+            f"{about(list(next(iter(jobs.values()))))}; {config['images']:,} images, {config['workers']} workers.",
+            "",
+        ]
+        out += [*lines(["images/s, median (p20-p80)", *(JOBS.get(job, (job,))[0] for job in shown)], body), ""]
+    return out[:-1]
+
+
+def _rate(row: Row | None) -> str:
+    return f"{row['images_per_second']:,.0f} ({row['p20']:,.0f}-{row['p80']:,.0f})" if row else ""
+
+
+def over(own: dict[str, Row], peer: str) -> float:
+    """How many times the peer's images/s ours has, in the same run."""
+    return own[OURS]["images_per_second"] / own[peer]["images_per_second"]
+
+
+def best(own: dict[str, Row]) -> str:
+    peers = [name for name in own if name in PEERS]
+    if OURS not in own or not peers:
+        return ""
+    first = max(peers, key=lambda name: own[name]["images_per_second"])
+    return f"{over(own, first):.2f} x {first}"
+
+
+def targets(rows: Sequence[Row], folder: Path) -> list[str]:
+    """What was aimed at, what was measured on CPUs, and whether that is enough."""
+    body = []
+    for name, jobs in latest(rows).items():
+        for job, (what, wanted) in JOBS.items():
+            own = {row["contender"]: row for row in jobs.get(job, [])}
+            peers = [peer for peer in own if peer in PEERS and peer not in wanted]
+            for peer, factor in wanted.items():
+                if peer in own and OURS in own:
+                    found = over(own, peer)
+                    body.append([f"{what}: {factor:g} x {peer}", f"{found:.2f} x", _met(found >= factor), name])
+                else:
+                    body.append([f"{what}: {factor:g} x {peer}", NOT_YET, "", name])
+            if peers and OURS in own:
+                worst = min(peers, key=lambda peer: over(own, peer))
+                found = over(own, worst)
+                body.append([f"{what}: ahead of all others", f"{found:.2f} x {worst}", _met(found > 1), name])
+    for row in map(facts, read("overhead", folder)[-1:]):
+        body.append(["loop: less than 1 % of a step", f"{row['share']:.2%}", _met(row["share"] < 0.01), machine(row)])
+    on_gpu = [row for row in map(facts, read("steps", folder)) if row["cuda"] and row["contender"].startswith("real")]
+    for row in on_gpu:
+        met = _met(row["data_wait"] < 0.02)
+        body.append([f"{row['job']}: waits for data < 2 %", f"{row['data_wait']:.2%}", met, machine(row)])
+    if not on_gpu:
+        body.append(["SimCLR-R50, MAE-B, MixMIM-B on a GPU: wait for data < 2 %", NOT_YET, "", ""])
+    if not read("speedrun", folder):
+        body.append(["CIFAR-10 in ten minutes on one H200: k-NN >= 88, linear >= 90", NOT_YET, "", ""])
+    return lines(["target", "measured", "met", "on"], body, left=4)
+
+
+def _met(enough: bool) -> str:
+    return "yes" if enough else "no"
+
+
+def plain(rows: Sequence[Row]) -> list[str]:
+    """Any ledger whose rows have `job`, `contender`, one figure with p20 and p80, and further numbers."""
+    out = []
+    for jobs in latest(rows).values():
+        last = [row for own in jobs.values() for row in own]
+        keys = list(dict.fromkeys(key for row in last for key, value in row.items() if _is_figure(key, value)))
+        main = {row["contender"] + row["job"]: _figure(row) for row in last}
+        body = []
+        for row in last:
+            cells = [row["job"], row["contender"]]
+            for key in keys:
+                text = number(row[key]) if _is_figure(key, row.get(key)) else ""
+                if main[row["contender"] + row["job"]] == key:
+                    text += f" ({number(row['p20'])}-{number(row['p80'])})"
+                cells.append(text)
+            body.append(cells)
+        out += [f"{about(last)}.", "", *lines(["", "", *(key.replace("_", " ") for key in keys)], body, left=2), ""]
+    return out[:-1]
+
+
+def _is_figure(key: str, value: object) -> bool:
+    return key not in _FACTS and isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _figure(row: Row) -> str | None:
+    """The key of what p20 and p80 belong to: it stands before them."""
+    keys = list(row)
+    return keys[keys.index("p20") - 1] if "p20" in row else None
+
+
+def shard(rows: Sequence[Row]) -> list[str]:
+    row = facts(rows[-1])
+    size = row["config"]["bytes"]
+    body = [
+        [
+            name,
+            f"{figure['seconds']:.2f} ({figure['min']:.2f}-{figure['max']:.2f})",
+            f"{size / figure['seconds'] / 1e6:,.0f}",
+        ]
+        for name, figure in row["seconds"].items()
+    ]
+    files = f"{row['config']['files']:,} images, {size / 1e6:,.0f} MB"
+    return [f"{about([row])}; {files}.", "", *lines(["", "seconds, median (least-most)", "MB/s"], body)]
+
+
+def gate(rows: Sequence[Row]) -> list[str]:
+    body = []
+    for name, jobs in latest(rows).items():
+        for job, own in jobs.items():
+            row = own[-1]
+            ratio = f"{row['ratio']:.2f} ({row['p20']:.2f}-{row['p80']:.2f})"
+            times = [f"{us:,.0f}" for us in row["us_per_image"].values()]
+            body.append([job, name, row["peer"], *times, ratio])
+    header = ["job", "on", "peer", "ours, CPU us an image", "the peer's", "ratio, median (p20-p80)"]
+    return lines(header, body, left=3)
+
+
+def kernels(folder: Path) -> list[str]:
+    files = sorted(folder.glob("kernels-*.jsonl"))
+    return kernel_table(files[-1].read_text().splitlines()).splitlines() if files else [NOT_YET]
+
+
+def _of(ledger: str, form: Callable = plain, keep: Callable[[Row], bool] = lambda row: True) -> Callable:
+    def made(folder: Path) -> list[str]:
+        rows = [row for row in read(ledger, folder) if keep(row)]
+        return form(rows) if rows else [NOT_YET]
+
+    return made
+
+
+def _steps(folder: Path) -> list[str]:
+    rows = read("steps", folder)
+    if not rows:
+        return [NOT_YET]
+    return plain(rows) + ([] if any(row["cuda"] for row in rows) else ["", f"On a GPU: {NOT_YET.lower()}"])
+
+
+# name in a page's markers -> its lines, from a folder of ledgers
+TABLES: dict[str, Callable[[Path], list[str]]] = {
+    "loaders": _of("loaders", loaders, lambda row: not row["job"].endswith("-cold")),
+    "loaders-cold": _of("loaders", loaders, lambda row: row["job"].endswith("-cold")),
+    "targets": lambda folder: targets(read("loaders", folder), folder),
+    "gate": _of("gate", gate),
+    "steps": _steps,
+    "threads": _of("scaling", keep=lambda row: row["job"] in ("loader threads", "training processes")),
+    "order": _of("scaling", keep=lambda row: row["job"] == "order"),
+    "index": _of("scaling", keep=lambda row: row["job"] == "index"),
+    "evaluation": _of("evaluation"),
+    "overhead": _of("overhead"),
+    "shard": _of("shard", shard),
+    "speedrun": _of("speedrun"),
+    "augment": _of("augment_gpu"),
+    "kernels": kernels,
+}
+
+
+def measured(folder: Path) -> Iterator[Row]:
+    """Every row of every ledger."""
+    for path in sorted(folder.glob("*.jsonl")):
+        yield from read(path.stem, folder)

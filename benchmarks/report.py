@@ -1,0 +1,136 @@
+"""Tables and plots of README.md and docs/benchmarks.md, out of the ledger: ``python -m headrace.benchmarks.report``.
+
+What stands between ``<!-- ledger: NAME -->`` and ``<!-- end -->`` on a page is replaced by the table of that name, see
+`ledger.TABLES`, and the plots in docs/images are drawn anew where their rows have changed. ``--check`` writes nothing,
+and ends with 1 if a page or a plot is not what the ledger gives.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from PIL import Image
+
+import headrace
+from headrace.errors import UserError, run_command
+
+from .jobs import CEILINGS, DECODED
+from .ledger import JOBS, TABLES, facts, latest, machine
+from .peers import PEERS
+from .record import RESULTS, read
+
+ROOT = Path(headrace.__file__).parent
+PAGES = ("README.md", "docs/benchmarks.md")
+IMAGES = "docs/images"
+_BLOCK = re.compile(r"(<!-- ledger: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_TEXT, _BARS, _PEERS, _CEILINGS = "#7d8590", "#2f81f7", "#9198a1", "#9198a2"  # legible on white and on black
+
+
+def page(text: str, folder: Path) -> str:
+    """A page with the tables between its markers made anew. Raises `UserError` for a name that is no table's."""
+
+    def table(match: re.Match) -> str:
+        if match[2] not in TABLES:
+            raise UserError(f"report: there is no table {match[2]!r}; there are: {', '.join(TABLES)}")
+        return "\n".join([match[1].rstrip(), "", *TABLES[match[2]](folder), "", match[3]])
+
+    return _BLOCK.sub(table, text)
+
+
+def plotted(folder: Path) -> dict[str, list[dict]]:
+    """File name of a plot -> the rows in it: of our machine with the most rows, the last run of each job."""
+    machines = latest(read("loaders", folder))
+    if not machines:
+        return {}
+    jobs = max(machines.values(), key=lambda jobs: sum(map(len, jobs.values())))
+    return {"loaders.png": [row for job in ("mae", "two-views", "multicrop", "eval") for row in jobs.get(job, [])]}
+
+
+def digest(rows: Sequence[dict]) -> str:
+    keys = ("job", "contender", "images_per_second", "p20", "p80")
+    shown = [[facts(row)[key] for key in keys] for row in rows]
+    return hashlib.sha256(json.dumps(shown).encode()).hexdigest()[:16]
+
+
+def plot(rows: Sequence[dict], path: Path) -> None:
+    """Bars of images/s, a panel for each job: ours, others, and what there is to gain at the most."""
+    jobs = list(dict.fromkeys(row["job"] for row in rows))
+    figure, panels = plt.subplots(1, len(jobs), figsize=(3.1 * len(jobs), 4.2), squeeze=False, layout="constrained")
+    for panel, job in zip(panels[0], jobs):
+        own = [row for row in rows if row["job"] == job and _kind(row["contender"]) is not None]
+        own.sort(key=lambda row: (_kind(row["contender"]) == _CEILINGS, -row["images_per_second"]))
+        names, rates = [row["contender"] for row in own], [row["images_per_second"] for row in own]
+        errors = [
+            [row["images_per_second"] - row["p20"] for row in own],
+            [row["p80"] - row["images_per_second"] for row in own],
+        ]
+        places = range(len(own))
+        kinds = [_kind(name) for name in names]
+        faces = ["none" if kind == _CEILINGS else kind for kind in kinds]
+        panel.barh(places, rates, xerr=errors, color=faces, edgecolor=kinds, height=0.72, ecolor=_TEXT)
+        for place, rate in zip(places, rates):
+            panel.text(rate, place, f"  {rate:,.0f}", va="center", color=_TEXT, fontsize=8)
+        panel.set_yticks(places, names, fontsize=8, color=_TEXT)
+        panel.invert_yaxis()
+        panel.set_xlim(0, 1.3 * max(rates))
+        panel.set_xticks([])
+        panel.set_title(JOBS.get(job, (job,))[0], fontsize=10, color=_TEXT)
+        panel.tick_params(length=0)
+        panel.spines[:].set_visible(False)
+    title = f"images per second, {machine(facts(rows[0]))}; outlined: ceilings, in the same run"
+    figure.suptitle(title, fontsize=9, color=_TEXT)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110, transparent=True, metadata={"Rows": digest(rows)})
+    plt.close(figure)
+
+
+def _kind(contender: str) -> str | None:
+    if contender in PEERS:
+        return _PEERS
+    if contender.startswith("headrace") and contender != DECODED:
+        return _BARS
+    return _CEILINGS if contender in CEILINGS[1:3] else None
+
+
+def is_current(path: Path, rows: Sequence[dict]) -> bool:
+    if not path.exists():
+        return False
+    with Image.open(path) as image:
+        return image.info.get("Rows") == digest(rows)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m headrace.benchmarks.report", description=__doc__.split(":")[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if something is stale")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the ledger (%(default)s)")
+    args = parser.parse_args(argv)
+    stale = []
+    for name in PAGES:
+        path = ROOT / name
+        text = path.read_text()
+        if (made := page(text, args.results)) != text:
+            stale.append(name)
+            if not args.check:
+                path.write_text(made)
+    for name, rows in plotted(args.results).items():
+        if not is_current(ROOT / IMAGES / name, rows):
+            stale.append(f"{IMAGES}/{name}")
+            if not args.check:
+                plot(rows, ROOT / IMAGES / name)
+    for name in stale:
+        print(f"{name}: {'is not what the ledger gives' if args.check else 'made anew'}")
+    return 1 if stale and args.check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
