@@ -9,6 +9,7 @@ import torch
 from ..kernels.patch_loss.reference import patchify
 
 UP_TO_CONTRAST = "The network predicts patterns; each hidden patch's mean and contrast are taken from the input."
+THE_PIXELS = "The network predicts the pixels themselves."
 AS_PREDICTED = (
     "The network predicts patterns, each patch normalised by its own mean and contrast; they are shown as predicted, "
     "around grey, since it says nothing of mean and contrast."

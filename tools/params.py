@@ -7,6 +7,7 @@ import argparse
 import torch
 
 from ..models.algorithms import find_algorithm
+from ..models.targets.frozen import without_weights
 from ..train.recipe import load_recipe
 
 
@@ -20,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     arguments = parser.parse_intermixed_args(argv)
     section = load_recipe(arguments.recipe, arguments.overrides).algorithm
-    with torch.device("meta"):
+    with torch.device("meta"), without_weights():
         algorithm = find_algorithm(section.name)(section)
     for what, module in (("encoder", algorithm.encoder), ("all", algorithm)):
         counts = [(p.numel(), p.requires_grad) for p in module.parameters()]

@@ -14,6 +14,7 @@ import torch
 from ..errors import UserError
 from ..models.algorithm import Algorithm
 from ..models.algorithms import find_algorithm
+from ..models.targets.frozen import without_weights
 from . import config
 
 _NAME = re.compile(r"step-(\d{8})\.pt")
@@ -156,9 +157,15 @@ def load_algorithm(path: str | Path) -> tuple[Path, Algorithm]:
         path, state = found
     else:
         state = load(path)
-    section = state["config"]["algorithm"]
-    kind = find_algorithm(section["name"])
-    tree = config.from_plain({"algorithm": section}, str(path))
-    algorithm = kind(config.build(tree, {"algorithm": kind.Config})["algorithm"])
+    algorithm = build_algorithm(state["config"]["algorithm"], path)
     algorithm.load_state_dict(state["model"])
     return path, algorithm
+
+
+def build_algorithm(section: dict, origin: Path) -> Algorithm:
+    """The algorithm of a saved configuration, untrained. Its target networks, which checkpoints do not hold and only
+    training needs, are left empty, so their files need not be at hand."""
+    kind = find_algorithm(section["name"])
+    tree = config.from_plain({"algorithm": section}, str(origin))
+    with without_weights():
+        return kind(config.build(tree, {"algorithm": kind.Config})["algorithm"])

@@ -19,10 +19,11 @@ from ..errors import UserError
 from ..models.algorithm import Algorithm
 from ..models.algorithms import find_algorithm
 from ..models.backbones import ResNet
+from ..models.targets.frozen import without_weights
 from ..pipelines.recipes import CIFAR_MEAN, CIFAR_STD
 from ..pipelines.spec import ViewSpec
 from . import config
-from .checkpoint import load_algorithm
+from .checkpoint import build_algorithm, load_algorithm
 from .embed import evaluation_view
 from .recipe import load_recipe
 
@@ -83,9 +84,7 @@ def saved_algorithm(name: str | Path) -> Algorithm:
             weights = {key: file.get_tensor(key) for key in file.keys()}
     except (OSError, KeyError, SafetensorError, yaml.YAMLError) as fault:
         raise UserError(f"{path}: no encoder.safetensors of headrace ({fault}); give that of a finished run") from None
-    kind = find_algorithm(section["name"])
-    tree = config.from_plain({"algorithm": section}, str(path))
-    algorithm = kind(config.build(tree, {"algorithm": kind.Config})["algorithm"])
+    algorithm = build_algorithm(section, path)
     algorithm.encoder.load_state_dict(weights)
     return algorithm
 
@@ -119,7 +118,8 @@ def encoder_file(name: str | Path, folder: Path) -> Path:
 def _random(recipe: str) -> tuple[nn.Module, ViewSpec, str]:
     section = load_recipe(recipe, ["train.max_steps=1"]).algorithm
     torch.manual_seed(0)
-    algorithm = find_algorithm(section.name)(section)
+    with without_weights():
+        algorithm = find_algorithm(section.name)(section)
     return algorithm.encoder, evaluation_view(algorithm.inputs().views[0]), str(section)
 
 

@@ -13,12 +13,12 @@ from ..errors import UserError
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """The modules with parts of every outermost `nn.ModuleList`: the blocks of transformers."""
+    """The modules with parts of every outermost `nn.ModuleList`, or of the lists in it: the blocks of transformers."""
     blocks: list[nn.Module] = []
     for module in model.modules():
         inside = any(module is part for block in blocks for part in block.modules())
         if isinstance(module, nn.ModuleList) and not inside:
-            blocks += [block for block in module if any(True for _ in block.children())]
+            blocks += [b for b in module if not isinstance(b, nn.ModuleList) and any(True for _ in b.children())]
     return blocks
 
 

@@ -12,7 +12,7 @@ from ...pipelines.spec import Batch, InputSpec, Mask, RandomMask, ViewSpec
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones.vit import ViT
 from ..decoders import MAEDecoder
-from ..reconstruct import UP_TO_CONTRAST, Restored, fill_hidden
+from ..reconstruct import THE_PIXELS, UP_TO_CONTRAST, Restored, fill_hidden
 from ..smoke import tiny_backbone, tiny_view
 
 
@@ -88,7 +88,7 @@ class MAE(Algorithm):
 
     @property
     def pictures(self) -> str | None:
-        return UP_TO_CONTRAST if self.config.normalize_pixels else "The network predicts the pixels themselves."
+        return UP_TO_CONTRAST if self.config.normalize_pixels else THE_PIXELS
 
     @torch.no_grad()
     def reconstruct(self, images: torch.Tensor, mask: Mask, *, contrast: bool = True) -> Restored:

@@ -13,7 +13,7 @@ from ...pipelines.spec import Batch, InputSpec, Mask, SharedMask, ViewSpec
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones.mixmim import MixMIMTransformer
 from ..decoders import MAEDecoder, MixMIMDecoder
-from ..reconstruct import UP_TO_CONTRAST, Restored, fill_hidden
+from ..reconstruct import THE_PIXELS, UP_TO_CONTRAST, Restored, fill_hidden
 from ..smoke import tiny_backbone, tiny_view
 
 STRIDE = 32  # pixels of a cell of the mask, which is a token of the last stage
@@ -23,7 +23,8 @@ class MixMIM(Algorithm):
     """Hidden patches are not blank but another image's: each pass over a mixed image serves two, and both are restored.
 
     Image b is mixed with image B - 1 - b of the batch, so B must be even. Loss: mean squared error over all patches of
-    all images, each predicted from the pass in which it was hidden, normalised by its own mean and deviation.
+    all images, each predicted from the pass in which it was hidden, normalised by its own mean and deviation
+    (`normalize_pixels`).
     """
 
     @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class MixMIM(Algorithm):
         mask_ratio: float = 0.5
         mask_spread: float = 0.0  # the ratio of a step is mask_ratio + U(0, mask_spread)
         mask_per_sample: bool = False  # a mask for each pair of images instead of one for the batch
+        normalize_pixels: bool = True
 
         def __post_init__(self) -> None:
             if self.view.count != 1 or self.view.size % STRIDE:
@@ -83,13 +85,14 @@ class MixMIM(Algorithm):
         hidden = _of_pairs(batch.mask.hidden)
         prediction, tokens = self.predict(images, hidden)
         everything = torch.ones(prediction.shape[:2], dtype=torch.bool, device=images.device)
-        loss = patch_loss(images, prediction, everything, patch_size=STRIDE)
+        normalize = self.config.normalize_pixels
+        loss = patch_loss(images, prediction, everything, patch_size=STRIDE, normalize=normalize)
         own = (~hidden)[:, :, None].to(tokens.dtype)
         return StepOutput(loss=loss, embedding=((tokens * own).sum(1) / own.sum(1)).detach())
 
     @property
     def pictures(self) -> str:
-        return UP_TO_CONTRAST
+        return UP_TO_CONTRAST if self.config.normalize_pixels else THE_PIXELS
 
     @torch.no_grad()
     def reconstruct(self, images: torch.Tensor, mask: Mask, *, contrast: bool = True) -> Restored:
@@ -97,7 +100,8 @@ class MixMIM(Algorithm):
         hidden = _of_pairs(mask.hidden)
         prediction, _ = self.predict(images, hidden)
         hidden = hidden.expand(len(images), -1)
-        return fill_hidden(images, prediction, hidden, STRIDE, normalized=True, contrast=contrast)
+        normalized = self.config.normalize_pixels
+        return fill_hidden(images, prediction, hidden, STRIDE, normalized=normalized, contrast=contrast)
 
 
 def _of_pairs(hidden: torch.Tensor) -> torch.Tensor:

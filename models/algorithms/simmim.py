@@ -15,7 +15,7 @@ from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones.swin import Swin
 from ..backbones.transformer import init_trunc_normal
 from ..backbones.vit import ViT
-from ..reconstruct import Restored, fill_hidden
+from ..reconstruct import THE_PIXELS, Restored, fill_hidden
 from ..smoke import tiny_backbone, tiny_view
 
 
@@ -110,7 +110,7 @@ class SimMIM(Algorithm):
 
     @property
     def pictures(self) -> str:
-        return "The network predicts the pixels themselves."
+        return THE_PIXELS
 
     @torch.no_grad()
     def reconstruct(self, images: torch.Tensor, mask: Mask, *, contrast: bool = True) -> Restored:

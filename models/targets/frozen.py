@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +15,17 @@ from torch import nn
 from ...errors import UserError
 
 RANDOM = "random"
+_WITHOUT = ContextVar("target networks without weights", default=False)
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Frozen networks that are built inside open no file and hold no values: only training computes targets."""
+    token = _WITHOUT.set(True)
+    try:
+        yield
+    finally:
+        _WITHOUT.reset(token)
 
 
 @dataclass(frozen=True)
@@ -46,6 +59,8 @@ class Frozen(nn.Module):
         not fit.
         """
         self.requires_grad_(False).eval()
+        if _WITHOUT.get():
+            return self.to("meta")
         if weights.path == RANDOM:
             return self
         if weights.path is None:

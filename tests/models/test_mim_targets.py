@@ -19,6 +19,9 @@ from headrace.models.targets.lowpass import low_pass
 from headrace.models.targets.vqkd import Codebook, VQKDTokenizer
 from headrace.pipelines.masks import draw_mask
 from headrace.pipelines.spec import Batch
+from headrace.train import checkpoint, pretrain
+from headrace.train.config import RECIPES
+from headrace.train.embed_encoder import load_encoder
 
 START = Progress(0, 10, 10)
 NAMES = ("pixmim", "maskfeat", "beit", "beitv2", "cae", "milan", "eva", "vqkd")
@@ -347,6 +350,26 @@ def test_frozen_weights_are_checked(tmp_path):
     torch.save(Frozen, tmp_path / "w.pth")  # a pickle of something else is not executed
     with pytest.raises(UserError, match="cannot be read"):
         DalleEncoder(**tiny)
+
+
+@pytest.mark.parametrize("name", ["beit", "milan", "vqkd"])
+def test_what_was_trained_is_evaluated_without_the_targets_file(name, tmp_path):
+    """Its encoder comes with its weights from a checkpoint and an encoder.safetensors; whoever trains is told."""
+    recipe = next(path.stem for path in sorted(RECIPES.glob(f"{name}_*.yaml")))
+    assert pretrain.main([recipe, "--smoke", "train.max_steps=1", f"train.out={tmp_path}"]) == 0
+    state = checkpoint.load(next(tmp_path.glob("step-*.pt")))
+    state["config"]["algorithm"]["weights"]["path"] = "gone.pth"
+    torch.save(state, tmp_path / "step-00000009.pt")
+    _, algorithm = checkpoint.load_algorithm(tmp_path)
+    assert algorithm.config.weights.path == "gone.pth"
+    loaded = algorithm.state_dict()
+    assert loaded.keys() == state["model"].keys() and all(torch.equal(loaded[k], v) for k, v in state["model"].items())
+    images = torch.randn(2, 3, algorithm.inputs().views[0].size, algorithm.inputs().views[0].size)
+    with torch.no_grad():
+        found = load_encoder(str(tmp_path / "encoder.safetensors")).module(images)
+        assert torch.equal(found, algorithm.encoder.eval()(images))
+    with pytest.raises(UserError, match="gone.pth: no such file"):
+        type(algorithm)(algorithm.config)
 
 
 # ---- all

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from headrace.models.algorithm import Algorithm, Progress, StepOutput
+from headrace.models.algorithms import find_algorithm
 from headrace.models.algorithms.mae import MAE
 from headrace.models.algorithms.simclr import SimCLR
 from headrace.pipelines.memory_loader import MemoryLoader
@@ -16,7 +17,7 @@ from headrace.train.optim import Schedules, build_optimizer
 from headrace.train.recipe import smoke_images
 from headrace.train.settings import AdamWSettings, LAMBSettings, LARSSettings, SGDSettings
 from headrace.train.step import Stepper, micro_batches
-from headrace.train.transforms import checkpoint_blocks, compiled_graphs
+from headrace.train.transforms import blocks_of, checkpoint_blocks, compiled_graphs
 
 OPTIMIZERS = [AdamWSettings(lr=0.01), SGDSettings(lr=0.01), LARSSettings(lr=0.1), LAMBSettings(lr=0.01)]
 CONFIGS = {MAE: MAE.Config().smoke(), SimCLR: SimCLR.Config().smoke()}
@@ -175,18 +176,26 @@ def test_what_waits_is_noticed(waiting_fails):
             wait()
 
 
-def test_recomputed_activations_give_the_same_gradients():
-    grads = []
+@pytest.mark.parametrize(("name", "blocks"), [("mae", 3), ("simmim", 8), ("mixmim", 9), ("mae_hivit", 7)])
+def test_recomputed_activations_give_the_same_gradients(name, blocks):
+    """Encoder's and decoder's blocks, and mergings: each runs once more, in the backward pass."""
+    kind = find_algorithm(name)
+    grads, runs = [], []
     for recompute in (False, True):
         torch.manual_seed(0)
-        algorithm = MAE(CONFIGS[MAE])
+        algorithm = kind(kind.Config().smoke())
+        names, count = list(algorithm.state_dict()), []
+        for block in blocks_of(algorithm):
+            norm = next(m for m in block.modules() if isinstance(m, nn.LayerNorm))
+            norm.register_forward_hook(lambda *_, count=count: count.append(1))
         if recompute:
-            assert checkpoint_blocks(algorithm) == 3  # two of the encoder, one of the decoder
-        names = list(algorithm.state_dict())
-        algorithm(next(batches(algorithm)), Progress(0, 1, 1)).loss.backward()
-        grads.append([p.grad for p in algorithm.parameters()])
-    assert names == list(MAE(CONFIGS[MAE]).state_dict())
-    assert all(torch.equal(a, b) for a, b in zip(*grads))
+            assert checkpoint_blocks(algorithm) == blocks and list(algorithm.state_dict()) == names
+        batch = next(batches(algorithm))
+        torch.manual_seed(1)  # of drop path
+        algorithm(batch, Progress(0, 1, 1)).loss.backward()
+        grads.append([p.grad for p in algorithm.parameters() if p.requires_grad])
+        runs.append(len(count))
+    assert all(torch.equal(a, b) for a, b in zip(*grads)) and runs == [blocks, 2 * blocks]
 
 
 def test_compiled_once_however_many_steps(monkeypatch):

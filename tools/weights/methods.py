@@ -91,13 +91,39 @@ _MASKED_WORDS = (
     ("lm_head", "head"),
     ("head.cls_head", "head"),
 )
+_CAE = (
+    ("neck.mask_token", "mask_token"),
+    *(
+        (f"neck.regressors.{{i}}.{theirs}", f"regressor.{{i}}.{ours}")
+        for theirs, ours in {
+            "norm1_q_cross": "norm_q",
+            "norm1_k_cross": "norm_k",
+            "norm1_v_cross": "norm_v",
+            "cross_attn.q.weight": "q.weight",
+            "cross_attn.q_bias": "q.bias",
+            "cross_attn.k": "k",
+            "cross_attn.v.weight": "v.weight",
+            "cross_attn.v_bias": "v.bias",
+            "cross_attn.proj": "proj",
+            "norm2_cross": "norm2",
+            "ffn.layers.0.0": "fc1",
+            "ffn.layers.1": "fc2",
+            "gamma_1_cross": "scale1",
+            "gamma_2_cross": "scale2",
+        }.items()
+    ),
+    ("neck.norm_regressor", "regressor_norm"),
+    *_block("neck.decoders.{i}", "decoder.{i}"),
+    ("neck.norm_decoder", "decoder_norm"),
+    ("neck.head", "head"),
+)
 METHODS: dict[str, tuple[Pair, ...]] = {
     "mae": _DECODER,
     "pixmim": _DECODER,
     "eva": _DECODER,
     "milan": _DECODER,
     "mixmim": _DECODER,
-    "mae_hivit": _DECODER,
+    "mae_hivit": (*_DECODER, ("norm", "norm")),
     "simmim": (
         ("backbone.mask_token", "mask_token"),
         ("encoder.mask_token", "mask_token"),
@@ -111,6 +137,7 @@ METHODS: dict[str, tuple[Pair, ...]] = {
         *_block("neck.patch_aggregation.{i}", "neck.{i}"),
         *_block("cls_pt_layers.{i}", "neck.{i}"),
     ),
+    "cae": _CAE,
     "moco": _MOCO,
     "densecl": (
         ("neck.mlp", "head.whole"),
