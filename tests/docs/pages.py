@@ -134,13 +134,13 @@ class Page:
                     assert line == "..." or alike(line) in printed, f"{line!r} was not printed"
 
     def command(self, line: str) -> Said:
-        wanted = re.search(r"#.*exit code (\d)", line)
+        wanted = re.search(r"# *exit code (\d)", line)
         words = self.substitute(line)
         self.forget()
         output = io.StringIO()
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
             code = parse(shlex.split(line, comments=True)) if words is None else run(words)
-        return Said(line, code, int(wanted[1]) if wanted else 0, output.getvalue())
+        return Said(line, code, int(wanted[1]) if wanted and words is not None else 0, output.getvalue())
 
 
 def run(words: list[str]) -> int:
