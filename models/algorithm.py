@@ -49,6 +49,7 @@ class Algorithm(nn.Module):
     """
 
     no_pictures = "predicts no pictures"  # why there is no `reconstruct`, where there is none
+    equal_shapes = True  # False: images differ in size from step to step (detection)
     local_batch_norm = False  # True: batch normalisation per process, where the method counts on it (MoCo's shuffling)
 
     @dataclass(frozen=True)

@@ -3,15 +3,44 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ..errors import UserError
 from .backbones.transformer import resize_positions
 
 _SHARED, _BLOCKS = "relative_bias.table", "block_biases."
+
+
+def load_weights(backbone: nn.Module, path: str, fresh: Collection[str] = ()) -> None:
+    """An encoder.safetensors into `backbone`, as `adapt` makes it fit, but for the tensors that start anew: those in
+    whose names one of the regular expressions `fresh` is found.
+
+    Raises `UserError` for a file that cannot be read and for one of another encoder.
+    """
+    try:
+        found = load_file(path)
+    except (OSError, SafetensorError) as fault:
+        raise UserError(f"algorithm.weights: {path}: not a readable .safetensors file ({fault})") from None
+    own = backbone.state_dict()
+    anew = {name for name in own if any(re.search(pattern, name) for pattern in fresh)}
+    found = {name: value for name, value in adapt(found, backbone).items() if name not in anew}
+    missing, foreign = own.keys() - found.keys() - anew, found.keys() - own.keys()
+    shapes = [name for name in own.keys() & found.keys() if own[name].shape != found[name].shape]
+    for problem, names in (("lacks", missing), ("has besides", foreign), ("has in another shape", shapes)):
+        if names:
+            some = ", ".join(sorted(names)[:3])
+            raise UserError(
+                f"algorithm.weights: {path} {problem} {len(names)} of the backbone's tensors, such as {some}; "
+                "give algorithm.backbone as in its run's config.yaml, or name those to start anew in algorithm.fresh"
+            )
+    backbone.load_state_dict({**own, **found})
 
 
 def adapt(found: Mapping[str, Tensor], encoder: nn.Module) -> dict[str, Tensor]:

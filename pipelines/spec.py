@@ -233,10 +233,12 @@ class Batch:
     # name -> (copies, B, 3, side, side), channels-last, normalised; of each of `count` views its parts in turn
     views: dict[str, torch.Tensor]
     ids: torch.Tensor  # (B,) int64 on the CPU: which samples of the source
-    labels: torch.Tensor | None  # (B,) int64 on the device; None where the source has no labels
+    # (B,) int64 on the device; None where the source has no labels. Of segmentation (B, H, W): the class of each pixel
+    labels: torch.Tensor | None
     mask: Mask | None
     step: int  # the global step this batch belongs to
     epoch: int
+    objects: list[dict[str, torch.Tensor]] | None = None  # of detection, for each sample: see train/dense/boxes.py
 
 
 @runtime_checkable

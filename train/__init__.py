@@ -17,5 +17,5 @@ embed.py         features of a data set               embed_store.py  the same o
 embed_encoder.py encoders by name                     evaluate.py     what the evaluation commands share
 knn.py           weighted k-NN on features            svm.py          VOC 2007
 linear.py        linear probes: linear_sweep.py many heads at once, linear_protocols.py as published
-finetune.py      classifiers on pre-trained encoders
+finetune.py      classifiers on pre-trained encoders       dense/          detectors and segmenters on them
 """

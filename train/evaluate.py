@@ -139,7 +139,7 @@ def record(
 
 
 def table(title: str, rows: list[dict]) -> None:
-    """Prints rows of the same keys; floats between 0 and 1 called top1, top5, mAP ... are shares, shown in percent."""
+    """Prints rows of the same keys; floats between 0 and 1 called top1, mAP, mIoU ... are shares, shown in percent."""
     print(title)
     cells = [list(rows[0])] + [[_cell(key, value) for key, value in row.items()] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells)]
@@ -148,6 +148,6 @@ def table(title: str, rows: list[dict]) -> None:
 
 
 def _cell(key: str, value) -> str:
-    if key.startswith(("top", "mAP", "held-out", "share")):
+    if key.startswith(("top", "mAP", "AP", "mIoU", "mAcc", "aAcc", "held-out", "share")):
         return f"{value:.2%}"
     return f"{value:g}" if isinstance(value, float) else str(value)

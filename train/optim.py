@@ -122,6 +122,7 @@ class Schedules:
             warmup_from=settings.warmup_from,
             per_epoch=settings.per_epoch,
             final=settings.final_lr,
+            power=settings.power,
             milestones=settings.milestones,
             gamma=settings.gamma,
         )

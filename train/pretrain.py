@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 import headrace
 from headrace import kernels
 from headrace.errors import UserError, run_command
-from headrace.models.algorithm import Embed
+from headrace.models.algorithm import Algorithm, Embed
 from headrace.models.algorithms import find_algorithm
 from headrace.models.distributed import synchronize_batch_norm
 from headrace.pipelines.loaders import choose_loader, make_loader
@@ -70,8 +70,13 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def pretrain(recipe: Recipe, process: Launch, source: ByteSource | None = None) -> Path:
+def pretrain(
+    recipe: Recipe, process: Launch, source: ByteSource | None = None, batches: Callable[..., Loader] | None = None
+) -> Path:
     """Runs (or resumes) a recipe in this process, on `source` if given; returns the run directory.
+
+    `batches` makes the loader of a method that learns from more than images and labels:
+    ``batches(source, algorithm, order, seed=, device=, threads=, rank=, world=)``.
 
     Leaves there: config.yaml, environment.jsonl, step-XXXXXXXX.pt, metrics.jsonl, quarantine.jsonl if there are bad
     images and, at the end, encoder.safetensors.
@@ -90,9 +95,9 @@ def pretrain(recipe: Recipe, process: Launch, source: ByteSource | None = None) 
 
     kernels.configure(recipe.kernels)
     torch.use_deterministic_algorithms(settings.deterministic)
-    torch.backends.cudnn.benchmark = not settings.deterministic  # every step has the same shapes
     torch.manual_seed(settings.seed)  # every rank starts from the same weights
     algorithm = find_algorithm(recipe.algorithm.name)(recipe.algorithm)
+    torch.backends.cudnn.benchmark = not settings.deterministic and algorithm.equal_shapes
     algorithm = synchronize_batch_norm(algorithm, process.device).to(process.device, memory_format=torch.channels_last)
     algorithm.prepare(len(source))
     if settings.checkpointing:
@@ -101,7 +106,9 @@ def pretrain(recipe: Recipe, process: Launch, source: ByteSource | None = None) 
         check_shardable(settings, recipe.optim)
         shard(algorithm, process)
     optimizer = build_optimizer(algorithm, recipe.optim)
-    kind, why = choose_loader(source, recipe.data.loader, process.device, algorithm.inputs())
+    kind, why = "workers", "annotations belong to the images"
+    if batches is None:
+        kind, why = choose_loader(source, recipe.data.loader, process.device, algorithm.inputs())
     threads = recipe.data.threads or max(1, (os.cpu_count() or 1) // process.local_world)
     score = knn_score(recipe, process, algorithm, source, threads)
 
@@ -112,20 +119,9 @@ def pretrain(recipe: Recipe, process: Launch, source: ByteSource | None = None) 
             (out / QUARANTINE_FILE).unlink(missing_ok=True)
         process.barrier()
         quarantine = Quarantine(source, recipe.data.max_bad, out / QUARANTINE_FILE)
-        loader = make_loader(
-            source,
-            algorithm.inputs(),
-            order,
-            kind=kind,
-            threads=threads,
-            hw_decoder_load=recipe.data.hw_decoder_load,
-            seed=settings.seed,
-            device=process.device,
-            dtype=torch.bfloat16 if settings.precision == "bf16" and process.device.type == "cuda" else torch.float32,
-            rank=process.rank,
-            world=process.world,
-            quarantine=quarantine,
-        )
+        share = {"seed": settings.seed, "device": process.device, "rank": process.rank, "world": process.world}
+        batches = batches or partial(_views, kind=kind, recipe=recipe, quarantine=quarantine)
+        loader = batches(source, algorithm, order, threads=threads, **share)
         try:
             if process.is_main:
                 _announce(recipe, process, source, f"{kind} ({why})", algorithm, order, total_steps, resumed)
@@ -157,6 +153,19 @@ def pretrain(recipe: Recipe, process: Launch, source: ByteSource | None = None) 
         finally:
             loader.close()
     return out
+
+
+def _views(source: ByteSource, algorithm: Algorithm, order: Order, *, recipe: Recipe, **share) -> Loader:
+    """The loader of a method that learns from views of images."""
+    on_gpu = share["device"].type == "cuda"
+    return make_loader(
+        source,
+        algorithm.inputs(),
+        order,
+        hw_decoder_load=recipe.data.hw_decoder_load,
+        dtype=torch.bfloat16 if recipe.train.precision == "bf16" and on_gpu else torch.float32,
+        **share,
+    )
 
 
 def _train(

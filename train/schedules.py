@@ -10,7 +10,7 @@ import numpy as np
 
 from ..outside import called
 
-SCHEDULES = ("cosine", "multistep", "constant")
+SCHEDULES = ("cosine", "poly", "multistep", "constant")
 _LENGTH = re.compile(r"(\d+(?:\.\d+)?)\s*(epochs?|steps?)")
 
 
@@ -51,6 +51,13 @@ def own_factors(name: str, progress: np.ndarray) -> np.ndarray:
     return factors
 
 
+def milestone_in_steps(milestone: float | str, steps_per_epoch: int) -> float:
+    """A moment of a run in steps: a number of epochs, or "18000 steps". Raises `ValueError` for another text."""
+    if isinstance(milestone, str):
+        return length_in_steps(milestone, total_steps=1, steps_per_epoch=steps_per_epoch)
+    return milestone * steps_per_epoch
+
+
 def learning_rates(
     peak: float,
     steps: int,
@@ -61,14 +68,16 @@ def learning_rates(
     warmup_from: float | None = None,
     per_epoch: bool = False,
     final: float = 0.0,
-    milestones: Sequence[float] = (),
+    power: float = 0.9,
+    milestones: Sequence[float | str] = (),
     gamma: float = 0.1,
 ) -> np.ndarray:
     """(steps,) float64: `warmup` steps, linear from ``peak * warmup_from`` to `peak`, then the schedule.
 
     `warmup_from` None means ``1 / warmup``. The cosine falls from `peak` at the end of the warm-up to ``peak * final``
-    at the end of the run; with `per_epoch` it holds its value through every epoch. Milestones are epochs counted from
-    the start of the run. A dotted name is for `own_factors`.
+    at the end of the run; with `per_epoch` it holds its value through every epoch. Poly goes the same way with the
+    `power` of what is left of it (DeepLab, arXiv 1606.00915). Milestones are epochs counted from the start of the run,
+    or texts such as "18000 steps". A dotted name is for `own_factors`.
     """
     t = np.arange(steps)
     start = 1 / max(1, warmup) if warmup_from is None else warmup_from
@@ -78,8 +87,11 @@ def learning_rates(
     phase = np.maximum(0, moment - warmup) / max(1, steps - warmup)
     if schedule == "cosine":
         factor = final + (1 - final) * 0.5 * (1 + np.cos(np.pi * phase))
+    elif schedule == "poly":
+        factor = final + (1 - final) * (1 - phase) ** power
     elif schedule == "multistep":
-        factor = gamma ** np.searchsorted(np.asarray(milestones) * steps_per_epoch, t, side="right").astype(float)
+        moments = [milestone_in_steps(milestone, steps_per_epoch) for milestone in milestones]
+        factor = gamma ** np.searchsorted(moments, t, side="right").astype(float)
     elif schedule != "constant":
         factor = own_factors(schedule, phase)
     return peak * np.where(t < warmup, rising, factor)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..outside import called
-from .schedules import SCHEDULES, length_in_steps, own_factors
+from .schedules import SCHEDULES, length_in_steps, milestone_in_steps, own_factors
 
 
 @dataclass(frozen=True)
@@ -102,12 +102,13 @@ class OptimSettings:
     lr_batch: int | None = 256  # the global batch that `lr` is stated for; scaled linearly; null: used as it stands
     warmup: float | str = 0.0  # "10 epochs", "500 steps", or a number: a share of the run
     warmup_from: float | None = None  # the first step's share of the peak; null: 1 / warm-up steps
-    schedule: str = (
-        "cosine"  # after the warm-up: cosine, multistep, constant, or a function of one's own by its dotted name
-    )
+    # after the warm-up: cosine, poly, multistep, constant, or a function of one's own by its dotted name
+    schedule: str = "cosine"
     per_epoch: bool = False  # the cosine moves once per epoch instead of at every step
-    final_lr: float = 0.0  # where the cosine ends, as a share of the peak
-    milestones: tuple[float, ...] = ()  # of multistep: the epochs after which the rate is multiplied by `gamma`
+    final_lr: float = 0.0  # where cosine and poly end, as a share of the peak
+    power: float = 0.9  # of poly: 1 is a straight line
+    # of multistep: the epochs, or "18000 steps", after which the rate is multiplied by `gamma`
+    milestones: tuple[float | str, ...] = ()
     gamma: float = 0.1
     weight_decay: float = 0.05
     weight_decay_end: float | None = None  # where a half cosine takes it over the run (DINO: 0.04 -> 0.4)
@@ -130,12 +131,20 @@ class OptimSettings:
             raise ValueError(f"warmup: {fault}") from None
         if self.schedule not in SCHEDULES:
             own_factors(self.schedule, np.arange(8) / 8)
+        try:
+            milestones = [milestone_in_steps(one, steps_per_epoch=1) for one in self.milestones]
+        except ValueError as fault:
+            raise ValueError(f"milestones: {fault}") from None
         if (self.schedule == "multistep") != bool(self.milestones):
             raise ValueError("milestones: belong to schedule multistep, which needs them")
-        if list(self.milestones) != sorted(self.milestones):
+        if milestones != sorted(milestones):
             raise ValueError(f"milestones: must rise, got {list(self.milestones)}")
-        if self.schedule != "cosine" and (self.final_lr or self.per_epoch):
-            raise ValueError("final_lr, per_epoch: have an effect with schedule cosine only")
+        if self.schedule != "cosine" and self.per_epoch:
+            raise ValueError("per_epoch: has an effect with schedule cosine only")
+        if self.schedule not in ("cosine", "poly") and self.final_lr:
+            raise ValueError("final_lr: has an effect with schedules cosine and poly only")
+        if self.power <= 0:
+            raise ValueError(f"power: must be positive, not {self.power}")
         if min(self.weight_decay, self.weight_decay_end or 0) < 0:
             raise ValueError("weight_decay, weight_decay_end: are not negative")
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:

@@ -136,6 +136,13 @@ def micro_batches(batch: Batch, count: int) -> Iterator[tuple[Batch, bool]]:
             mask = Mask(**{f.name: cut(getattr(batch.mask, f.name)) for f in fields(Mask)})
         views = {name: view[:, rows] for name, view in batch.views.items()}
         yield (
-            replace(batch, views=views, ids=batch.ids[rows], labels=cut(batch.labels), mask=mask),
+            replace(
+                batch,
+                views=views,
+                ids=batch.ids[rows],
+                labels=cut(batch.labels),
+                mask=mask,
+                objects=batch.objects and batch.objects[rows],
+            ),
             part == count - 1,
         )

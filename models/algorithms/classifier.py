@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from ...errors import UserError
@@ -17,17 +14,12 @@ from ...pipelines.mixing import Mixing, draw_mix, mix
 from ...pipelines.recipes import view
 from ...pipelines.spec import Batch, InputSpec, ViewSpec
 from ..algorithm import Algorithm, Progress, StepOutput
-from ..backbones import BackboneConfig, build_backbone
-from ..backbones.hivit import HiViT
-from ..backbones.mixmim import MixMIMTransformer
-from ..backbones.swin import Swin
+from ..backbones import AnyBackboneConfig, build_backbone
 from ..backbones.vit import ViT
 from ..distributed import rank
 from ..smoke import tiny_backbone, tiny_view
 from ..teacher import Teacher
-from ..weights import adapt
-
-_OTHERS = {Swin.Config: Swin, MixMIMTransformer.Config: MixMIMTransformer, HiViT.Config: HiViT}
+from ..weights import load_weights
 
 
 class Classifier(Algorithm):
@@ -40,7 +32,7 @@ class Classifier(Algorithm):
     class Config(Algorithm.Config):
         name: Literal["classifier"] = "classifier"
         view: ViewSpec = view("finetune_mae")
-        backbone: BackboneConfig | Swin.Config | MixMIMTransformer.Config | HiViT.Config = ViT.Config("vit_base")
+        backbone: AnyBackboneConfig = ViT.Config("vit_base")
         classes: int = 1000
         weights: str | None = None  # encoder.safetensors of a run; null: from scratch
         # parameters of the encoder, by regular expressions searched in their names, that start anew all the same
@@ -67,9 +59,7 @@ class Classifier(Algorithm):
     def __init__(self, config: Config = Config()) -> None:
         super().__init__()
         self.config = config
-        kind = _OTHERS.get(type(config.backbone))
-        size = config.view.size
-        self.backbone = kind(config.backbone, size) if kind else build_backbone(config.backbone, size)
+        self.backbone = build_backbone(config.backbone, config.view.size)
         linear = nn.Linear(self.backbone.features, config.classes)
         nn.init.trunc_normal_(linear.weight, std=config.head_std)
         nn.init.zeros_(linear.bias)
@@ -81,27 +71,9 @@ class Classifier(Algorithm):
 
     def prepare(self, samples: int) -> None:
         """The start of a run: `weights` into the encoder."""
-        path = self.config.weights
-        if path is None:
+        if self.config.weights is None:
             return
-        try:
-            found = load_file(path)
-        except (OSError, SafetensorError) as fault:
-            raise UserError(f"algorithm.weights: {path}: not a readable .safetensors file ({fault})") from None
-        own = self.backbone.state_dict()
-        anew = {name for name in own if any(re.search(pattern, name) for pattern in self.config.fresh)}
-        found = {name: value for name, value in adapt(found, self.backbone).items() if name not in anew}
-        missing, foreign = own.keys() - found.keys() - anew, found.keys() - own.keys()
-        shapes = [name for name in own.keys() & found.keys() if own[name].shape != found[name].shape]
-        for problem, names in (("lacks", missing), ("has besides", foreign), ("has in another shape", shapes)):
-            if names:
-                some = ", ".join(sorted(names)[:3])
-                raise UserError(
-                    f"algorithm.weights: {path} {problem} {len(names)} of the backbone's tensors, such as {some}; "
-                    "give algorithm.backbone as in its run's config.yaml, or name those to start anew in "
-                    "algorithm.fresh"
-                )
-        self.backbone.load_state_dict({**own, **found})
+        load_weights(self.backbone, self.config.weights, self.config.fresh)
         if self.average is not None:
             self.average.update(self, momentum=0.0)
 

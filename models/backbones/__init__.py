@@ -12,17 +12,19 @@ from __future__ import annotations
 from torch import nn
 
 from .external import Own, Timm
+from .hivit import HiViT
+from .mixmim import MixMIMTransformer
 from .resnet import ResNet
+from .swin import Swin
 from .vit import ViT
 
-BackboneConfig = ResNet.Config | ViT.Config | Timm.Config | Own
+BackboneConfig = ResNet.Config | ViT.Config | Timm.Config | Own  # what any method can train
+AnyBackboneConfig = BackboneConfig | Swin.Config | MixMIMTransformer.Config | HiViT.Config  # what can be evaluated
+_KINDS = {kind.Config: kind for kind in (ViT, Timm, Swin, MixMIMTransformer, HiViT)}
 
 
-def build_backbone(config: BackboneConfig, image_size: int) -> nn.Module:
+def build_backbone(config: AnyBackboneConfig, image_size: int) -> nn.Module:
     """The encoder that a backbone's `Config` describes, for training images of this side in pixels."""
     if isinstance(config, Own):
         return config.build(image_size)
-    if isinstance(config, ResNet.Config):
-        return ResNet(config)
-    kind = ViT if isinstance(config, ViT.Config) else Timm
-    return kind(config, image_size)
+    return ResNet(config) if isinstance(config, ResNet.Config) else _KINDS[type(config)](config, image_size)

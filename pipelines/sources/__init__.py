@@ -51,6 +51,7 @@ KINDS = {
     "voc12aug": _Kind("segmentation", "Voc12AugSource"),
     "coco": _Kind("coco", "CocoSource"),
     "cityscapes": _Kind("segmentation", "CityscapesSource"),
+    "ade20k": _Kind("segmentation", "Ade20kSource"),
     "cue_conflict": _Kind("cue_conflict", "CueConflictSource"),
     "beton": _Kind("beton", "BetonSource"),
 }

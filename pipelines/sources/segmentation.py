@@ -9,6 +9,10 @@ ROOT/VOC2012/SegmentationClassAug/<id>.png                          masks of aug
 cityscapes: 2,975 and 500 street scenes, 19 classes
 ROOT/leftImg8bit/{train,val,test}/<city>/<name>_leftImg8bit.png
 ROOT/gtFine/{train,val}/<city>/<name>_gtFine_labelTrainIds.png      or, as published, <name>_gtFine_labelIds.png
+
+ade20k: scene parsing, 20,210 and 2,000 images, 150 classes
+ROOT/{images,annotations}/{training,validation}/<name>.jpg, .png    0: none of the classes, 1 .. 150
+ROOT/objectInfo150.txt                                              their names
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from ...errors import UserError
 from . import voc
 from .files import FileSource
 from .folder import image_files
-from .lists import check_first
+from .lists import check_first, read_lines
 from .lookup import choice, existing
 
 IGNORED = 255
@@ -93,3 +97,32 @@ class CityscapesSource(FileSource):
         table = np.full(256, IGNORED, np.uint8)
         table[list(_CITYSCAPES_IDS)] = range(len(_CITYSCAPES_IDS))
         return table[read_mask(self._masks / f"{stem}labelIds.png")]
+
+
+class Ade20kSource(FileSource):
+    """`split` training or validation of the scene parsing challenge, in the order of the names."""
+
+    def __init__(self, path: str | os.PathLike, *, split: str = "training") -> None:
+        root = Path(path)
+        choice(path, "split", split, ("training", "validation"))
+        self._masks = root / "annotations" / split
+        images = existing(root / "images" / split)
+        paths = sorted(image_files(images))
+        if not paths:
+            raise UserError(f"{images}: no image in it; unpack ADEChallengeData2016.zip there")
+        super().__init__(images, paths)
+        self.categories = _ade20k_names(root / "objectInfo150.txt")
+
+    def target(self, index: int) -> np.ndarray:
+        """(H, W) uint8: positions in `categories`, 255 for pixels of none. Raises `UserError`."""
+        return read_mask((self._masks / self.key(index)).with_suffix(".png")) - np.uint8(1)  # 0 becomes 255
+
+
+def _ade20k_names(file: Path) -> list[str]:
+    """The last column of a table with a header; numbers where there is no such file."""
+    if not file.exists():
+        return [str(number) for number in range(1, 151)]
+    names = [line.split("\t")[-1].split(",")[0].strip() for line in read_lines(file)[1:]]
+    if len(names) != 150:
+        raise UserError(f"{file}: {len(names)} classes, not 150; unpack ADEChallengeData2016.zip again")
+    return names

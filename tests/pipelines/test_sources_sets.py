@@ -318,3 +318,21 @@ def test_cue_conflict_categories_in_imagenet():
     assert len(set(every)) == len(every) == 207 and max(every) == 914
     dogs = set(range(152, 269)) - {192, 204, 227, 242, 251, 258, 260, 264}
     assert set(IMAGENET_CLASSES["dog"]) == dogs and IMAGENET_CLASSES["bird"][:3] == [8, 10, 11]
+
+
+# ADE20K
+
+
+def test_ade20k(tmp_path, write_files, encode, refused):
+    names = ["ADE_train_00000001", "ADE_train_00000002"]
+    write_files(tmp_path, {f"images/training/{n}.jpg": encode(i) for i, n in enumerate(names)})
+    write_files(tmp_path, {f"annotations/training/{n}.png": mask([[0, 1, 150]], "L") for n in names})
+    source = open_source(f"ade20k:{tmp_path}")
+    assert [key for key, _ in keys_and_labels(source)] == [f"{n}.jpg" for n in names]
+    assert source.target(1).tolist() == [[255, 0, 149]] and source.categories[149] == "150"
+    rows = "".join(f"{n}\t0.1\t1\t1\t0\tthing {n}, object\n" for n in range(1, 151))
+    write_files(tmp_path, {"objectInfo150.txt": "Idx\tRatio\tTrain\tVal\tStuff\tName\n" + rows})
+    assert open_source(f"ade20k:{tmp_path}").categories[::149] == ["thing 1", "thing 150"]
+    write_files(tmp_path, {"objectInfo150.txt": "Idx\n" + rows[:100]})
+    refused(f"ade20k:{tmp_path}", "classes, not 150")
+    refused(f"ade20k:{tmp_path}?split=validation", "images/validation")

@@ -57,6 +57,25 @@ def test_multistep_and_constant():
     assert (learning_rates(3.0, 5, 2, schedule="constant", warmup=2, warmup_from=0.0) == [0, 3, 3, 3, 3]).all()
 
 
+def test_milestones_in_steps():
+    lrs = learning_rates(1.0, 6, 100, schedule="multistep", milestones=("2 steps", "5 steps"), gamma=0.1)
+    assert lrs == pytest.approx([1] * 2 + [0.1] * 3 + [0.01])
+    with pytest.raises(ValueError, match="milestones: needs"):
+        AdamWSettings(schedule="multistep", milestones=("2",))
+    with pytest.raises(ValueError, match="milestones: must rise"):
+        AdamWSettings(schedule="multistep", milestones=("5 steps", "2 steps"))
+
+
+def test_poly_is_that_of_torch():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5)
+    scheduler = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=10, power=0.9)
+    for lr in learning_rates(0.5, 13, 4, schedule="poly", warmup=3)[3:]:
+        assert lr == pytest.approx(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    assert learning_rates(0.01, 10, 4, schedule="poly", final=0.01)[-1] == pytest.approx(1e-4 + 9.9e-3 * 0.1**0.9)
+
+
 def test_lengths():
     assert length_in_steps("10 epochs", 999, 7) == 70 and length_in_steps("1.5 epochs", 999, 10) == 15
     assert length_in_steps("500 steps", 999, 7) == 500 and length_in_steps(0.1, 50, 7) == 5
@@ -254,6 +273,7 @@ def test_the_rate_scales_with_the_batch():
         ({"warmup": "10"}, "warmup"),
         ({"schedule": "multistep"}, "milestones"),
         ({"schedule": "constant", "final_lr": 0.1}, "final_lr"),
+        ({"schedule": "poly", "per_epoch": True}, "per_epoch"),
         ({"groups": (GroupRule("x", adapt=False),)}, "takes no adapt"),
         ({"layer_decay": 1.5}, "layer_decay"),
     ],

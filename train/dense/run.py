@@ -1,0 +1,170 @@
+"""What ``headrace detect`` and ``headrace segment`` share: an encoder in a recipe, its training, the row of figures."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import yaml
+from safetensors import safe_open
+
+from ...errors import UserError
+from ...models.algorithm import Algorithm
+from ...models.algorithms import find_algorithm, inputs_of
+from ...pipelines.sources import open_source
+from ...pipelines.spec import Loader
+from .. import config
+from ..checkpoint import load_algorithm
+from ..distributed import Launch, launch, pick_device
+from ..embed import evaluation_view
+from ..embed_encoder import Encoder, digest, encoder_file
+from ..evaluate import Stopwatch, add_results, record, table
+from ..pretrain import pretrain
+from ..recipe import Recipe, load_recipe
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is particular to one of the commands."""
+
+    name: str  # of the command, and of the folder of its recipes
+    what: str  # "boxes" or "masks": what its data sets have
+    kinds: str  # which ones there are
+    about: str
+    algorithm: type[Algorithm]
+    fits: Callable[[Any], bool]  # whether a source has such annotations; reads one, so that missing files show early
+    learnable: Callable[[Any], Any]  # training source -> the part of it that can be learned from
+    batches: Callable[..., Loader]  # as `pretrain` takes it
+    # (trained algorithm, source, recipe, process, threads) -> (rows of the table, what else is recorded), on the first
+    # process; every process takes its share of the work
+    score: Callable[..., tuple[list[dict], dict] | None]
+    draw: Callable[..., None]  # (trained algorithm, source, device, file): predictions as a picture
+
+
+def run(task: Task, argv: list[str] | None) -> int:
+    parser = argparse.ArgumentParser(
+        prog=f"headrace {task.name}",
+        description=f"{task.about} Everything that headrace pretrain does with a recipe holds: several processes, "
+        "checkpoints, exact resume. A finished run is tested again.",
+    )
+    parser.add_argument("recipe", help=f"a YAML file, or a packaged recipe: {', '.join(recipes(task.name))}")
+    parser.add_argument("encoder", help="a run directory, a checkpoint or an encoder.safetensors; scratch: none")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="data.train=..., data.val=..., ...")
+    parser.add_argument("--show", action="store_true", help="print the resolved recipe with the origin of each value")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw predictions on the first images of data.val")
+    add_results(parser)
+    arguments = parser.parse_intermixed_args(argv)
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    check(task, recipe, arguments.recipe)
+    train, val = open_sets(task, recipe)
+    given = [f"algorithm.classes={len(train.categories)}"]
+    if arguments.encoder != "scratch":
+        given += of_encoder(encoder_file(arguments.encoder, recipe.out))
+    recipe = load_recipe(arguments.recipe, [*given, *arguments.overrides])
+    if arguments.show:
+        print(recipe.resolved, end="")
+        return 0
+
+    watch, device = Stopwatch(), pick_device(recipe.train.device)
+    if recipe.train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+    with launch(device, recipe.train.timeout) as process:
+        out = pretrain(recipe, process, task.learnable(train), task.batches)
+        process.barrier()
+        if not (out / "encoder.safetensors").exists():
+            if process.is_main:
+                print(f"{out}: stopped before its end; the same command continues, and tests then")
+            return 0
+        trained = load_algorithm(out)[1].to(device).eval()
+        threads = recipe.data.threads or max(1, (os.cpu_count() or 1) // process.local_world)
+        scored = task.score(trained, val, recipe, process, threads)
+        if not process.is_main:
+            return 0
+        if arguments.picture is not None:
+            task.draw(trained, val, device, arguments.picture)
+    rows, more = scored
+    view = evaluation_view(inputs_of(recipe.algorithm).views[0])
+    encoder = Encoder(arguments.encoder, trained, view, digest(trained, str(recipe.algorithm)))
+    data = {"train": recipe.data.train, "val": recipe.data.val, "images": len(val)}
+    record(arguments.results, f"{task.name} {recipe.name}", encoder, data, recipe.plain(), more | {"rows": rows}, watch)
+    table(f"{task.name} {recipe.name}, {arguments.encoder}, {len(val):,} images", rows)
+    return 0
+
+
+def recipes(folder: str) -> list[str]:
+    """Names of the packaged recipes of a command."""
+    return sorted(f"{folder}/{path.stem}" for path in (config.RECIPES / folder).glob("*.yaml"))
+
+
+def check(task: Task, recipe: Recipe, given: str) -> None:
+    """Raises `UserError` for a recipe of something else, and for settings that have no effect here."""
+    if not isinstance(recipe.algorithm, task.algorithm.Config):
+        raise UserError(f"{given}: trains a {recipe.algorithm.name}; take one of {', '.join(recipes(task.name))}")
+    if recipe.data.train is None or recipe.data.val is None:
+        raise UserError(f"data.train, data.val: give both, images with {task.what} to learn from and to be tested on")
+    idle = {
+        "data.loader": recipe.data.loader != "auto",
+        "data.block": recipe.data.block is not None,
+        "train.knn_every": recipe.train.knn_every is not None,
+        "train.shard": recipe.train.shard,
+    }
+    if found := [key for key, is_set in idle.items() if is_set]:
+        raise UserError(f"{', '.join(found)}: not for headrace {task.name}; leave it out")
+
+
+def open_sets(task: Task, recipe: Recipe) -> tuple[Any, Any]:
+    """Both sources, with annotations of the same categories. Raises `UserError` before anything is computed."""
+    sources = open_source(recipe.data.train), open_source(recipe.data.val)
+    for key, source in zip(("data.train", "data.val"), sources):
+        if not task.fits(source):
+            raise UserError(f"{key}: {source.name} has no {task.what}; give {task.kinds}")
+    train, val = ([*source.categories] for source in sources)
+    if train != val:
+        other = next((pair for pair in zip(train, val) if pair[0] != pair[1]), None)
+        how = f"{other[1]!r} in place of {other[0]!r}" if other else f"{len(val)} in place of {len(train)}"
+        raise UserError(f"data.val: {sources[1].name} has other categories than {sources[0].name}: {how}")
+    return sources
+
+
+def of_encoder(file: Path) -> list[str]:
+    """Overrides that put the encoder of an encoder.safetensors into a recipe."""
+    with safe_open(file, "pt") as opened:
+        section = yaml.safe_load(opened.metadata()["config"])
+    kind = find_algorithm(section["name"])
+    section = config.build(config.from_plain({"algorithm": section}, str(file)), {"algorithm": kind.Config})
+    backbone, view = getattr(section["algorithm"], "backbone", None), inputs_of(section["algorithm"]).views[0]
+    if backbone is None:
+        raise UserError(f"{file}: {kind.__name__} has no section `backbone` to build its encoder from")
+    given = {
+        "weights": str(file),
+        "backbone": config.plain(backbone),
+        "image_size": view.size,
+        "mean": list(view.mean),
+        "std": list(view.std),
+    }
+    return [f"algorithm.{key}={json.dumps(value)}" for key, value in given.items()]
+
+
+def gathered_lists(own: list, process: Launch) -> list:
+    """The items of all processes, on every one of them."""
+    if process.world == 1:
+        return own
+    parts: list[list] = [[] for _ in range(process.world)]
+    dist.all_gather_object(parts, own, group=process.control)
+    return [item for part in parts for item in part]
+
+
+def to_patches(images: torch.Tensor, multiple: int) -> torch.Tensor:
+    """(B, 3, H, W) padded with 0 at the right and bottom to multiples."""
+    padding = (0, -images.shape[-1] % multiple, 0, -images.shape[-2] % multiple)
+    return torch.nn.functional.pad(images, padding) if any(padding) else images
