@@ -26,6 +26,8 @@ COMMANDS = {
     "reconstruct": ("tools.reconstruct", "what a masked autoencoder makes of hidden patches, as a picture"),
     "attention": ("tools.attention", "where a vision transformer looks: its heads' attention, laid over images"),
     "pca": ("tools.pca", "what an encoder's features tell apart: components of patches as colours"),
+    "report": ("tools.report", "all of a run as one HTML page: curves, views, configuration, warnings"),
+    "compare": ("tools.compare", "runs side by side: settings that differ, figures, curves"),
     "curves": ("tools.curves", "loss, rate or any other figure of runs over time, and their step times"),
     "import": ("tools.import_weights", "an encoder out of a checkpoint of another code base"),
     "import-config": ("tools.import_config", "a configuration of MMSelfSup -> a recipe"),

@@ -31,9 +31,9 @@ def photo_folder(tmp_path_factory):
 
 
 def _unexplained(reporter):
-    """Skips whose reason is neither a GPU that is missing nor an optional package: ``needs the extra [parity]``."""
+    """Skips whose reason is neither a GPU or browser that is missing nor an optional package, ``needs the extra [x]``."""
     reports = reporter.stats.get("skipped", [])
-    return [r for r in reports if not any(known in str(r.longrepr) for known in ("GPU", "needs the extra ["))]
+    return [r for r in reports if not any(known in str(r.longrepr) for known in ("GPU", "needs Chromium", "needs the extra ["))]
 
 
 def pytest_terminal_summary(terminalreporter):

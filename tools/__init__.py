@@ -2,6 +2,8 @@
 
 samples.py         what an algorithm sees of the first samples of an epoch, and what was drawn for it
 browse.py          a contact sheet and a page of them; browse_page.py: the page
+report.py          a run as a page; report_page.py: the page     compare.py   runs side by side
+run_record.py      what a run directory says of its run         run_figures.py   its figures and charts
 page.py            the HTML skeleton that all pages share
 doctor.py          where the time goes; doctor_measure.py measures, doctor_advice.py concludes,
                    doctor_packages.py knows what is installed

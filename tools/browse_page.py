@@ -9,14 +9,14 @@ from . import page
 from .samples import Sample, Tile, crop_color
 
 SAMPLES_STYLE = """
-article > div { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(224px, 45%), 1fr)); gap: 1rem; }
-figure > svg, figure > img { display: block; width: 100%; max-width: 384px; height: auto; }
-figure > img { border: 3px solid var(--crop); }
-figcaption ul { margin: 0; padding: 0; list-style: none; color: var(--soft); }
-rect { fill: none; vector-effect: non-scaling-stroke; }
-rect.edge { stroke: #000; stroke-width: 5; }
-rect.crop { stroke-width: 3; }
-@media (max-width: 480px) { article > div { gap: .7rem; } article > div > :first-child { grid-column: 1 / -1; } }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(224px, 45%), 1fr)); gap: 1rem; }
+.tiles svg, .tiles img { display: block; width: 100%; max-width: 384px; height: auto; }
+.tiles img { border: 3px solid var(--crop); }
+.tiles ul { margin: 0; padding: 0; list-style: none; color: var(--soft); }
+.tiles rect { fill: none; vector-effect: non-scaling-stroke; }
+.tiles .edge { stroke: #000; stroke-width: 5; }
+.tiles .crop { stroke-width: 3; }
+@media (max-width: 480px) { .tiles { gap: .7rem; } .tiles > :first-child { grid-column: 1 / -1; } }
 """
 
 
@@ -32,7 +32,7 @@ def samples_html(samples: Sequence[Sample]) -> str:
 
 def _article(sample: Sample) -> str:
     figures = "\n".join([_whole(sample), *(_tile(tile) for tile in sample.tiles)])
-    return page.section(sample.key, f"<div>\n{figures}\n</div>", sample.facts)
+    return page.section(sample.key, f'<div class="tiles">\n{figures}\n</div>', sample.facts)
 
 
 def _whole(sample: Sample) -> str:

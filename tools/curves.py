@@ -24,14 +24,17 @@ AXES = ("step", "epoch", "hours")
 def chart_of(
     logs: Sequence[Log], labels: Sequence[str], key: str, *, x: str = "step", weight: float = 0.0, log: bool = False
 ) -> Chart:
-    """One figure of all logs that have it, smoothed with `weight` over the figure as it was logged."""
-    curves = []
+    """One figure of all logs that have it, smoothed with `weight` over the figure as it was logged.
+
+    Rates are never smoothed: a schedule has no noise.
+    """
+    curves, weight = [], 0.0 if key == "lr" else weight
     for color, (entry, label) in enumerate(zip(logs, labels, strict=True)):
         if key not in entry.keys:
             continue
         rows, values = entry.series(key)
         places = positions(entry, rows, x)
-        few = len(rows) <= 40
+        few = len(rows) <= 12
         if weight:
             curves.append(Curve(label, places, values, faint=True, color=color))
         curves.append(Curve(label, places, smooth(values, weight), color=color, marked=few))
@@ -66,7 +69,7 @@ def summary(logs: Sequence[Log], labels: Sequence[str], keys: Sequence[str], wei
                 cells.append([f"{key}, {label}", str(len(rows)), "not finite", *["-"] * (5 + len(smoothed))])
                 continue
             (low, low_at), (high, high_at) = min(finite), max(finite)
-            ends = [values[0], values[-1], *(smooth(values, weight)[-1:] if weight else [])]
+            ends = [values[0], values[-1], *(smooth(values, 0.0 if key == "lr" else weight)[-1:] if weight else [])]
             found = [*(f"{value:.4g}" for value in (*ends, low)), f"{low_at:,}", f"{high:.4g}", f"{high_at:,}"]
             cells.append([f"{key}, {label}", str(len(rows)), *found])
     return aligned(cells)

@@ -10,7 +10,7 @@ import yaml
 
 from ..errors import UserError
 
-_PLACE = ("step", "epoch", "iter", "mode")  # of a row, not a figure of it
+_PLACE = ("step", "epoch", "iter", "mode", "eta_s")  # of a row, not a figure of it
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,6 @@ def _own(file: Path, lines: list[dict]) -> list[dict[str, float]]:
     rows = []
     for line in lines:
         row = _numbers(line) | _numbers(line.get("metrics") or {})
-        row.pop("eta_s", None)
         if batch and row.get("images_per_s", 0) > 0:
             row["time"] = batch / row["images_per_s"]
         rows += [row] if "step" in row else []

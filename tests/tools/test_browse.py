@@ -1,15 +1,13 @@
 """What is shown is what training gets: pixels against the oracle, captions and outlines against what was drawn."""
 
-import base64
-import io
 import itertools
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 import torch
+from html_pages import Page, picture
 from PIL import Image
 
 from headrace.errors import UserError
@@ -38,44 +36,12 @@ RECIPES = {
     "mae_vit-tiny": ["algorithm.view.size=64", "algorithm.backbone.patch_size=16", "train.seed=5"],
     "simclr_resnet18": ["algorithm.view.size=48", "train.seed=5"],
 }
-VOID = {"meta", "img", "rect", "image"}
 PARTS = ("brightness ×", "contrast ×", "saturation ×", "hue ")
 
 
 def inputs_of(recipe):
     config = load_recipe(recipe, RECIPES[recipe]).algorithm
     return find_algorithm(config.name)(config).inputs()
-
-
-class Page(HTMLParser):
-    """Elements of a page in order, as (tag, attributes, text inside); every one must be closed."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.found = [], []
-        self.feed(text)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        self.found.append([tag, dict(attributes), ""])
-        if tag not in VOID:
-            self.open.append(self.found[-1])
-
-    def handle_endtag(self, tag):
-        if tag not in VOID:
-            assert self.open.pop()[0] == tag
-
-    def handle_data(self, data):
-        for element in self.open:
-            element[2] += data
-
-    def all(self, tag):
-        return [(attributes, text) for name, attributes, text in self.found if name == tag]
-
-
-def picture(uri):
-    kind, data = re.fullmatch(r"data:image/(png|jpeg);base64,(.+)", uri).groups()
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data, validate=True)))).astype(int)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
