@@ -62,7 +62,7 @@ def adapt(found: Mapping[str, Tensor], encoder: nn.Module) -> dict[str, Tensor]:
 
 
 def _resized(name: str, value: Tensor, shape: torch.Size, antialias: bool) -> Tensor:
-    if value.shape[-1] != shape[-1] or value.dim() != len(shape):
+    if value.dim() != len(shape) or value.shape[-1:] != shape[-1:]:
         return value
     if name.endswith("positions"):
         old, new = math.isqrt(value.shape[1]), math.isqrt(shape[1])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -93,8 +95,23 @@ def convert(state: State, options: Options | None = None) -> Imported:
     ours do not.
     """
     options = options or Options()
-    layout, prefix = recognise(state, options.family, options.teacher)
-    result = Imported(layout, prefix)
+    result = Imported(*recognise(state, options.family, options.teacher))
+    with one_line(result.family):
+        _convert(state, options, result)
+    return result
+
+
+@contextmanager
+def one_line(family: str) -> Iterator[None]:
+    """Whatever tensors of unforeseen shapes lead to, as a `UserError`."""
+    try:
+        yield
+    except (RuntimeError, ValueError, IndexError, TypeError, ZeroDivisionError) as fault:
+        raise UserError(f"{family}: {str(fault).partition(chr(10))[0]}") from None
+
+
+def _convert(state: State, options: Options, result: Imported) -> None:
+    layout, prefix = result.layout, result.prefix
     found = encoder_tensors(state, result)
     pooled = layout.kind == "vit" and any(n.startswith(prefix + _POOLED.get(layout.name, "\0")) for n in state)
     config, size = shape_of(layout.kind, found, options.wishes, pooled_norm=pooled, implied=dict(layout.implies))
@@ -106,20 +123,18 @@ def convert(state: State, options: Options | None = None) -> Imported:
     view = ViewSpec(size=options.size or size, interpolation="bicubic", mean=mean, std=std)
     head = _head(state, layout, prefix)
     classes = 1000 if head is None else len(head["1.weight"])
-    try:
-        given = Classifier.Config(
-            view=view, backbone=config, classes=classes, head_norm=head is not None and "0.running_mean" in head
-        )
-        result.classifier = Classifier(given).eval()
-    except ValueError as fault:
-        raise UserError(f"{result.family}: {fault}") from None
-    _load(result, found)
+    given = Classifier.Config(
+        view=view, backbone=config, classes=classes, head_norm=head is not None and "0.running_mean" in head
+    )
+    with torch.device("meta"):  # no memory is taken for what does not fit
+        fitted = _fitted(result, found, Classifier(given))
+    result.classifier = Classifier(given).eval()
+    result.classifier.backbone.load_state_dict(fitted, strict=False)
     result.scores = head is not None and head["1.weight"].shape[1] == result.classifier.backbone.features
     if result.scores:
         result.classifier.head.load_state_dict(head, strict=False)
         taken = {id(tensor) for tensor in head.values()}
         result.left_over = [name for name in result.left_over if id(state[name]) not in taken]
-    return result
 
 
 def _normalization(layout: Layout, config: object) -> str:
@@ -205,10 +220,10 @@ def _refuse_unknown(result: Imported) -> None:
         )
 
 
-def _load(result: Imported, found: State) -> None:
-    encoder = result.classifier.backbone
-    own = encoder.state_dict()
-    fitted = adapt(found, encoder)
+def _fitted(result: Imported, found: State, classifier: Classifier) -> State:
+    """What the encoder loads. Raises `UserError` where that is not all, or has another shape."""
+    own = classifier.backbone.state_dict()
+    fitted = adapt(found, classifier.backbone)
     result.resized = [n for n, tensor in fitted.items() if n not in found or tensor.shape != found[n].shape]
     # counters of batches are not always written, and pre-training may do without a last norm (HiViT, BEiT v2)
     optional = [name for name in own if name.startswith("norm.") or name.endswith("num_batches_tracked")]
@@ -223,9 +238,9 @@ def _load(result: Imported, found: State) -> None:
     wrong += [f"{name} has no place" for name in fitted if name not in own]
     if wrong:
         more = f"; and {len(wrong) - 4} more" if len(wrong) > 4 else ""
-        backbone = result.classifier.config.backbone
+        backbone = classifier.config.backbone
         raise UserError(f"{result.family}: does not fit {backbone}: {'; '.join(wrong[:4])}{more}")
-    encoder.load_state_dict(fitted, strict=False)
+    return fitted
 
 
 def _with_windows(config: object, windows: tuple[int, ...]) -> object:

@@ -12,7 +12,7 @@ from ...errors import UserError
 from ...models.algorithm import Algorithm
 from ...models.algorithms import find_algorithm
 from ...train.recipe import load_recipe
-from .convert import Imported, encoder_tensors
+from .convert import Imported, encoder_tensors, one_line
 from .names import Names, Pair
 from .recognise import recognise
 
@@ -210,7 +210,8 @@ def import_method(state: dict[str, torch.Tensor], recipe: str) -> tuple[Algorith
     if pairs is None:
         raise UserError(f"--recipe: whole methods are taken over for {', '.join(METHODS)}; leave --recipe out")
     algorithm = find_algorithm(section.name)(section)
-    return algorithm, load_method(algorithm, state, pairs)
+    with one_line(section.name):
+        return algorithm, load_method(algorithm, state, pairs)
 
 
 def load_method(algorithm: Algorithm, state: dict[str, torch.Tensor], pairs: tuple[Pair, ...]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -31,22 +32,44 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        _refuse_compressed(path)
         with torch.serialization.safe_globals(_HARMLESS):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as fault:
         raise UserError(f"{path}: not a readable safetensors file ({fault})") from None
+    except UserError:
+        raise
     except Exception as fault:  # torch raises a dozen kinds for truncated, foreign and hostile files
-        reason = str(fault).splitlines()[0] if str(fault) else type(fault).__name__
+        reason = str(fault).partition("\n")[0].partition(". ")[0]
         if "Weights only load failed" in reason or "Unsupported" in str(fault):
             raise UserError(
                 f"{path}: holds Python objects, which are never unpickled; where you trust the file, "
                 "save its state_dict alone and import that"
             ) from None
+        if not isinstance(fault, (RuntimeError, OSError)) or not reason:
+            reason = "torch.save did not write it, or it is damaged"
         raise UserError(f"{path}: not a readable file of weights ({reason})") from None
     tensors = _tensors(content)
     if not tensors:
         raise UserError(f"{path}: holds no tensors; save the network's state_dict")
+    size = path.stat().st_size
+    for name, tensor in tensors.items():
+        if tensor.numel() * tensor.element_size() > size:  # one number under a shape of billions
+            raise UserError(
+                f"{path}: {name} of shape {tuple(tensor.shape)} is larger than the file; save it contiguous"
+            )
     return tensors
+
+
+def _refuse_compressed(path: Path) -> None:
+    """torch.save compresses nothing: what is compressed can be far larger than the file."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            packed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
+        if packed:
+            raise UserError(
+                f"{path}: a compressed archive ({packed[0]}), which torch.save does not write; unpack it first"
+            )
 
 
 def _tensors(content: object) -> dict[str, torch.Tensor]:

@@ -55,12 +55,19 @@ def _sized(kind: type, shape: tuple, parts: tuple[str, ...], **options: object):
 
 def _count(state: State, module: str) -> int:
     numbers = {int(name.split(".")[module.count(".") + 1]) for name in state if name.startswith(module + ".")}
-    return max(numbers, default=-1) + 1
+    if len(numbers) <= max(numbers, default=-1):
+        raise UserError(
+            f"{module}: numbers up to {max(numbers)}, of which {max(numbers) + 1 - len(numbers)} are missing"
+        )
+    return len(numbers)
 
 
 def _side(rows: int) -> int:
     """Of a table of relative biases: (2 n - 1)² rows for a square of n², and 3 more with a class token."""
-    return next(s for s in (math.isqrt(rows), math.isqrt(rows - 3)) if s % 2 and rows - s**2 in (0, 3))
+    for side in (math.isqrt(rows), math.isqrt(max(0, rows - 3))):
+        if side % 2 and rows - side**2 in (0, 3):
+            return side
+    raise UserError(f"table of relative biases: {rows} rows are of no square")
 
 
 def _square(rows: int, what: str) -> int:
