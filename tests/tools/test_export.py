@@ -1,7 +1,10 @@
 """Exports: the Python that is printed, run as it stands, gives the encoder's own features; commands from end to end."""
 
+import hashlib
 import importlib.util
+import itertools
 import pickle
+import time
 from dataclasses import replace
 
 import pytest
@@ -29,11 +32,13 @@ from headrace.errors import UserError
 from headrace.models.algorithms.classifier import Classifier
 from headrace.tools import models_api
 from headrace.tools.export import Part, export, main, part_of
+from headrace.tools.import_weights import import_checkpoint, save_algorithm
 from headrace.tools.import_weights import main as import_main
-from headrace.tools.import_weights import save_algorithm
 from headrace.tools.params import main as params_main
 from headrace.tools.predict import main as predict_main
-from headrace.tools.weights.shapes import sizes_of
+from headrace.tools.weights.convert import Options
+from headrace.tools.weights.read import read_tensors
+from headrace.tools.weights.shapes import Wishes, sizes_of
 from headrace.train import pretrain
 from headrace.train.embed_encoder import load_encoder
 
@@ -133,6 +138,41 @@ def test_another_library_gives_the_same_features(library, config, tmp_path):
         missing, unexpected = scope["model"].load_state_dict(scope["state"], strict=False)
         rebuilt = ("relative_position_index", "k_bias", "embeddings.mask_token")  # the last is of pre-training
         assert not unexpected and all(name.endswith(rebuilt) for name in missing)
+
+
+def passed_on(part, library, folder):
+    """The file of a library, and what importing it gives."""
+    path, _ = export(part, library, folder, "x")
+    mlp = part.config.mlp if getattr(part.config, "mlp", None) == "quick_gelu" else None
+    wishes = Wishes(heads=2, pool=getattr(part.config, "pool", None), mlp=mlp)
+    imported = import_checkpoint(path, Options(wishes=wishes))
+    assert not imported.left_over and not imported.resized
+    config = imported.classifier.config
+    return path, Part(imported.classifier.backbone, config.backbone, config.view.size)
+
+
+FILES = {"timm", "torchvision", "hf", "openmmlab"}
+CHAINS = [
+    (config, first, second)
+    for first, second in itertools.combinations_with_replacement(sorted(FILES), 2)
+    for config in LIBRARIES[first]
+    if config in LIBRARIES[second] and config.name != "resnet50"  # which is slow, and in ResNet-18's words
+]
+
+
+@pytest.mark.parametrize(("config", "first", "second"), CHAINS)
+def test_there_by_two_libraries_and_back_gives_the_same_file(config, first, second, tmp_path):
+    """Ours -> first -> ours -> second -> ours -> first: names and tensors are those of the first time."""
+    model = calm(config)
+    before, part = passed_on(Part(model, config, SIZE), first, tmp_path / "a")
+    _, part = passed_on(part, second, tmp_path / "b")
+    after, part = passed_on(part, first, tmp_path / "c")
+    old, new = read_tensors(before), read_tensors(after)
+    assert old.keys() == new.keys() and all(torch.equal(old[name], new[name]) for name in old)
+    own, found = model.state_dict(), part.encoder.state_dict()
+    assert own.keys() == found.keys() and all(torch.equal(own[name], found[name]) for name in own)
+    digest = hashlib.sha256(before.read_bytes()).hexdigest()
+    assert before.stem == f"x_{time.strftime('%Y%m%d')}-{digest[:8]}"
 
 
 def test_a_classifier_is_exported_with_its_normalisation_folded_in(tmp_path):
