@@ -100,6 +100,8 @@ VIEWS: dict[str, tuple[ViewSpec, ...]] = {
     "cae": (replace(_BICUBIC, scale=_WHOLE), replace(_BICUBIC, scale=_WHOLE, **_DALLE)),
     # Evaluation. `knn` has no antialiasing, as the figures it is compared with.
     "linear_train": (_CROP,),
+    # The probes of all stages; the published one adds AlexNet's lighting noise, which is no operation here.
+    "linear_stages_train": (replace(_CROP, interpolation="bicubic", **_jitter(1.0, 0.4, 0.4, 0.4, 0.0)),),
     "eval": (_FEATURES,),
     "knn": (replace(_FEATURES, antialias=False),),
     "finetune_mae": (replace(_CROP, interpolation="bicubic", randaugment=RandAugment(), erasing=RandomErasing()),),

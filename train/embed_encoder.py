@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -19,6 +18,7 @@ from ..errors import UserError
 from ..models.algorithm import Algorithm
 from ..models.algorithms import find_algorithm
 from ..models.backbones import ResNet
+from ..models.stage_pools import Stage
 from ..models.targets.frozen import without_weights
 from ..pipelines.recipes import CIFAR_MEAN, CIFAR_STD
 from ..pipelines.spec import ViewSpec
@@ -27,16 +27,6 @@ from .checkpoint import build_algorithm, load_algorithm
 from .embed import evaluation_view
 from .recipe import load_recipe
 
-# (kernel, stride, padding) of the average pools that leave about 9,000 figures of each map at 224 px (Goyal et al.,
-# arXiv 1905.01235), and the side of what they leave, which counts at other sizes
-_POOLS = {
-    "feat1": (10, 10, 4, 12),
-    "feat2": (16, 8, 0, 6),
-    "feat3": (13, 5, 0, 4),
-    "feat4": (8, 3, 0, 3),
-    "feat5": (6, 1, 0, 2),
-}
-LAYERS = tuple(_POOLS)
 ENCODER_HELP = (
     "a run directory, a .pt checkpoint, an encoder.safetensors, torchvision:NAME or timm:NAME with their published "
     "weights, random:RECIPE (untrained), or pixels:SIDE (no encoder)"
@@ -188,25 +178,6 @@ def _timm(name: str) -> tuple[nn.Module, ViewSpec, str]:
 
 
 _KINDS = {"torchvision": _torchvision, "timm": _timm, "random": _random, "pixels": _pixels}
-
-
-class Stage(nn.Module):
-    """One map of a ResNet, average-pooled to about 9,000 figures: (B, 3, S, S) -> (B, D).
-
-    At 224 px the pools are those of the published protocol, which pad or leave out a margin; at other sizes adaptive
-    ones with the same result.
-    """
-
-    def __init__(self, resnet: ResNet, layer: str) -> None:
-        super().__init__()
-        self.resnet, self.number = resnet, LAYERS.index(layer)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        maps = self.resnet.stages(images)[self.number]
-        kernel, stride, padding, side = _POOLS[LAYERS[self.number]]
-        if images.shape[-1] == 224 and maps.shape[-1] == 112 >> self.number:
-            return F.avg_pool2d(maps, kernel, stride, padding).flatten(1)
-        return F.adaptive_avg_pool2d(maps, side).flatten(1)
 
 
 def digest(module: nn.Module, description: str) -> str:

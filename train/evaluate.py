@@ -15,11 +15,12 @@ import torch
 import headrace
 
 from ..errors import UserError
+from ..models.stage_pools import LAYERS
 from ..pipelines import recipes
 from ..pipelines.sources import open_source
 from ..pipelines.spec import ByteSource
 from .distributed import Launch, pick_device
-from .embed_encoder import ENCODER_HELP, LAYERS, Encoder, load_encoder
+from .embed_encoder import ENCODER_HELP, Encoder, load_encoder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

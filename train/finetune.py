@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..models.algorithms.classifier import Classifier
+from ..models.algorithms.multihead import MultiHead
 from ..pipelines.sources import open_source
 from ..pipelines.spec import ViewSpec
 from .checkpoint import load_algorithm
@@ -59,16 +60,24 @@ def run_classifier(recipe: Recipe, protocol: str, start: str, results: Path) -> 
         return 0
     for line in found.left_out:
         print(f"left out: {line}")
-    figures = accuracies(found.vectors, found.labels)
+    figures = _figures(classifier, found)
     encoder = Encoder(start, classifier, view, digest(classifier, str(classifier.config)))
     data = {"train": recipe.data.train, "val": recipe.data.val}
     record(results, protocol, encoder, data, recipe.plain(), figures, watch)
-    table(f"{protocol}, {start}", [figures])
+    table(f"{protocol}, {start}", figures if isinstance(figures, list) else [figures])
     return 0
 
 
-def tested(classifier: Classifier, recipe: Recipe, process: Launch) -> tuple[Features, ViewSpec]:
-    """Scores (N, classes) of the images of data.val, on every process, and the view they were seen with."""
+def _figures(classifier: Classifier | MultiHead, found: Features) -> dict | list[dict]:
+    """Accuracies; of a classifier with several heads a row for each."""
+    if isinstance(classifier, Classifier):
+        return accuracies(found.vectors, found.labels)
+    heads = zip(classifier.scorer.heads, found.vectors.unbind(1))
+    return [{"layer": layer, **accuracies(scores, found.labels)} for layer, scores in heads]
+
+
+def tested(classifier: Classifier | MultiHead, recipe: Recipe, process: Launch) -> tuple[Features, ViewSpec]:
+    """Scores of the images of data.val, (N, classes) or (N, heads, classes), on every process; and the view of them."""
     view, source = evaluation_view(classifier.config.view), open_source(recipe.data.val)
     threads = recipe.data.threads or max(1, (os.cpu_count() or 1) // process.local_world)
     options = {"loader": recipe.data.loader, "threads": threads, "process": process}

@@ -7,6 +7,8 @@ from pathlib import Path
 from ..errors import UserError
 from ..models.algorithm import Algorithm
 from ..models.algorithms.classifier import Classifier
+from ..models.algorithms.multihead import MultiHead
+from ..models.backbones import ResNet
 from ..models.backbones.vit import ViT
 from . import config
 from .recipe import SECTIONS, Recipe
@@ -19,6 +21,7 @@ _MAE = {**_LARS, "lr": 6.4, "warmup": "10 epochs", "warmup_from": 1e-4}
 # Protocol -> batch size, epochs and optimizer of the linear layer on ImageNet, and what it sees where that is not the
 # encoder's own output. Rates are for the batch size in the same row and scale linearly with another one. The training
 # view is a random resized crop with a flip throughout.
+_STAGES = {**_SGD, "lr": 0.01, "weight_decay": 1e-4, "nesterov": True, "schedule": "multistep"}
 PROTOCOLS: dict[str, dict] = {
     "moco": {  # He et al. 2020; Chen et al. 2020
         "batch_size": 256,
@@ -45,6 +48,10 @@ PROTOCOLS: dict[str, dict] = {
         "pool": "cls",
         "head_norm": True,
     },
+    # five heads, on all stages of a ResNet (Goyal et al. 2019)
+    "stages": {"batch_size": 256, "epochs": 90, "optim": {**_STAGES, "milestones": [60.0, 80.0]}},
+    "stages_places205": {"batch_size": 256, "epochs": 28, "optim": {**_STAGES, "milestones": [7.0, 14.0, 21.0]}},
+    "stages_inaturalist": {"batch_size": 256, "epochs": 84, "optim": {**_STAGES, "milestones": [24.0, 48.0, 72.0]}},
 }
 _OF = {
     "moco": "moco relative_loc rotation_pred npid deepcluster odc densecl",
@@ -80,19 +87,25 @@ def linear_recipe(
     if backbone.get("pool") and "pool" in row:
         backbone["pool"] = row["pool"]
     training = algorithm.inputs().views[0]
-    view = {"recipe": "linear_train", "size": training.size, "mean": list(training.mean), "std": list(training.std)}
-    given = {key: value for key, value in change.items() if value is not None}
-    values = {
-        "algorithm": {
+    view = {"size": training.size, "mean": list(training.mean), "std": list(training.std)}
+    section = {"backbone": backbone, "classes": classes, "weights": str(weights)}
+    if protocol.startswith("stages"):
+        if not isinstance(algorithm.encoder, ResNet):
+            raise UserError(f"--protocol {protocol}: probes the stages of a ResNet, which this encoder is not")
+        kind = MultiHead.Config
+        section |= {"name": "multihead", "view": {"recipe": "linear_stages_train", **view}}
+    else:
+        kind = Classifier.Config
+        section |= {
             "name": "classifier",
-            "view": {**view, "interpolation": training.interpolation},
-            "backbone": backbone,
-            "classes": classes,
-            "weights": str(weights),
+            "view": {"recipe": "linear_train", **view, "interpolation": training.interpolation},
             "frozen": True,
             "head_norm": row.get("head_norm", False),
             "mixing": {"mixup": 0.0, "cutmix": 0.0, "smoothing": 0.0},
-        },
+        }
+    given = {key: value for key, value in change.items() if value is not None}
+    values = {
+        "algorithm": section,
         "data": {"train": train, "val": val, **{key: given[key] for key in ("loader", "threads") if key in given}},
         "train": {
             "out": str(out),
@@ -104,7 +117,7 @@ def linear_recipe(
         "kernels": {},
     }
     types = {
-        "algorithm": Classifier.Config,
+        "algorithm": kind,
         "data": DataSettings,
         "train": TrainSettings,
         "optim": Optim,

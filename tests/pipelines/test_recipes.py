@@ -53,6 +53,7 @@ RANDOM_CROPS = {
     "beitv2": [(1, 224, 0.2, "cubic", (0.4, 0.4, 0.4, 0, 1), 0, 0, 0)] * 2,
     "cae": [(1, 224, 0.08, "cubic", NO, 0, 0, 0), (1, 112, 0.08, "lanczos", NO, 0, 0, 0)],
     "linear_train": [(1, 224, 0.08, "linear", NO, 0, 0, 0)],
+    "linear_stages_train": [(1, 224, 0.08, "cubic", (0.4, 0.4, 0.4, 0, 1), 0, 0, 0)],
     "finetune_mae": [(1, 224, 0.08, "cubic", NO, 0, 0, 0)],
     "simclr_cifar": [(2, 32, 0.08, "linear", (0.4, 0.4, 0.4, 0.1, 0.8), 0.2, 0, 0)],
     "byol_cifar": [(1, 32, 0.08, "linear", WEAK, 0.2, 0, 0), (1, 32, 0.08, "linear", WEAK, 0.2, 0, 0.2)],

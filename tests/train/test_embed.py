@@ -11,10 +11,11 @@ from PIL import Image
 
 from headrace.errors import UserError
 from headrace.models.backbones import ResNet
+from headrace.models.stage_pools import Stage
 from headrace.pipelines.sources import open_source
 from headrace.train import embed_store, pretrain
 from headrace.train.embed import embed
-from headrace.train.embed_encoder import Stage, load_encoder
+from headrace.train.embed_encoder import load_encoder
 from headrace.train.embed_store import fingerprint, stored_features
 
 

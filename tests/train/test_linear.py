@@ -108,7 +108,23 @@ def test_published_protocols(name, tmp_path):
     assert (config.view.crop, config.view.scale, config.view.jitter) == ("random", (0.08, 1.0), 0.0)
     if protocol in ("mae", "milan"):
         assert config.head_norm and config.backbone.pool == "cls" and optim.form == "update"
-    assert set(PUBLISHED[n][0] for n in PUBLISHED) == set(PROTOCOLS)
+    assert {row[0] for row in PUBLISHED.values()} == {name for name in PROTOCOLS if not name.startswith("stages")}
+
+
+@pytest.mark.parametrize(
+    "protocol, epochs, milestones",
+    [("stages", 90, (60, 80)), ("stages_places205", 28, (7, 14, 21)), ("stages_inaturalist", 84, (24, 48, 72))],
+)
+def test_published_probes_of_all_stages(protocol, epochs, milestones, tmp_path):
+    section = load_recipe("byol_resnet50_16xb256-coslr-200e_in1k", []).algorithm
+    with torch.device("meta"):
+        algorithm = find_algorithm(section.name)(section)
+    places = {"train": "a", "val": "b", "out": tmp_path, "classes": 10}
+    recipe = linear_recipe(algorithm, protocol, tmp_path / "x.safetensors", **places)
+    assert (recipe.train.batch_size, recipe.train.epochs, recipe.optim.milestones) == (256, epochs, milestones)
+    assert (recipe.optim.lr, recipe.optim.weight_decay, recipe.optim.nesterov) == (0.01, 1e-4, True)
+    view = recipe.algorithm.view
+    assert (view.interpolation, view.jitter, view.brightness, view.hue) == ("bicubic", 1.0, 0.4, 0.0)
 
 
 @pytest.fixture(scope="module")
