@@ -33,7 +33,7 @@ COMMANDS = {
     "import-config": ("tools.import_config", "a configuration of MMSelfSup -> a recipe"),
     "export": ("tools.export", "an encoder the way timm, torchvision, OpenMMLab, ... name it; or as ONNX"),
     "models": ("tools.models_api", "models by name: parameters, multiply-adds, published accuracies"),
-    "params": ("tools.params", "how many parameters a recipe's model has"),
+    "params": ("tools.params", "parameters and multiply-adds of a recipe's model, part by part"),
     "predict": ("tools.predict", "classes of photos, by a trained classifier"),
     "doctor": ("tools.doctor", "where the time goes between disk and model, and what would help"),
     "parity": ("tools.parity", "how far every way of making views is from the definition, as a page"),

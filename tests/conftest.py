@@ -31,9 +31,9 @@ def photo_folder(tmp_path_factory):
 
 
 def _unexplained(reporter):
-    """Skips whose reason is neither a GPU or browser that is missing nor an optional package, ``needs the extra [x]``."""
-    reports = reporter.stats.get("skipped", [])
-    return [r for r in reports if not any(known in str(r.longrepr) for known in ("GPU", "needs Chromium", "needs the extra ["))]
+    """Skips whose reason is neither a missing GPU or browser nor an optional package: ``needs the extra [parity]``."""
+    known, reports = ("GPU", "needs Chromium", "needs the extra ["), reporter.stats.get("skipped", [])
+    return [r for r in reports if not any(reason in str(r.longrepr) for reason in known)]
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -23,5 +23,6 @@ weights/           how other code bases name and lay out weights, as data
 import_weights.py  foreign checkpoints in; export.py, targets/, onnx_file.py: encoders out
 import_config.py   MMSelfSup's configurations as recipes, read by mmselfsup_config.py
 models_api.py      list_models, get_model, and the table of models
-predict.py         classes of photos             params.py   how large a recipe's model is
+predict.py         classes of photos             params.py   how large a model is, part by part
+flops.py           multiply-adds of an encoder's parts
 """

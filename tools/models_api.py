@@ -10,8 +10,6 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from torch._subclasses import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import UserError
 from ..models.algorithms.classifier import Classifier
@@ -23,8 +21,8 @@ from ..models.weights import adapt
 from ..pipelines.spec import ViewSpec
 from ..train.checkpoint import checkpoints
 from ..train.embed_encoder import saved_algorithm
+from .flops import multiply_adds
 from .import_weights import import_checkpoint
-from .onnx_file import without_segments
 
 _OWN = ViT.Config(positions="learned", pool="cls")
 _BEIT = ViT.Config("vit_base", positions="none", relative_bias="block", qkv_bias="qv", layer_scale=0.1, norm="pooled")
@@ -224,18 +222,15 @@ def parameters(name: str, classes: int | None = 1000) -> int:
     return sum(p.numel() for p in (*counted.parameters(), *tables))
 
 
-def gflops(name: str) -> float:
-    """Billions of multiply-adds of one image through the encoder: half of what torch counts as operations."""
-    entry = MODELS[name]
+def random_encoder(name: str) -> nn.Module:
+    """The encoder of a named model on the meta device."""
     with torch.device("meta"):
-        model = _random(entry, 2, None).backbone.eval()
-    model.to_empty(device="cpu")  # memory that is never touched
-    without_segments(model)
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        images = torch.empty(1, 3, entry.size, entry.size)
-        with FlopCounterMode(display=False) as counter:
-            model(images)
-    return counter.get_total_flops() / 2e9
+        return _random(MODELS[name], 2, None).backbone
+
+
+def gflops(name: str) -> float:
+    """Billions of multiply-adds of one image through the encoder; see `flops.multiply_adds`."""
+    return multiply_adds(random_encoder(name), MODELS[name].size)[""] / 1e9
 
 
 def main(argv: list[str] | None = None) -> int:
