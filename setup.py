@@ -39,6 +39,7 @@ setup(
         "peers": ["albumentations", "kornia", "lightly", "timm"],  # what benchmarks/loaders.py compares with
         "timm": ["timm"],
         "eval": ["scikit-learn"],
+        "umap": ["umap-learn"],
         # what tests compare exported weights with, where it is installed
         "parity": [
             "timm",

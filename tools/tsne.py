@@ -31,10 +31,16 @@ def some(source: ByteSource, classes: int, per_class: int) -> Subset:
     return Subset(source, ids)
 
 
-def flatten(vectors: np.ndarray, method: str, *, perplexity: float = 30.0, seed: int = 0) -> np.ndarray:
-    """(N, 2) of (N, D): principal components, or t-SNE (van der Maaten and Hinton 2008) from a seeded random start."""
+def flatten(
+    vectors: np.ndarray, method: str, *, perplexity: float = 30.0, neighbours: int = 15, seed: int = 0
+) -> np.ndarray:
+    """(N, 2) of (N, D): principal components, t-SNE (van der Maaten and Hinton 2008) from a seeded random start, or
+    UMAP (McInnes et al., arXiv 1802.03426).
+    """
     if method == "pca":
         return principal_components(vectors, 2)
+    if method == "umap":
+        return _umap(vectors, neighbours, seed)
     try:
         from sklearn.manifold import TSNE
     except ImportError:
@@ -43,6 +49,17 @@ def flatten(vectors: np.ndarray, method: str, *, perplexity: float = 30.0, seed:
         raise UserError(f"--perplexity: must be less than the {len(vectors)} images, {perplexity:g} is not")
     options = {"init": "random", "learning_rate": 200.0, "early_exaggeration": 12.0}
     return TSNE(perplexity=perplexity, random_state=seed, **options).fit_transform(vectors)
+
+
+def _umap(vectors: np.ndarray, neighbours: int, seed: int) -> np.ndarray:
+    try:
+        import umap
+    except ImportError:
+        raise UserError("--method umap: needs umap-learn; pip install headrace[umap], or take tsne or pca") from None
+    if not 2 <= neighbours < len(vectors):
+        raise UserError(f"--neighbours: from 2 to less than the {len(vectors)} images, not {neighbours}")
+    # a seed makes it work in one thread; where that is said, it does not warn of it
+    return umap.UMAP(n_neighbors=neighbours, random_state=seed, n_jobs=1).fit_transform(vectors)
 
 
 def plot(points: np.ndarray, labels: np.ndarray, classes: list[str], path: Path, title: str) -> None:
@@ -65,10 +82,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="headrace tsne", description="Features in two dimensions, as a picture.")
     add_arguments(parser)
     parser.add_argument("data", help="labelled shards, folder or other source")
-    parser.add_argument("--method", choices=("tsne", "pca"), default="tsne")
+    parser.add_argument("--method", choices=("tsne", "umap", "pca"), default="tsne")
     parser.add_argument("--classes", type=positive, default=20, help="the first so many (20)")
     parser.add_argument("--per-class", type=positive, default=100, help="images of each (100)")
     parser.add_argument("--perplexity", type=float, default=30.0)
+    parser.add_argument("--neighbours", type=int, default=15, help="of each image that umap keeps near (15)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--features", type=Path, default=Path("features"), help="folder of cached features (features)")
     parser.add_argument(
@@ -82,7 +100,8 @@ def main(argv: list[str] | None = None) -> int:
     chosen = some(source, min(arguments.classes, len(source.classes)), arguments.per_class)
     features = stored_features(encoder, chosen, arguments.features, **options_of(arguments))
     vectors, labels = features.vectors.numpy(), features.labels.numpy()
-    points = flatten(vectors, arguments.method, perplexity=arguments.perplexity, seed=arguments.seed)
+    options = {"perplexity": arguments.perplexity, "neighbours": arguments.neighbours, "seed": arguments.seed}
+    points = flatten(vectors, arguments.method, **options)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     np.save(arguments.out.with_suffix(".npy"), points)
     plot(points, labels, source.classes, arguments.out, f"{len(points):,} images of {source.name} by {encoder.name}")

@@ -1,5 +1,7 @@
 """Two dimensions keep apart what is apart; principal components are scikit-learn's; the command."""
 
+import sys
+
 import numpy as np
 import pytest
 from sklearn.decomposition import PCA
@@ -32,6 +34,25 @@ def test_tsne_keeps_neighbours_and_its_seed():
     assert np.array_equal(points, flatten(vectors, "tsne", perplexity=8, seed=3))
     with pytest.raises(UserError, match="must be less than the 40 images"):
         flatten(vectors, "tsne", perplexity=40)
+
+
+def test_umap_keeps_clusters_and_its_seed():
+    pytest.importorskip("umap", reason="needs the extra [umap]")
+    vectors, labels = clusters(80)
+    points = flatten(vectors, "umap", neighbours=10, seed=3)
+    distance = np.linalg.norm(points[:, None] - points, axis=-1) + 1e9 * np.eye(80)
+    assert points.shape == (80, 2) and (labels[distance.argmin(1)] == labels).mean() > 0.95
+    assert np.array_equal(points, flatten(vectors, "umap", neighbours=10, seed=3))
+    assert not np.array_equal(points, flatten(vectors, "umap", neighbours=10, seed=4))
+    with pytest.raises(UserError, match="--neighbours: from 2 to less than the 80 images, not 80"):
+        flatten(vectors, "umap", neighbours=80)
+
+
+def test_without_umap_one_line_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "umap", None)
+    with pytest.raises(UserError, match=r"pip install headrace\[umap\]") as caught:
+        flatten(clusters()[0], "umap")
+    assert "\n" not in str(caught.value)
 
 
 def test_command(photo_folder, tmp_path, monkeypatch):
