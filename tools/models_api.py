@@ -27,6 +27,11 @@ from .import_weights import import_checkpoint
 _OWN = ViT.Config(positions="learned", pool="cls")
 _BEIT = ViT.Config("vit_base", positions="none", relative_bias="block", qkv_bias="qv", layer_scale=0.1, norm="pooled")
 _DEIT3 = replace(_OWN, layer_scale=1e-6)
+_DINOV2 = replace(_OWN, patch_size=14, layer_scale=1e-5)
+_REGISTERS = replace(_DINOV2, registers=4, antialias=True)
+_GIANT = dict(width=1536, depth=40, heads=24, hidden=4096, mlp="swiglu")
+_DINOV3 = replace(_OWN, positions="rotary", registers=4, layer_scale=1e-5, qkv_bias="qv", norm_eps=1e-5)
+_CLIP = replace(_OWN, pre_norm=True, mlp="quick_gelu", norm_eps=1e-5)
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,22 @@ MODELS: dict[str, Entry] = {
     "deit3-base": Entry(replace(_DEIT3, name="vit_base")),
     "deit3-large": Entry(replace(_DEIT3, name="vit_large")),
     "deit3-huge": Entry(replace(_DEIT3, name="vit_huge", patch_size=14)),
+    "dinov2-small": Entry(replace(_DINOV2, name="vit_small"), 518, 81.1, None, "DINOv2, linear at 224 px; 2304.07193"),
+    "dinov2-base": Entry(replace(_DINOV2, name="vit_base"), 518, 84.5, None, "DINOv2, linear at 224 px; 2304.07193"),
+    "dinov2-large": Entry(replace(_DINOV2, name="vit_large"), 518, 86.3, None, "DINOv2, linear at 224 px; 2304.07193"),
+    "dinov2-giant": Entry(replace(_DINOV2, **_GIANT), 518, 86.5, None, "DINOv2, linear at 224 px; 2304.07193"),
+    "dinov2-small-reg4": Entry(replace(_REGISTERS, name="vit_small"), 518),
+    "dinov2-base-reg4": Entry(replace(_REGISTERS, name="vit_base"), 518),
+    "dinov2-large-reg4": Entry(replace(_REGISTERS, name="vit_large"), 518),
+    "dinov2-giant-reg4": Entry(replace(_REGISTERS, **_GIANT), 518),
+    "dinov3-small": Entry(replace(_DINOV3, name="vit_small")),
+    "dinov3-small-plus": Entry(replace(_DINOV3, name="vit_small", hidden=1536, mlp="swiglu")),
+    "dinov3-base": Entry(replace(_DINOV3, name="vit_base")),
+    "dinov3-large": Entry(replace(_DINOV3, name="vit_large")),
+    "dinov3-huge-plus": Entry(replace(_DINOV3, name="vit_huge", heads=20, hidden=5120, mlp="swiglu")),
+    "clip-base-p32": Entry(replace(_CLIP, name="vit_base", patch_size=32)),
+    "clip-base-p16": Entry(replace(_CLIP, name="vit_base")),
+    "clip-large-p14": Entry(replace(_CLIP, name="vit_large", patch_size=14)),
     "beit-base": Entry(_BEIT, 224, 83.1, None, "BEiT 300 epochs, fine-tuned; MMSelfSup 1.0"),
     "beitv2-base": Entry(_BEIT, 224, 85.0, None, "BEiT v2 300 epochs, fine-tuned; MMSelfSup 1.0"),
     "swin-base-w6-192": Entry(Swin.Config("swin_base", window=6), 192, 82.7, None, "SimMIM 100 epochs; MMSelfSup 1.0"),

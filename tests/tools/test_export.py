@@ -4,8 +4,10 @@ import hashlib
 import importlib.util
 import itertools
 import pickle
+import re
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -301,6 +303,10 @@ PUBLISHED = {  # parameters with 1000 classes; a class token's row of fixed posi
     "mixmim-base-384": 89_577_440,
     "hivit-base": 66_418_952,
     "resnet50": 25_557_032,
+    "dinov3-small": 21_596_160 + 385_000,  # as timm has them, without a classifier
+    "dinov3-huge-plus": 840_591_360 + 1_281_000,
+    "dinov2-giant": 1_136_479_232 - 1536 + 1_537_000,
+    "clip-large-p14": 303_179_776 - 1024 + 1_025_000,
 }
 
 
@@ -316,6 +322,18 @@ def test_models_have_the_published_numbers_of_parameters():
 def test_multiply_adds(name, published):
     """Within 1 % of what others count, who add the norms and activations."""
     assert models_api.gflops(name) == pytest.approx(published, rel=0.01)
+
+
+def test_the_page_has_the_table_of_models(capsys, monkeypatch):
+    """Every row and column; multiply-adds, which take seconds for large models, of the small ones."""
+    page = (Path(headrace.__file__).parent / "docs" / "encoders.md").read_text()
+    rows = re.search(r"```text\n(name  .*?)```", page, re.S)[1].splitlines()
+    counted = {row.split()[0]: float(row.split()[3]) for row in rows[1:]}
+    small = ("vit-tiny", "dinov3-small", "clip-base-p32", "mixmim-base", "hivit-tiny", "swin-base", "resnet18")
+    own = models_api.gflops
+    monkeypatch.setattr(models_api, "gflops", lambda name: own(name) if name in small else counted[name])
+    assert models_api.main(["--gflops"]) == 0
+    assert capsys.readouterr().out.splitlines() == rows
 
 
 def test_params_of_a_recipe(capsys):
