@@ -17,6 +17,7 @@ PARSED = {
     r"^pip ": "changes the environment",
     r"^torchrun ": "several processes; tests/train/test_launch.py starts them",
     r"[:=]/data/|list:": "data sets of others; tests/pipelines/test_sources_*.py read each in small",
+    r"work_dirs/": "logs of others; tests/tools/test_curves.py",
     r"cue-conflict": "needs a classifier of ImageNet; tests/tools/test_shape_bias.py",
     r"^headrace (import|predict) ": "weights of others; tests/tools/test_weights.py, test_methods.py",
     r"^headrace import-config ": "a configuration of MMSelfSup; tests/tools/test_import_config.py",
