@@ -8,7 +8,8 @@ In a checkout where headrace is installed, ``python -m benchmarks.NAME`` is the 
     scaling.py     1..n processes, 1..n threads, 10^3..10^9 samples
     speedrun.py    from nothing to k-NN and linear accuracy on CIFAR-10 in ten minutes
     evaluation.py  k-NN at the scale of ImageNet, the fast linear sweep against a published protocol
-    kernels.py     every operator beside its rivals                                     augment_gpu.py   augmentation
+    kernels.py     every operator beside its rivals
+    augment_gpu.py, loaders_gpu.py    augmentation on a GPU, and loaders for one
     overhead.py    what the loop costs beside the model
     shard.py       how fast a folder becomes tars
     faults.py      what becomes of a run that something happens to    processes.py, preload.py    runs as processes

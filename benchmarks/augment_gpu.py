@@ -13,7 +13,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -26,7 +25,7 @@ from headrace.kernels.commands import table as as_table
 from headrace.kernels.crop_resize import crop_resize
 from headrace.kernels.crop_resize.cases import draw as draw_crops
 
-from .record import RESULTS, append
+from .record import add_out, append
 
 MEAN, STD, SIGMA = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), (0.1, 2.0)
 NORMALIZE = {"mean": MEAN, "std": STD, "sigma_max": SIGMA[1]}
@@ -100,37 +99,40 @@ def dali_views(pixels: Tensor, table: Tensor) -> Callable[[], object]:
     return made.run
 
 
-def timed(function: Callable[[], object], repeat: int) -> dict[str, float]:
+def timed(function: Callable[[], object], repeat: int, device: str = "cuda") -> dict[str, float]:
     """Milliseconds by the host's clock until the GPU is done: what a loop that waits would see."""
-    taken = []
+    taken, wait = [], torch.cuda.synchronize if device == "cuda" else lambda: None
     for turn in range(repeat + 3):
-        torch.cuda.synchronize()
+        wait()
         began = time.perf_counter()
         function()
-        torch.cuda.synchronize()
+        wait()
         if turn >= 3:  # the first compile and warm up
             taken.append(1e3 * (time.perf_counter() - began))
     cuts = statistics.quantiles(taken, n=5, method="inclusive")
     return {"ms_p20": cuts[0], "ms_p50": statistics.median(taken), "ms_p80": cuts[3]}
 
 
-def contenders(views: int, size: int) -> Iterator[tuple[str, str, Callable[[], Callable[[], object]]]]:
+def contenders(
+    views: int, size: int, device: str = "cuda"
+) -> Iterator[tuple[str, str, Callable[[], Callable[[], object]]]]:
     """(work, who, how to make the function that is timed); what a maker raises is that contender's own affair."""
-    pixels, table = (tensor.cuda() for tensor in colours(views, size))
+    ours = {"impl": "triton" if device == "cuda" else "reference"}
+    pixels, table = (tensor.to(device) for tensor in colours(views, size))
     rows = table.tolist()
     for dtype in (torch.bfloat16, torch.float32):
-        options = {**NORMALIZE, "dtype": dtype, "impl": "triton"}
+        options = {**NORMALIZE, "dtype": dtype, **ours}
         name = f"headrace {str(dtype).removeprefix('torch.')}"
         yield "views", name, lambda options=options: lambda: augment(pixels, table, **options)
     yield "views", "torchvision, a view at a time", lambda: lambda: torchvision_views(pixels, rows)
     yield "views", "kornia, own draws", lambda: kornia_views(pixels)
     yield "views", "DALI, fixed order", lambda: dali_views(pixels, table)
-    arguments = [tensor.cuda() for tensor in draw_crops(views, (375, 500), 125)]
+    arguments = [tensor.to(device) for tensor in draw_crops(views, (375, 500), 125)]
     buffer, starts, widths, boxes = arguments
     ends = [*starts.tolist()[1:], len(buffer)]
     spans = zip(starts.tolist(), ends, widths.tolist())
     images = [buffer[start:end].view(-1, width, 3).permute(2, 0, 1) for start, end, width in spans]
-    yield "crops", "headrace", lambda: lambda: crop_resize(*arguments, size=size, impl="triton")
+    yield "crops", "headrace", lambda: lambda: crop_resize(*arguments, size=size, **ours)
     yield "crops", "torchvision, a crop at a time", lambda: lambda: torchvision_crops(images, boxes.tolist(), size)
 
 
@@ -153,20 +155,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--views", type=int, default=512)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--repeat", type=int, default=30)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: tries the machinery, no more")
+    add_out(parser)
     options = parser.parse_args(argv)
-    if not torch.cuda.is_available():
+    if options.device == "cuda" and not torch.cuda.is_available():
         print("benchmarks.augment_gpu: there is no GPU here", file=sys.stderr)
         return 2
-    off = errors()
+    off = errors(device=options.device) if options.device == "cuda" else {"nothing": 0.0}
     print("largest difference to the reference in grey levels:", ", ".join(f"{k} {v:.3f}" for k, v in off.items()))
     if max(off.values()) > 1:
         print("benchmarks.augment_gpu: that is more than one; nothing is timed", file=sys.stderr)
         return 1
     rows, shape = [], {"views": options.views, "size": options.size, "error": off}
-    for work, who, make in contenders(options.views, options.size):
+    for work, who, make in contenders(options.views, options.size, options.device):
         try:
-            times = timed(make(), options.repeat)
+            times = timed(make(), options.repeat, options.device)
         except Exception as fault:  # a contender that is not installed or fails must not end the comparison
             rows.append((work, who, f"{type(fault).__name__}: {str(fault)[:90]}", "", ""))
             continue
