@@ -2,6 +2,7 @@
 
 import cmath
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -287,6 +288,58 @@ def test_encoders_serve_dense_tasks_other_sizes_and_layer_decay(kind, config):
     layers = [model.layer_of(name) for name, _ in model.named_parameters()]
     assert min(layers) == 0 and max(layers) == model.num_layers - 1
     assert set(layers) == set(range(model.num_layers))
+
+
+def test_maps_of_chosen_vit_blocks_are_their_tokens_row_by_row():
+    """On an image that is not square; the tokens from the blocks called one by one."""
+    torch.manual_seed(0)
+    model = ViT(replace(SMALL_VIT, depth=3), 64).eval()
+    images = torch.randn(2, 3, 32, 48)
+    x, grid = model.embed(images)
+    x = torch.cat([model.cls_token.expand(2, -1, -1), x], dim=1)
+    after = []
+    for block in model.blocks:
+        x = block(x)
+        after.append(x)
+    first, last = model.feature_maps(images, (0, 2))
+    for found, tokens in ((first, after[0]), (last, after[2]), (model.feature_maps(images)[0], model.norm(after[2]))):
+        assert found.shape == (2, 24, 4, 6)
+        for row in range(4):
+            for column in range(6):
+                assert torch.equal(found[:, :, row, column], tokens[:, 1 + row * 6 + column])
+
+
+def test_maps_of_hivit_lie_where_their_pixels_do():
+    """A patch's pixels change its own cells of the two early maps alone, and of its inner grid the nearest ones."""
+    torch.manual_seed(0)
+    model = HiViT(SMALL_HIVIT, 64).eval()
+    images = torch.randn(1, 3, 32, 48)
+    other = images.clone()
+    other[:, :, 16:24, 8:16] += 1  # the patch in row 2 and column 1
+    other[:, :, 16:18, 8:10] += 1
+    for one, two, side in zip(model.feature_maps(images), model.feature_maps(other), (4, 2, 1)):
+        moved = (one - two).abs().amax(1)[0]
+        assert moved.shape == (4 * side, 6 * side)
+        cells = torch.zeros_like(moved, dtype=torch.bool)
+        cells[2 * side : 3 * side, side : 2 * side] = True
+        assert side == 1 or torch.equal(moved > 0, cells)
+    main = model.stage_tokens(images).main
+    assert torch.equal(model.feature_maps(images)[2].flatten(2).transpose(1, 2), main)
+
+
+@pytest.mark.parametrize(("kind", "config"), [(Swin, SMALL_SWIN), (MixMIMTransformer, SMALL_MIXMIM)])
+def test_maps_of_window_transformers_are_those_of_their_stages(kind, config):
+    """What the encoder returns is the mean of the last one; each comes from the one before by a merging and blocks."""
+    torch.manual_seed(0)
+    model = kind(config, 64).eval()
+    images = torch.randn(2, 3, 64, 96)
+    maps = model.feature_maps(images)
+    assert [x.shape[1:] for x in maps] == [(8 << i, 16 >> i, 24 >> i) for i in range(4)]
+    assert torch.allclose(maps[-1].mean((2, 3)), model(images), atol=1e-6)
+    x = model.body.merges[0](maps[0].permute(0, 2, 3, 1))
+    for block in model.body.stages[1]:
+        x = block(x, None, block.segments(x, None))
+    assert torch.allclose(x.permute(0, 3, 1, 2), maps[1], atol=1e-5)
 
 
 def test_swin_shifts_every_other_block_and_none_on_a_single_window():

@@ -93,6 +93,18 @@ def test_hivits_positions_are_warped_while_tokens_are_hidden():
     assert 0.08 < off[:, 2:-2].max() < 0.13
 
 
+def test_hivits_early_outputs_overwrite_its_features():
+    """Where an output index is also the number of an early block."""
+    arch = dict(embed_dims=16, depths=[1, 1, 1], num_heads=2)
+    backbone = MODELS.build(dict(type="HiViT", arch=arch, img_size=SIZE, patch_size=PATCH, out_indices=[1, 0]))
+    with pytest.raises(RuntimeError, match="normalized_shape"):
+        backbone(torch.randn(1, 3, SIZE, SIZE))
+
+
+def test_milans_decoder_expects_other_tokens_than_it_gets():
+    assert MODELS.build(dict(type="MILANPretrainDecoder", decoder_depth=1)).decoder_embed.in_features == 1024
+
+
 def test_hivit_at_another_size(tmp_path):
     """Their table for 6 x 6 patches is enlarged 6.1 times in 4, ours 6 times; it is the same once that is mended."""
     theirs, ours = imported("mae_hivit", tmp_path)
