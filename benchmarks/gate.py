@@ -105,7 +105,8 @@ def slower(found: dict, before: dict) -> bool:
 def verdict(found: dict, before: dict) -> str:
     change = found["ratio"] / before["ratio"] - 1
     figures = f"{found['ratio']:.2f} x {PEER} ({found['p20']:.2f}-{found['p80']:.2f})"
-    return f"{found['job']:<10} {figures}, recorded {before['ratio']:.2f} ({before['time'][:10]}): {change:+.1%}"
+    when = f"{before['time'][:10]}, {before['processor']}"
+    return f"{found['job']:<10} {figures}, recorded {before['ratio']:.2f} ({when}): {change:+.1%}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

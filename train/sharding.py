@@ -19,7 +19,8 @@ from .transforms import blocks_of
 def check_shardable(settings, optim) -> None:
     """Raises `UserError` for what does not go with sharded weights."""
     if not isinstance(optim, AdamWSettings | SGDSettings):
-        raise UserError(f"train.shard: {optim.name} needs the norms of whole tensors; use optim.name adamw or sgd")
+        reason = "others may need the norms of whole tensors, as lars and lamb do"
+        raise UserError(f"train.shard: goes with optim.name adamw and sgd, not {optim.name}: {reason}")
     if settings.precision == "fp16" or settings.knn_every:
         raise UserError("train.shard: goes with precision fp32 and bf16, and without knn_every")
 

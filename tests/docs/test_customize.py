@@ -130,6 +130,8 @@ def test_operation_depends_on_seed_epoch_id_and_view_alone(page):
     met = torch.stack([(views == 0).all(1).sum((1, 2)) >= 144 for views in by_id.values()])
     assert 0.35 < met.float().mean() < 0.65  # of 144, standard deviation 0.042
     assert (met[:, 0] != met[:, 1]).any()  # the two views are drawn apart
+    black = torch.stack([(views == 0).all(1).any(2) for views in by_id.values()])  # (samples, views, rows)
+    assert black.float().argmax(2)[met].max() > 20  # places lie anywhere up to 28, whatever the chance drew
     assert not torch.equal(by_id[0, 5], by_id[1, 5])
 
 
