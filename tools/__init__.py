@@ -21,7 +21,8 @@ reconstruct.py     what a masked autoencoder restores
 shape_bias.py      shape or texture, of cue-conflict images
 weights/           how other code bases name and lay out weights, as data
 import_weights.py  foreign checkpoints in; export.py, targets/, onnx_file.py: encoders out
-import_config.py   MMSelfSup's configurations as recipes, read by mmselfsup_config.py
+import_config.py   OpenMMLab's configurations as recipes; static_config.py reads them, mmselfsup_config.py says them,
+                   mmselfsup_legacy.py puts 0.x's in the words of 1.x
 models_api.py      list_models, get_model, and the table of models
 predict.py         classes of photos             params.py   how large a model is, part by part
 flops.py           multiply-adds of an encoder's parts

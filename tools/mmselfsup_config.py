@@ -1,125 +1,12 @@
-"""Reads configurations of MMSelfSup 1.x without running them, and says them as recipes of headrace."""
+"""OpenMMLab's self-supervised configurations as recipes of headrace."""
 
 from __future__ import annotations
 
-import ast
-import operator
-from pathlib import Path
+import re
 from typing import Any
 
 from ..errors import UserError
-
-_DEEPEST = 6  # levels of _base_
-_ARITHMETIC = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv,
-}
-
-
-def read_config(path: Path, depth: int = 0) -> dict[str, Any]:
-    """The top-level names of a configuration, merged over those of its `_base_` files.
-
-    Understood are literals, names assigned before, ``dict(...)``, ``_base_.a.b``, subscripts, and arithmetic. Raises
-    `UserError` with file and line for anything else: functions, loops and imports are never executed.
-    """
-    if depth > _DEEPEST:
-        raise UserError(f"{path}: _base_ files nest more than {_DEEPEST} deep; do they name each other?")
-    try:
-        tree = ast.parse(path.read_text(), str(path))
-    except OSError as fault:
-        raise UserError(f"{path}: {fault.strerror}") from None
-    except (SyntaxError, ValueError) as fault:
-        raise UserError(f"{path}: no Python ({str(fault).splitlines()[0]})") from None
-    inherited: dict[str, Any] = {}
-    own: dict[str, Any] = {}
-    for node in tree.body:
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            continue  # a comment in quotes
-        if isinstance(node, ast.AugAssign) or not isinstance(node, ast.Assign) or len(node.targets) != 1:
-            raise UserError(f"{path}:{node.lineno}: only assignments are understood; nothing is executed")
-        name, scope = _target(node.targets[0], path), {**inherited, **own}
-        value = _value(node.value, scope, path, inherited)
-        if name == ["_base_"]:
-            for base in [value] if isinstance(value, str) else value:
-                if "::" in base:
-                    raise UserError(f"{path}:{node.lineno}: {base} lies in another package; give its path")
-                inherited = _merge(inherited, read_config(path.parent / base, depth + 1))
-            continue
-        _assign(own, name, value, f"{path}:{node.lineno}", inherited)
-    return _merge(inherited, own)
-
-
-def _target(node: ast.expr, path: Path) -> list:
-    if isinstance(node, ast.Name):
-        return [node.id]
-    if isinstance(node, ast.Attribute):
-        return [*_target(node.value, path), node.attr]
-    if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
-        return [*_target(node.value, path), node.slice.value]
-    raise UserError(f"{path}:{node.lineno}: only names and their keys are assigned to; nothing is executed")
-
-
-def _assign(own: dict, name: list, value: Any, place: str, inherited: dict) -> None:
-    target: Any = own
-    if len(name) > 1 and name[0] not in own and name[0] in inherited:
-        own[name[0]] = _copy(inherited[name[0]])
-    try:
-        for key in name[:-1]:
-            target = target[key]
-        target[name[-1]] = value
-    except (KeyError, IndexError, TypeError):
-        raise UserError(f"{place}: {'.'.join(map(str, name))} has nothing to be assigned in") from None
-
-
-def _copy(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _copy(item) for key, item in value.items()}
-    return [_copy(item) for item in value] if isinstance(value, list) else value
-
-
-def _value(node: ast.expr, scope: dict, path: Path, inherited: dict) -> Any:
-    def inner(other: ast.expr) -> Any:
-        return _value(other, scope, path, inherited)
-
-    try:
-        match node:
-            case ast.Constant():
-                return node.value
-            case ast.List() | ast.Tuple():
-                return [inner(item) for item in node.elts]
-            case ast.Dict():
-                return {inner(key): inner(item) for key, item in zip(node.keys, node.values, strict=True)}
-            case ast.Call(func=ast.Name(id="dict"), args=[]):
-                found: dict = {}
-                for word in node.keywords:
-                    found |= inner(word.value) if word.arg is None else {word.arg: inner(word.value)}
-                return found
-            case ast.Name():
-                return inherited if node.id == "_base_" else _copy(scope[node.id])
-            case ast.Attribute():
-                return inner(node.value)[node.attr]
-            case ast.Subscript():
-                return inner(node.value)[inner(node.slice)]
-            case ast.UnaryOp(op=ast.USub()):
-                return -inner(node.operand)
-            case ast.BinOp() if type(node.op) in _ARITHMETIC:
-                return _ARITHMETIC[type(node.op)](inner(node.left), inner(node.right))
-    except (KeyError, IndexError, TypeError, ZeroDivisionError, AttributeError) as fault:
-        raise UserError(f"{path}:{node.lineno}: {ast.unparse(node)[:60]}: {fault!r}") from None
-    raise UserError(f"{path}:{node.lineno}: {ast.unparse(node)[:60]}: not understood; nothing is executed")
-
-
-def _merge(base: Any, own: Any) -> Any:
-    """Dicts merge, everything else replaces; ``_delete_=True`` drops what a dict inherits."""
-    if not isinstance(base, dict) or not isinstance(own, dict):
-        return own
-    if own.get("_delete_"):
-        return {key: value for key, value in own.items() if key != "_delete_"}
-    return base | {key: _merge(base.get(key), value) for key, value in own.items()}
-
+from .mmselfsup_legacy import modern
 
 ALGORITHMS = {
     "BYOL": "byol",
@@ -151,26 +38,28 @@ _VIT_SIZES |= {"huge": "vit_huge", "mocov3-small": "vit_small", "s": "vit_small"
 _WITHOUT = ("default_scope", "env_cfg", "log_level", "log_processor", "visualizer", "vis_backends", "custom_imports")
 
 
-def translate(config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def translate(config: dict[str, Any], name: str = "") -> tuple[dict[str, Any], list[str]]:
     """A recipe as plain values, and the settings that have no counterpart, as ``key = value``.
 
-    Views are those of the method's own recipe in headrace, which are the published ones: pipelines are listed, not
-    translated. Raises `UserError` where the model is none that headrace has.
+    `name` is the file's: OpenMMLab's ``16xb256`` in it says for how many processes the rate is meant. Views are those
+    of the method's own recipe in headrace, which are the published ones: pipelines are listed, not translated. Raises
+    `UserError` where the model is none that headrace has.
     """
+    config = modern(config)
     model = config.get("model")
     if not isinstance(model, dict) or str(model.get("type")) not in ALGORITHMS:
         known = ", ".join(sorted(ALGORITHMS))
         kind = model.get("type") if isinstance(model, dict) else None
         raise UserError(f"model.type: {kind!r} is no algorithm of headrace; known: {known}")
     without: list[str] = []
-    name = ALGORITHMS[model["type"]]
-    algorithm: dict[str, Any] = {"name": name}
+    method = _method_name(model)
+    algorithm: dict[str, Any] = {"name": method}
     backbone = _backbone(dict(model.get("backbone", {})), without)
     if backbone:
         algorithm["backbone"] = backbone
-    algorithm |= _method(name, model, without)
+    algorithm |= _method(method, model, without)
     recipe: dict[str, Any] = {"algorithm": algorithm}
-    train = _train(config, without)
+    train = _train(config, name, without)
     optim = _optim(config, without, train.get("batch_size"))
     recipe |= {"train": train} if train else {}
     recipe |= {"optim": optim} if optim else {}
@@ -183,6 +72,16 @@ def translate(config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         elif key in ("default_hooks", "custom_hooks"):
             without.append(f"{key}: {', '.join(value)}")
     return recipe, without
+
+
+def _method_name(model: dict[str, Any]) -> str:
+    """Two of theirs are told from others by their parts."""
+    part = {key: str((model.get(key) or {}).get("type")) for key in ("backbone", "neck")}
+    if model["type"] == "MAE" and "HiViT" in part["backbone"]:
+        return "mae_hivit"
+    if model["type"] == "BEiT" and "V2" in part["neck"]:
+        return "beitv2"
+    return ALGORITHMS[model["type"]]
 
 
 def _take(section: dict, key: str, default: Any = None) -> Any:
@@ -221,17 +120,24 @@ def _backbone(given: dict, without: list[str]) -> dict[str, Any]:
             found = {"name": size} if size else {}
             if size is None:
                 without.append(f"model.backbone.arch = {arch}")
+            elif "MoCoV3" in kind:  # whose small model has 12 heads
+                found["heads"] = 12 if str(arch).lower() == "mocov3-small" else None
         if (patch := _take(given, "patch_size")) is not None and not stem:
             found["patch_size"] = patch
-        if (windows := _take(given, "window_size")) is not None:
-            found |= {"windows": windows} if isinstance(windows, list) else {"window": windows}
+        inner = (_take(given, "stage_cfgs") or {}).get("block_cfgs") or {}
+        windows, padded = _take(given, "window_size", inner.get("window_size")), _take(given, "pad_small_map")
+        if windows is not None:
+            whole = isinstance(windows, list)  # one of each stage; a padded map is one window of full size
+            found |= {"windows": windows if whole else [windows] * 4} if whole or padded else {"window": windows}
         if rate := _take(given, "drop_path_rate", 0.0):
             found["drop_path"] = rate
         if _take(given, "stop_grad_conv1"):
             found["freeze_patch_embed"] = True
         scale = _take(given, "layer_scale_init_value")
         found |= {"layer_scale": scale} if scale else {}
-    _take(given, "mask_ratio"), _take(given, "img_size"), _take(given, "range_mask_ratio")
+    for key in ("mask_ratio", "img_size", "range_mask_ratio", "out_indices", "out_type", "final_norm", "avg_token"):
+        _take(given, key)  # said elsewhere here, or what the method needs in any case
+    _take(given, "use_abs_pos_emb"), _take(given, "use_shared_rel_pos_bias"), _take(given, "use_rel_pos_bias")
     _rest(given, "model.backbone", without)
     return found
 
@@ -255,14 +161,31 @@ def _method(name: str, model: dict, without: list[str]) -> dict[str, Any]:
     }
     if decoder and name in ("mae", "pixmim", "milan", "eva", "mixmim"):
         found["decoder"] = decoder
-    if name in ("simclr", "byol", "moco", "swav", "mocov3") and "hid_channels" in neck:
+    if name in ("simclr", "byol", "moco", "densecl", "swav", "mocov3", "odc") and "hid_channels" in neck:
         found |= {"hidden": neck["hid_channels"], "projection": neck["out_channels"]}
-    if name == "moco":
-        if neck.get("type") == "LinearNeck":
-            found |= {"hidden": None, "projection": neck.get("out_channels", 128)}
-        found |= {"queue": model["queue_len"]} if "queue_len" in model else {}
-        if "momentum" in model:  # theirs is the share of the new weights
-            found["momentum"] = round(1 - model["momentum"], 9)
+    if name in ("npid", "barlowtwins", "simsiam") and "out_channels" in neck:
+        found["projection"] = neck["out_channels"]
+    if name == "moco" and neck.get("type") == "LinearNeck":
+        found |= {"hidden": None, "projection": neck.get("out_channels", 128), "view": "moco_v1"}
+    if name in ("moco", "densecl") and "queue_len" in model:
+        found["queue"] = model["queue_len"]
+    for key in ("momentum", "base_momentum"):
+        if key in model and name in ("moco", "densecl", "byol", "mocov3"):
+            # the share of the old weights in 0.x, of the new ones since
+            found["momentum"] = model[key] if model[key] > 0.5 else round(1 - model[key], 9)
+    if name == "mocov3" and str(backbone.get("type")).startswith("ResNet"):
+        found |= {"first": "moco_v3_resnet.first", "second": "moco_v3_resnet.second"}
+    if name == "densecl" and "loss_lambda" in model:
+        found["dense_weight"] = model["loss_lambda"]
+    if name in ("odc", "deepcluster") and "num_classes" in head:
+        found["clusters"] = head["num_classes"]
+    if name == "npid" and "neg_num" in model:
+        found["negatives"] = model["neg_num"]
+    if name == "npid" and model.get("ensure_neg"):
+        found["exclude_self"] = True
+    if name == "beitv2":
+        found |= {own: neck[theirs] for theirs, own in (("num_layers", "neck_depth"),) if theirs in neck}
+        found |= {"early_block": neck["early_layers"] - 1} if "early_layers" in neck else {}
     temperature = head.get(
         "temperature", head.get("loss", {}).get("temperature") if isinstance(head.get("loss"), dict) else None
     )
@@ -273,10 +196,13 @@ def _method(name: str, model: dict, without: list[str]) -> dict[str, Any]:
     return found
 
 
-def _train(config: dict, without: list[str]) -> dict[str, Any]:
+def _train(config: dict, name: str, without: list[str]) -> dict[str, Any]:
     loader, found = config.get("train_dataloader") or {}, {}
     if "batch_size" in loader:
-        found["batch_size"] = loader["batch_size"] * _gpus(config)
+        named = re.search(_NAMED, name)
+        found["batch_size"] = loader["batch_size"] * (int(named[1]) if named else _processes(config))
+        if named and int(named[2]) != loader["batch_size"]:
+            without.append(f"train_dataloader.batch_size = {loader['batch_size']}, but the file's name has {named[0]}")
     if (epochs := (config.get("train_cfg") or {}).get("max_epochs")) is not None:
         found["epochs"] = epochs
     wrapper = config.get("optim_wrapper") or {}
@@ -289,12 +215,23 @@ def _train(config: dict, without: list[str]) -> dict[str, Any]:
     return found
 
 
-def _gpus(config: dict) -> int:
-    """How many processes the rates are meant for, from the base batch size of `auto_scale_lr`; else 8."""
+_NAMED = r"(?<![^_-])(\d+)xb(\d+)"
+
+
+def _processes(config: dict) -> int:
+    """How many the rate is meant for: by the base batch size of `auto_scale_lr`, or 8."""
     loader, scaled = config.get("train_dataloader") or {}, config.get("auto_scale_lr") or {}
     if "base_batch_size" in scaled and loader.get("batch_size"):
         return max(1, scaled["base_batch_size"] // loader["batch_size"])
     return 8
+
+
+# what an optimizer does where a configuration is silent, which is not what headrace does
+_DEFAULTS = {
+    "AdamW": {"betas": [0.9, 0.999], "weight_decay": 0.01},
+    "SGD": {"momentum": 0.0, "weight_decay": 0.0},
+    "LARS": {"momentum": 0.0, "weight_decay": 0.0},
+}
 
 
 def _optim(config: dict, without: list[str], batch: int | None) -> dict[str, Any]:
@@ -309,26 +246,49 @@ def _optim(config: dict, without: list[str], batch: int | None) -> dict[str, Any
     found: dict[str, Any] = {"name": _OPTIMIZERS[kind], "lr": _take(given, "lr")}
     if batch is not None:
         found["lr_batch"] = None  # the rate is that of this batch size
-    for key in ("weight_decay", "momentum", "betas"):
-        if key in given:
-            found[key] = _take(given, key)
+    for key, silent in _DEFAULTS[kind].items():
+        found[key] = _take(given, key, silent)
     _rest(given, "optim_wrapper.optimizer", without)
     for schedule in config.get("param_scheduler") or []:
-        if schedule.get("type") == "LinearLR" and "end" in schedule:
-            found["warmup"] = f"{schedule['end']} epochs"
-            found["warmup_from"] = schedule.get("start_factor", 1e-4)
-        elif schedule.get("type") == "MultiStepLR":
-            found |= {
-                "schedule": "multistep",
-                "milestones": schedule["milestones"],
-                "gamma": schedule.get("gamma", 0.1),
-            }
-        elif schedule.get("type") != "CosineAnnealingLR":
-            without.append(f"param_scheduler: {schedule.get('type')}")
-    if custom := (wrapper.get("paramwise_cfg") or {}).get("custom_keys"):
-        without.append(
-            f"optim_wrapper.paramwise_cfg: norms and biases are without weight decay here; {', '.join(custom)}"
-        )
+        found |= _schedule(schedule, found["lr"], without)
+    found |= _groups(wrapper.get("paramwise_cfg") or {}, without)
     if (largest := (wrapper.get("clip_grad") or {}).get("max_norm")) is not None:
         found["clip_grad"] = largest
     return found
+
+
+def _schedule(given: dict, peak: float, without: list[str]) -> dict[str, Any]:
+    kind = given.get("type")
+    if kind == "LinearLR" and "end" in given:
+        unit = "epochs" if given.get("by_epoch", True) else "steps"
+        return {"warmup": f"{given['end']} {unit}", "warmup_from": given.get("start_factor", 1 / 3)}
+    if kind == "MultiStepLR":
+        return {"schedule": "multistep", "milestones": given["milestones"], "gamma": given.get("gamma", 0.1)}
+    if kind != "CosineAnnealingLR":
+        without.append(f"param_scheduler: {kind}")
+        return {}
+    last = given.get("eta_min_ratio", given.get("eta_min", 0) / peak)
+    found: dict[str, Any] = {"final_lr": last} if last else {}
+    if given.get("by_epoch", True) and not given.get("convert_to_iter_based"):
+        found["per_epoch"] = True
+    return found
+
+
+def _groups(given: dict, without: list[str]) -> dict[str, Any]:
+    """Their keys are parts of parameter names, which are others here: only those that all code bases share are said."""
+    rules = dict(given.get("custom_keys") or {})
+    free = [key for key, rule in rules.items() if rule.get("decay_mult") == 0]
+    free += [key for key in ("norm_decay_mult", "bias_decay_mult") if given.get(key) == 0]
+    found: dict[str, Any] = {"exempt": "vectors" if any(re.search(r"bn|ln|norm|bias", key) for key in free) else "none"}
+    rates = {rule["lr_mult"] for key, rule in rules.items() if re.search(r"bn|bias", key) and "lr_mult" in rule}
+    groups = []
+    if len(rates) == 1:  # those of batch norms, which in heads are the second of three layers, and of biases
+        groups.append({"match": r"bias|bn|downsample\.1|head\.[14]\.", "lr": rates.pop()})
+    for key, rule in rules.items():
+        if "predictor" in key and rule.get("fix_lr"):
+            groups.append({"match": r"^predictor\.", "fixed_lr": True})
+        elif "relative_position_bias_table" in key and rule.get("decay_mult") == 0:
+            groups.append({"match": "bias_table", "weight_decay": 0.0})
+        elif not re.search(r"bn|ln|norm|bias|downsample", key):
+            without.append(f"optim_wrapper.paramwise_cfg.{key} = {rule}")
+    return found | ({"groups": groups} if groups else {})
