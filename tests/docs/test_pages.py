@@ -3,11 +3,12 @@
 import re
 import shlex
 import shutil
+from importlib.util import find_spec
 
 import pytest
 import torch
 from made import make_voc
-from pages import COMMAND_WORDS, Page, blocks, commands, indented, pages, parse, run, standing_in
+from pages import COMMAND_WORDS, COMMANDS, ROOT, Page, blocks, commands, indented, pages, parse, run, standing_in
 
 from headrace.errors import UserError
 
@@ -109,6 +110,23 @@ def test_blocks_of_commands_say_so():
             assert language in ("sh", "bash", "text", "python") or not hidden, (
                 f"{name}: {hidden[0]}: begin it with ```sh"
             )
+
+
+def test_what_sentences_name_exists():
+    """In `code` spans: headrace's commands, modules that python runs, files of the tree."""
+    folders = "pipelines|kernels|models|train|tools|benchmarks|tests|configs|docs"
+    missing = []
+    for name, text in pages().items():
+        for span in re.findall(r"`([^`\n]+)`", text):
+            words = span.split()
+            if words[0] == "headrace" and len(words) > 1 and words[1] not in COMMANDS and words[1][0] not in "<-":
+                missing.append(f"{name}: {span}")
+            if words[:2] == ["python", "-m"] and words[2].startswith("headrace.") and find_spec(words[2]) is None:
+                missing.append(f"{name}: {span}")
+            files = re.findall(rf"(?<![\w/.-])(?:{folders})/[\w/-]+\.(?:py|yaml|md|sh)\b", span)
+            if name != "migrating.md":  # which names files of others
+                missing += [f"{name}: {file}" for file in files if not (ROOT / file).exists()]
+    assert missing == []
 
 
 def test_no_reason_is_left_over():
