@@ -9,7 +9,6 @@ the same thing. Prints views per second and appends a row for each to results/au
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +24,7 @@ from headrace.kernels.commands import table as as_table
 from headrace.kernels.crop_resize import crop_resize
 from headrace.kernels.crop_resize.cases import draw as draw_crops
 
-from .record import add_out, append
+from .record import add_out, append, spread
 
 MEAN, STD, SIGMA = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), (0.1, 2.0)
 NORMALIZE = {"mean": MEAN, "std": STD, "sigma_max": SIGMA[1]}
@@ -109,8 +108,7 @@ def timed(function: Callable[[], object], repeat: int, device: str = "cuda") -> 
         wait()
         if turn >= 3:  # the first compile and warm up
             taken.append(1e3 * (time.perf_counter() - began))
-    cuts = statistics.quantiles(taken, n=5, method="inclusive")
-    return {"ms_p20": cuts[0], "ms_p50": statistics.median(taken), "ms_p80": cuts[3]}
+    return spread("ms", taken)
 
 
 def contenders(
@@ -161,9 +159,9 @@ def main(argv: list[str] | None = None) -> int:
     if options.device == "cuda" and not torch.cuda.is_available():
         print("benchmarks.augment_gpu: there is no GPU here", file=sys.stderr)
         return 2
-    off = errors(device=options.device) if options.device == "cuda" else {"nothing": 0.0}
+    off = errors() if options.device == "cuda" else {}
     print("largest difference to the reference in grey levels:", ", ".join(f"{k} {v:.3f}" for k, v in off.items()))
-    if max(off.values()) > 1:
+    if max(off.values(), default=0) > 1:
         print("benchmarks.augment_gpu: that is more than one; nothing is timed", file=sys.stderr)
         return 1
     rows, shape = [], {"views": options.views, "size": options.size, "error": off}
@@ -173,9 +171,10 @@ def main(argv: list[str] | None = None) -> int:
         except Exception as fault:  # a contender that is not installed or fails must not end the comparison
             rows.append((work, who, f"{type(fault).__name__}: {str(fault)[:90]}", "", ""))
             continue
-        spread = f"{times['ms_p20']:.3f} - {times['ms_p80']:.3f}"
-        rows.append((work, who, f"{times['ms_p50']:.3f}", spread, f"{1e3 * options.views / times['ms_p50']:,.0f}"))
-        append("augment_gpu", {"work": work, "who": who, **times, **shape}, folder=options.out)
+        rate = round(1e3 * options.views / times["ms"], 1)
+        rows.append((work, who, f"{times['ms']:.3f}", f"{times['p20']:.3f} - {times['p80']:.3f}", f"{rate:,.0f}"))
+        row = {"job": work, "contender": who, **times, "views_per_second": rate, "config": shape}
+        append("augment_gpu", row, folder=options.out)
     print(as_table(("work", "who", "ms p50", "p20 - p80", "views/s"), rows))
     return 0
 

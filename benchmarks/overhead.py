@@ -31,7 +31,7 @@ from headrace.train.optim import Schedules, build_optimizer
 from headrace.train.recipe import load_recipe
 from headrace.train.step import Stepper
 
-from .record import append
+from .record import add_out, append
 
 _ROUNDS = 5
 
@@ -116,9 +116,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--recipe", default="mae_vit-tiny")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    add_out(parser)
     arguments = parser.parse_intermixed_args(argv)
     row = measure(arguments.recipe, arguments.overrides, arguments.steps)
-    append("overhead", row)
+    append("overhead", row, folder=arguments.out)
     print(f"model {row['model_s'] * 1e3:.1f} ms a step; the loop adds {row['share']:.2%}")
     return 0
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from headrace.pipelines.sources import open_source
 
-from .record import append
+from .record import add_out, append
 
 _TAR_WRITER = """
 import sys, webdataset as wds
@@ -71,6 +71,7 @@ def main() -> int:
     parser.add_argument("--data", required=True, type=Path, help="a folder of images, repeated up to --gigabytes")
     parser.add_argument("--gigabytes", type=float, default=1.0)
     parser.add_argument("--repeat", type=int, default=5)
+    add_out(parser)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.data.resolve().parent) as folder:
         data, out = Path(folder) / "data", Path(folder) / "out"
@@ -95,7 +96,7 @@ def main() -> int:
         rates = {name: figure["seconds"] / own for name, figure in figures.items() if name != "headrace shard"}
         print("headrace shard: " + ", ".join(f"{rate:.2f} x {name}" for name, rate in rates.items()))
         config = {"files": files, "bytes": size, "workers": 2, "repeat": arguments.repeat}
-        append("shard", {"seconds": figures, "rate_over": rates, "config": config})
+        append("shard", {"seconds": figures, "rate_over": rates, "config": config}, folder=arguments.out)
     return 0
 
 

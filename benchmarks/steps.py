@@ -79,11 +79,12 @@ class Run:
         self.loaders["synthetic"] = Synthetic(made)
         optimizer = build_optimizer(algorithm, recipe.optim)
         schedules = Schedules(replace(recipe.optim, lr=1e-30), self.batch, 1000, 1000)
+        options = {"precision": recipe.train.precision, "clip_grad": recipe.optim.clip_grad}
+        self.stepper = Stepper(algorithm, algorithm, optimizer, schedules, **options)
+        self.choose("reference")
+        self.step_flops = flops(lambda: self.take(self.loaders["synthetic"], 1))
         if compiled:
             algorithm.compile()
-        precision = recipe.train.precision
-        options = {"precision": precision, "clip_grad": recipe.optim.clip_grad}
-        self.stepper = Stepper(algorithm, algorithm, optimizer, schedules, **options)
 
     def _loader(self, source: ByteSource, inputs) -> Loader:
         self.kind, _ = choose_loader(source, "auto", self.device, inputs)
@@ -103,11 +104,6 @@ class Run:
             self.stepper(next(loader), Progress(0, 1000, 1000))
         _wait(self.device)
         return time.perf_counter() - began, loader.stats().wait_seconds - waited
-
-    def count(self) -> int:
-        """Floating-point operations of one step, of its matrix products and convolutions."""
-        self.choose("reference")
-        return flops(lambda: self.take(self.loaders["synthetic"], 1))
 
     def close(self) -> None:
         for loader in self.loaders.values():
@@ -159,14 +155,21 @@ class PeakMemory:
 
 
 def measure(run: Run, data: Sequence[str], which: Sequence[str], steps: int, rounds: int) -> Iterator[dict]:
-    """A row's figures for every pair of data and kernels; the pairs take turns."""
+    """A row's figures for every pair of data and kernels, which take turns. One that fails is named and left out."""
     variants = list(itertools.product(data, which))
     found: dict[tuple[str, str], list[tuple[float, float, float | None]]] = {variant: [] for variant in variants}
     for turn in range(rounds + 1):
         for source, chosen in variants:
-            run.choose(chosen)
+            if (source, chosen) not in found:
+                continue
             memory = PeakMemory(run.device)
-            seconds, waited = run.take(run.loaders[source], steps if turn else _WARM)
+            try:
+                run.choose(chosen)
+                seconds, waited = run.take(run.loaders[source], steps if turn else _WARM)
+            except Exception as fault:  # references take more memory than kernels
+                print(f"{run.recipe.name}: {source}, {chosen}: {type(fault).__name__}: {fault}", file=sys.stderr)
+                del found[source, chosen]
+                continue
             if turn:  # the first warms up
                 found[source, chosen].append((seconds, waited / seconds, memory.megabytes()))
     for (source, chosen), taken in found.items():
@@ -236,7 +239,7 @@ def one(recipe, device, source, data, which, args) -> list[dict]:
     """All rows of one recipe, but for the share of the peak."""
     with closing(Run(recipe, device, source, args.compile)) as run:
         rows = list(measure(run, data, which, args.steps, args.rounds))
-        counted = {"step_gflop": round(run.count() / 1e9, 3), "precision": recipe.train.precision}
+        counted = {"step_gflop": round(run.step_flops / 1e9, 3), "precision": recipe.train.precision}
         config = {"recipe": recipe.plain(), "steps": args.steps, "rounds": args.rounds, "compile": args.compile}
         config |= {"batch": run.batch, "loader": run.kind, "images": len(source) if source is not None else 0}
         return [row | counted | {"config": config} for row in rows]

@@ -81,6 +81,17 @@ def test_variants_take_turns_and_waiting_is_told_from_computing():
     assert 150 < rates[0] <= 400 and 100 < rates[1] <= 200 and rows["real data, auto kernels"]["step_ms"] >= 20
 
 
+def test_a_variant_that_fails_is_named_and_the_others_go_on(capsys):
+    class Failing(Turns):
+        def choose(self, which):
+            if which == "reference":
+                raise MemoryError("too large")
+
+    rows = list(steps.measure(Failing(), ("synthetic",), ("reference", "auto"), 1, 2))
+    assert [row["contender"] for row in rows] == ["synthetic data, auto kernels"]
+    assert capsys.readouterr().err == "it: synthetic, reference: MemoryError: too large\n"
+
+
 def test_memory_is_counted_from_when_it_is_asked():
     before = torch.zeros(60_000_000, dtype=torch.uint8)
     before.fill_(1)
