@@ -28,7 +28,8 @@ def stirred(model):
             tensor.normal_(std=tensor[0].numel() ** -0.5)
         else:
             tensor.normal_(std=0.3).add_("norm" in name and name.endswith("weight"))
-    return model.eval()
+    model.eval()  # which gives None in MMPretrain
+    return model
 
 
 def compare(model, features, imported, *sizes):

@@ -1,7 +1,10 @@
 """Whole methods out of OpenMMLab's and the authors' files: decoders, projectors, momentum networks and queues."""
 
+import re
+
 import pytest
 import torch
+from tiny_encoders import CLIP, PLAIN, encoder
 
 from headrace.errors import UserError
 from headrace.models.algorithms import find_algorithm
@@ -10,7 +13,7 @@ from headrace.tools.import_weights import main
 from headrace.tools.weights import mixmim, resnet, swin, vit
 from headrace.tools.weights.convert import to_layout
 from headrace.tools.weights.methods import METHODS, load_method
-from headrace.tools.weights.names import Names
+from headrace.tools.weights.recognise import recognise
 from headrace.train.checkpoint import load_algorithm
 from headrace.train.recipe import load_recipe
 
@@ -98,7 +101,7 @@ def test_a_whole_method_from_the_command_line(tmp_path, capsys):
     with pytest.raises(UserError, match="already holds a checkpoint"):
         main(arguments)
     with pytest.raises(UserError, match="leave --recipe out"):
-        main([*arguments[:2], str(tmp_path / "new"), "--recipe", "relative-loc_resnet50_8xb64-steplr-70e_in1k"])
+        main([*arguments[:2], str(tmp_path / "new"), "--recipe", "vqkd_vit-base-p16_8xb64-amp-coslr-100e_in1k"])
 
 
 def test_simmims_head_predicts_the_same_pixels():
@@ -115,28 +118,203 @@ def test_simmims_head_predicts_the_same_pixels():
     assert torch.allclose(ours, picture[0], atol=1e-5)
 
 
-PUBLISHED = {  # method: some names of its published file -> their place
-    "byol": {"neck.bn0.running_mean": "head.1.running_mean", "target_net.module.1.fc1.weight": "teacher.head.3.weight"},
-    "swav": {"neck.projection_neck.3.bias": "head.3.bias", "head.loss.prototypes.weight": "prototypes.weight"},
-    "simsiam": {"neck.fc2.weight": "head.6.weight", "head.predictor.fc1.bias": "predictor.3.bias"},
-    "barlowtwins": {"neck.bn1.weight": "head.4.weight", "module.projector.6.weight": "head.6.weight"},
-    "mocov3": {"neck.bn2.running_var": "head.7.running_var", "module.predictor.0.weight": "predictor.0.weight"},
-    "dino": {
-        "neck.mlp.4.bias": "head.0.4.bias",
-        "head.center": "center",
-        "teacher.head.mlp.0.bias": "teacher.head.0.0.bias",
-    },
-    "densecl": {"neck.mlp2.2.weight": "head.dense.2.weight", "queue2": "dense_queue.rows"},
-    "beitv2": {"neck.patch_aggregation.1.ffn.layers.0.0.weight": "neck.1.fc1.weight", "lm_head.bias": "head.bias"},
-    "odc": {"neck.fc1.weight": "head.4.weight", "memory_bank.centroids": "centroids"},
-    "rotation_pred": {"head.fc_cls.weight": "head.weight"},
-    "simclr": {"neck.bn1.bias": "head.4.bias"},
+FILES = {  # (method, whose file): where the encoder is, where parts of ours are, what follows by momentum, the rest
+    "relative_loc, 1.x": ("backbone.", {"head.0": "neck.fc", "head.1": "neck.bn", "head.4": "head.fc_cls"}),
+    "rotation_pred, 1.x": ("backbone.", {"head": "head.fc_cls"}),
+    "deepcluster, 1.x": ("backbone.", {"classifier": "head.fc_cls"}),
+    "npid, 1.x": ("backbone.", {"head": "neck.fc", "bank.rows": "memory_bank.feature_bank"}),
+    "odc, 1.x": (
+        "backbone.",
+        {"head.0": "neck.fc0", "head.1": "neck.bn0", "head.4": "neck.fc1", "classifier": "head.fc_cls"}
+        | {"centroids": "memory_bank.centroids"},
+    ),
+    "densecl, 1.x": (
+        "backbone.",
+        {"head.whole": "neck.mlp", "head.dense": "neck.mlp2", "teacher.head.whole": "encoder_k.module.1.mlp"}
+        | {"teacher.head.dense": "encoder_k.module.1.mlp2", "teacher.backbone": "encoder_k.module.0"}
+        | {
+            "queue.rows": "queue",
+            "queue.next": "queue_ptr",
+            "dense_queue.rows": "queue2",
+            "dense_queue.next": "queue2_ptr",
+        },
+    ),
+    "densecl, 0.x": (
+        "encoder_q.0.",
+        {"head.whole": "neck.mlp", "head.dense": "neck.mlp2", "teacher.head.whole": "encoder_k.1.mlp"}
+        | {"teacher.head.dense": "encoder_k.1.mlp2", "teacher.backbone": "encoder_k.0"}
+        | {
+            "queue.rows": "queue",
+            "queue.next": "queue_ptr",
+            "dense_queue.rows": "queue2",
+            "dense_queue.next": "queue2_ptr",
+        },
+    ),
+    "moco, 0.x": (
+        "encoder_q.0.",
+        {"head": "neck.mlp", "teacher.head": "encoder_k.1.mlp", "teacher.backbone": "encoder_k.0"}
+        | {"queue.rows": "queue", "queue.next": "queue_ptr"},
+    ),
+    "moco, authors": (
+        "module.encoder_q.",
+        {"head": "module.encoder_q.fc", "teacher.head": "module.encoder_k.fc", "teacher.backbone": "module.encoder_k"}
+        | {"queue.rows": "module.queue", "queue.next": "module.queue_ptr"},
+    ),
+    "simclr, 1.x": (
+        "backbone.",
+        {"head.0": "neck.fc0", "head.1": "neck.bn0", "head.3": "neck.fc1", "head.4": "neck.bn1"},
+    ),
+    "byol, 1.x": (
+        "backbone.",
+        {"head.0": "neck.fc0", "head.1": "neck.bn0", "head.3": "neck.fc1"}
+        | {
+            "predictor.0": "head.predictor.fc0",
+            "predictor.1": "head.predictor.bn0",
+            "predictor.3": "head.predictor.fc1",
+        }
+        | {"teacher.head.0": "target_net.module.1.fc0", "teacher.head.1": "target_net.module.1.bn0"}
+        | {"teacher.head.3": "target_net.module.1.fc1", "teacher.backbone": "target_net.module.0"},
+    ),
+    "byol, 0.x": (
+        "online_net.0.",
+        {"head.0": "neck.fc0", "head.1": "neck.bn0", "head.3": "neck.fc1"}
+        | {
+            "predictor.0": "head.predictor.fc0",
+            "predictor.1": "head.predictor.bn0",
+            "predictor.3": "head.predictor.fc1",
+        }
+        | {"teacher.head.0": "target_net.1.fc0", "teacher.head.1": "target_net.1.bn0"}
+        | {"teacher.head.3": "target_net.1.fc1", "teacher.backbone": "target_net.0"},
+    ),
+    "swav, 1.x": ("backbone.", {"head": "neck.projection_neck", "prototypes": "head.loss.prototypes"}),
+    "swav, mmpretrain": ("backbone.", {"head": "neck.projection_neck", "prototypes": "head.loss_module.prototypes"}),
+    "swav, authors": ("module.", {"head": "module.projection_head", "prototypes": "module.prototypes"}),
+    "simsiam, 1.x": (
+        "backbone.",
+        {f"head.{3 * n + k}": f"neck.{kind}{n}" for n in range(3) for k, kind in enumerate(("fc", "bn"))}
+        | {
+            "predictor.0": "head.predictor.fc0",
+            "predictor.1": "head.predictor.bn0",
+            "predictor.3": "head.predictor.fc1",
+        },
+    ),
+    "simsiam, authors": ("module.encoder.", {"head": "module.encoder.fc", "predictor": "module.predictor"}),
+    "barlowtwins, 1.x": (
+        "backbone.",
+        {f"head.{3 * n + k}": f"neck.{kind}{n}" for n in range(3) for k, kind in enumerate(("fc", "bn"))},
+    ),
+    "barlowtwins, authors": ("module.backbone.", {"head": "module.projector"}),
+    "mocov3, 1.x": (
+        "backbone.",
+        {f"head.{3 * n + k}": f"neck.{kind}{n}" for n in range(3) for k, kind in enumerate(("fc", "bn"))}
+        | {f"predictor.{3 * n + k}": f"head.predictor.{kind}{n}" for n in (0, 1) for k, kind in enumerate(("fc", "bn"))}
+        | {
+            f"teacher.head.{3 * n + k}": f"momentum_encoder.module.1.{kind}{n}"
+            for n in range(3)
+            for k, kind in enumerate(("fc", "bn"))
+        }
+        | {"teacher.backbone": "momentum_encoder.module.0"},
+    ),
+    "mocov3, authors": (
+        "module.base_encoder.",
+        {"head": "module.base_encoder.head", "predictor": "module.predictor"}
+        | {"teacher.head": "module.momentum_encoder.head", "teacher.backbone": "module.momentum_encoder"},
+    ),
+    "dino, 1.x": (
+        "backbone.",
+        {"head.0": "neck.mlp", "head.1.weight": "neck.last_layer.weight_v", "teacher.head.0": "teacher.module.1.mlp"}
+        | {"teacher.head.1.weight": "teacher.module.1.last_layer.weight_v", "teacher.backbone": "teacher.module.0"}
+        | {"center": "head.center"},
+    ),
+    "dino, authors": (
+        "student.module.backbone.",
+        {"head.0": "student.module.head.mlp", "head.1.weight": "student.module.head.last_layer.weight_v"}
+        | {"teacher.head.0": "teacher.head.mlp", "teacher.head.1.weight": "teacher.head.last_layer.weight_v"}
+        | {"teacher.backbone": "teacher.backbone", "center": "dino_loss.center"},
+    ),
 }
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_published_names_of_methods(name):
-    """Their places are tensors that the algorithm has."""
-    own, names = tiny(name).state_dict(), Names(METHODS[name])
-    for theirs, ours in PUBLISHED[name].items():
-        assert names.ours(theirs).name == ours and ours in own
+@pytest.mark.parametrize("file", FILES)
+def test_files_of_whole_methods(file):
+    """Written under their names, read into another algorithm: every tensor is there, and nothing is left over."""
+    name, whose = file.split(", ")
+    prefix, places = FILES[file]
+    own = tiny(name)
+    if name == "npid":
+        own.bank.allocate(7)
+        own.bank.rows.normal_()
+    state, written = {}, set()
+    library = {"authors": vit.TIMM}.get(whose, vit.OPENMMLAB) if name in ("dino", "mocov3") else resnet.TORCHVISION
+    for start, module in ((prefix, own.backbone), (places.get("teacher.backbone"), getattr(own, "teacher", None))):
+        if module is not None and start is not None:
+            encoder = module if start == prefix else module.backbone
+            state |= to_layout(encoder.state_dict(), library, start if start == prefix else f"{start}.")
+            written |= {f"{'' if start == prefix else 'teacher.'}backbone.{key}" for key in encoder.state_dict()}
+    for key, tensor in own.state_dict().items():
+        ours = max((part for part in places if key == part or key.startswith(f"{part}.")), key=len, default="")
+        if key in written or not ours:
+            continue
+        written.add(key)
+        theirs = places[ours] + key[len(ours) :]
+        columns = theirs.rsplit(".")[-1].startswith("queue") and tensor.dim() == 2
+        dense = "mlp2" in theirs and tensor.dim() == 2
+        state[theirs] = tensor.T if columns else tensor[:, :, None, None] if dense else tensor
+        state[theirs] = state[theirs].reshape(1) if tensor.dim() == 0 and "ptr" in theirs else state[theirs]
+    if whose in ("0.x", "1.x"):
+        state |= {"loss_weight": torch.ones(3)} if name in ("odc", "deepcluster") else {}
+        state |= {"encoder_k.steps": torch.tensor(5)} if name in ("moco", "densecl") else {}
+    found = fresh(own)
+    report = load_method(found, state, METHODS[name])
+    own_state, found_state = own.state_dict(), found.state_dict()
+    for key in written:
+        assert torch.equal(found_state[key], own_state[key]), key
+    unwritten = [key for key in own_state if key not in written]
+    assert all(re.match(r"sizes|memory|queues", key) for key in unwritten), unwritten
+    left = int(re.search(r"left over +(\d+)", report)[1])
+    assert left == sum(key in ("loss_weight", "encoder_k.steps") for key in state)
+
+
+@pytest.mark.parametrize("name", ["npid", "moco"])
+def test_wrong_shapes_and_missing_parts_are_said(name):
+    own = tiny(name)
+    state = to_layout(own.backbone.state_dict(), resnet.OPENMMLAB, "backbone.")
+    with pytest.raises(UserError, match="no head|no second network"):
+        load_method(fresh(own), state, METHODS[name])
+
+
+def test_a_target_that_is_larger_than_the_encoder_is_not_taken_for_it():
+    """MILAN's file: CLIP's tower has more tensors than the encoder."""
+    clip = {
+        f"target_generator.tokenizer.visual.{k}": t for k, t in to_layout(encoder(CLIP).state_dict(), vit.CLIP).items()
+    }
+    state = clip | to_layout(encoder(PLAIN).state_dict(), vit.OPENMMLAB, "backbone.")
+    assert recognise(clip)[0] is vit.CLIP
+    layout, prefix = recognise(state)
+    assert (layout, prefix) == (vit.OPENMMLAB, "backbone.")
+
+
+@pytest.mark.parametrize("neck", ["neck.patch_aggregation.{}.{}", "cls_pt_layers.{}.{}"])
+def test_beitv2s_second_prediction(neck):
+    """OpenMMLab keeps the encoder's norm in the neck; the authors call the neck's blocks cls_pt_layers."""
+    own, authors = tiny("beitv2"), neck.startswith("cls")
+    layout, prefix = (vit.BEIT, "") if authors else (vit.OPENMMLAB, "backbone.")
+    inner = {ours: theirs if not authors else theirs_too for theirs_too, theirs, ours in DECODER_OF_BEIT}
+    state = to_layout(own.vit.state_dict(), layout, prefix)
+    if not authors:
+        state |= {f"neck.norm.{kind}": state.pop(f"backbone.ln1.{kind}") for kind in ("weight", "bias")}
+    for key, tensor in own.neck.state_dict().items():
+        number, part = key.split(".", 1)
+        ours = next(name for name in inner if part == name or part.startswith(f"{name}."))
+        state[neck.format(number, inner[ours] + part[len(ours) :])] = tensor
+    head = "lm_head" if authors else "head.cls_head"
+    state |= {f"{head}.{kind}": tensor for kind, tensor in own.head.state_dict().items()}
+    state["mask_token" if authors else "backbone.mask_token"] = own.mask_token.data
+    found = fresh(own)
+    load_method(found, state, METHODS["beitv2"])
+    assert all(torch.equal(found.state_dict()[key], tensor) for key, tensor in own.state_dict().items())
+
+
+DECODER_OF_BEIT = [(authors, omm, authors.rsplit(".")[-1]) for authors, omm in DECODER.items()]
+DECODER_OF_BEIT += [(f"attn.{bias}", f"attn.{bias}", bias) for bias in ("q_bias", "v_bias")]
+DECODER_OF_BEIT += [(f"gamma_{n}", f"gamma_{n}", f"scale{n}") for n in (1, 2)]

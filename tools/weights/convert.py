@@ -67,12 +67,16 @@ class Imported:
             "missing": self.missing,
             "left over": self.left_over,
         }
-        for what, names in shown.items():
-            some = f"  ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else ""
-            lines.append(f"{what:<11} {len(names)}{some}")
+        lines += [some(what, names) for what, names in shown.items()]
         lines.append("shapes      all fit")
         lines.append(f"classifier  {f'{config.classes} classes' if self.scores else 'none'}")
         return "\n".join(lines)
+
+
+def some(what: str, names: list[str]) -> str:
+    """A line of a report: how many, and the first of them."""
+    few = f"  ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else ""
+    return f"{what:<11} {len(names)}{few}"
 
 
 @dataclass(frozen=True)

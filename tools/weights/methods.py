@@ -12,7 +12,7 @@ from ...errors import UserError
 from ...models.algorithm import Algorithm
 from ...models.algorithms import find_algorithm
 from ...train.recipe import load_recipe
-from .convert import Imported, encoder_tensors, one_line
+from .convert import Imported, encoder_tensors, one_line, some
 from .names import Names, Pair
 from .recognise import recognise
 
@@ -68,7 +68,7 @@ def _same(theirs: str, ours: str) -> tuple[Pair, ...]:
     return ((f"{theirs}.{{i}}", f"{ours}.{{i}}"),)
 
 
-_MOMENTUM = ("encoder_k.module.1", "encoder_k.1", "momentum_encoder.module.1", "target_net.module.1", "target_net.1")
+_MOMENTUM = ("target_net.module.1", "target_net.1")  # 1.x, 0.x
 _MOCO = (
     *((theirs, ours) for theirs, ours in (("neck.mlp", "head"), ("encoder_k.module.1.mlp", "teacher.head"))),
     ("encoder_k.1.mlp", "teacher.head"),
@@ -142,8 +142,11 @@ METHODS: dict[str, tuple[Pair, ...]] = {
     "densecl": (
         ("neck.mlp", "head.whole"),
         ("neck.mlp2", "head.dense"),
-        ("encoder_k.module.1.mlp", "teacher.head.whole"),
-        ("encoder_k.module.1.mlp2", "teacher.head.dense"),
+        *(
+            (f"{network}.{theirs}", f"teacher.head.{ours}")
+            for network in ("encoder_k.module.1", "encoder_k.1")
+            for theirs, ours in (("mlp", "whole"), ("mlp2", "dense"))
+        ),
         ("queue", "queue.rows"),
         ("queue_ptr", "queue.next"),
         ("queue2", "dense_queue.rows"),
@@ -153,6 +156,7 @@ METHODS: dict[str, tuple[Pair, ...]] = {
         *_neck(3, "neck", "head"),
         *_neck(3, "head.predictor", "predictor"),
         *_neck(3, "momentum_encoder.module.1", "teacher.head"),
+        *_neck(3, "momentum_encoder.1", "teacher.head"),
         *_same("module.base_encoder.head", "head"),
         *_same("module.base_encoder.fc", "head"),
         *_same("module.predictor", "predictor"),
@@ -196,6 +200,7 @@ METHODS: dict[str, tuple[Pair, ...]] = {
     ),
     "deepcluster": (("head.fc_cls", "classifier"),),
     "rotation_pred": (("head.fc_cls", "head"),),
+    "relative_loc": (("neck.fc", "head.0"), ("neck.bn", "head.1"), ("head.fc_cls", "head.4")),
 }
 
 
@@ -203,7 +208,7 @@ def import_method(state: dict[str, torch.Tensor], recipe: str) -> tuple[Algorith
     """The algorithm of a recipe with the weights of a checkpoint, teacher, decoder and queues included; and a report.
 
     Raises `UserError` where a parameter of it is not there or has another shape. Buffers that code bases do not write
-    (SwAV's queues, ODC's memories) stay as they start.
+    (SwAV's queues, ODC's memory of samples) stay as they start.
     """
     section = load_recipe(recipe, []).algorithm
     pairs = METHODS.get(section.name)
@@ -222,17 +227,19 @@ def load_method(algorithm: Algorithm, state: dict[str, torch.Tensor], pairs: tup
         if getattr(algorithm, name) is algorithm.encoder:
             copies.append((module, True))
     rest = {name: tensor for name, tensor in state.items() if names.ours(name) is None}
-    families = []
+    families, left_over = [], set(rest)
     for module, teacher in copies:
         prefix = next(path for path, other in algorithm.named_modules() if other is module)
         result = Imported(*recognise(rest, teacher=teacher))
         families.append(f"{result.family} under {result.prefix or 'no prefix'}")
         encoder = encoder_tensors(rest, result)
+        left_over &= set(result.left_over)
         found |= {f"{prefix}.{name}": tensor for name, tensor in encoder.items()}
     for name, tensor in state.items():
         place = names.ours(name)
         if place is not None and place.name in own:
-            found[place.name] = _value(place.name, tensor, own[place.name])
+            memory = own[place.name].shape[:1] == (0,)  # of as many samples as there are
+            found[place.name] = tensor if memory else _value(place.name, tensor, own[place.name])
             if algorithm.config.name == "simmim" and place.name.startswith("head."):
                 found[place.name] = _pixels_last(found[place.name])
     missing = [name for name in own if name not in found]
@@ -245,7 +252,7 @@ def load_method(algorithm: Algorithm, state: dict[str, torch.Tensor], pairs: tup
     wrong += [
         f"{name} is {tuple(found[name].shape)}, not {tuple(own[name].shape)}"
         for name in own
-        if name in found and found[name].shape != own[name].shape
+        if name in found and found[name].shape != own[name].shape and own[name].shape[:1] != (0,)
     ]
     wrong += [f"{name} has no place" for name in found if name not in own]
     if wrong:
@@ -254,11 +261,8 @@ def load_method(algorithm: Algorithm, state: dict[str, torch.Tensor], pairs: tup
             f"{algorithm.config.name}: the checkpoint does not fit the recipe: {'; '.join(wrong[:4])}{more}"
         )
     algorithm.load_state_dict(found, strict=False)
-    start = f" ({', '.join(optional[:3])}{', ...' if len(optional) > 3 else ''})" if optional else ""
-    return (
-        f"recognised  {'; '.join(families)}\nmethod      {algorithm.config.name}, {len(found)} tensors\n"
-        f"missing     {len(optional)}{start}"
-    )
+    lines = [f"recognised  {'; '.join(families)}", f"method      {algorithm.config.name}, {len(found)} tensors"]
+    return "\n".join([*lines, some("missing", optional), some("left over", sorted(left_over)), "shapes      all fit"])
 
 
 def _children(module: object):

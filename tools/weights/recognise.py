@@ -19,6 +19,7 @@ FIXED = (  # HiViT's depend on its depths
     *hugging_face.LAYOUTS,
 )
 _FOLLOWS = re.compile(r"(^|[._])(teacher|momentum|target|encoder_k|ema)([._]|$)")  # prefixes of momentum networks
+_TARGET = re.compile(r"(^|\.)target_generator\.")  # what OpenMMLab's masked methods learn to predict: CLIP, VQ-KD
 
 
 def recognise(state: dict[str, torch.Tensor], family: str | None = None, teacher: bool = False) -> tuple[Layout, str]:
@@ -33,6 +34,7 @@ def recognise(state: dict[str, torch.Tensor], family: str | None = None, teacher
             known = all(any(name.startswith(need) for name in inner) for need in layout.needs)
             if known and not any(name.startswith(layout.lacks) for name in inner):
                 candidates.append((sum(names.ours(name) is not None for name in inner), layout, prefix))
+    candidates = [c for c in candidates if not _TARGET.search(c[2])] or candidates
     fit = [c for c in candidates if bool(_FOLLOWS.search(c[2])) == teacher]
     if teacher and not fit:
         raise UserError("--teacher: this checkpoint holds no second network (teacher, momentum encoder, target)")
