@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from ..errors import UserError
 
 _POINTS = 1000  # of a curve at most, the extremes of so many halves of buckets: a picture has no more columns
+_FEW = 12  # points that are marked each, since one or two make no line
 _COLORS = ("#0b6bb5", "#c65500", "#12805c", "#a8428a", "#8a6d00", "#5a55c8", "#1e8ba3", "#6b6b6b")
 _INK = "#010203"  # of a drawing's text and axes, until the page's own takes its place
 
@@ -30,7 +31,6 @@ class Curve:
     y: Sequence[float]
     faint: bool = False  # what a smoothed curve is drawn over
     color: int = 0
-    marked: bool = False  # a dot at each point: few of them
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def _draw(chart: Chart, axes: Axes, colors: Sequence[str]) -> None:
     for curve in chart.curves:
         x, y = _thin(curve.x, curve.y)
         look = {"linewidth": 1.0, "alpha": 0.35} if curve.faint else {"linewidth": 1.6}
-        look |= {"marker": "o", "markersize": 3} if curve.marked else {}
+        look |= {"marker": "o", "markersize": 3} if len(x) <= _FEW else {}
         label = None if curve.faint else curve.label.replace("$", r"\$")
         labels += label is not None
         axes.plot(x, y, color=colors[curve.color % len(colors)], label=label, **look)

@@ -34,10 +34,9 @@ def chart_of(
             continue
         rows, values = entry.series(key)
         places = positions(entry, rows, x)
-        few = len(rows) <= 12
         if weight:
             curves.append(Curve(label, places, values, faint=True, color=color))
-        curves.append(Curve(label, places, smooth(values, weight), color=color, marked=few))
+        curves.append(Curve(label, places, smooth(values, weight), color=color))
     return Chart(key, curves, x, log)
 
 

@@ -201,6 +201,9 @@ def test_warnings(tmp_path):
 
 def test_figures_by_hand(tmp_path):
     record = read_record(make_run(tmp_path / "run", overrides=["train.batch_size=50"], steps=50, knn=[0.5, 0.75, 0.6]))
+    text = (record.folder / "config.yaml").read_text()
+    (record.folder / "config.yaml").write_text(re.sub("max_steps: 50", "max_steps: null", text))
+    assert read_record(record.folder).total_steps == 50  # a run of epochs: by the time that was left
     found = figures(record)
     assert found["steps"] == "50 of 50" and found["last loss"] == "0.0200"
     assert found["least loss"] == "0.0200 at step 50"
