@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -36,11 +37,16 @@ def _pipeline(view: ViewSpec) -> PipelineSpec:
     return PipelineSpec("image", decoder=decoder, transforms=steps)
 
 
-def ffcv(beton: Path, views, workers: int, batch: int) -> Iterator:
+@cache  # it compiles its pipelines anew for every loader: seconds for each view
+def _loader(beton: Path, views: tuple[ViewSpec, ...], workers: int, batch: int) -> Loader:
     made = [_pipeline(view) for view in views for _ in range(view.count)]
     pipelines = {"label": None, **{"image" if n == 0 else f"image{n}": spec for n, spec in enumerate(made)}}
     order = OrderOption.RANDOM
-    loader = Loader(str(beton), batch, workers, os_cache=True, order=order, drop_last=True, pipelines=pipelines)
+    return Loader(str(beton), batch, workers, os_cache=True, order=order, drop_last=True, pipelines=pipelines)
+
+
+def ffcv(beton: Path, views, workers: int, batch: int) -> Iterator:
+    loader = _loader(beton, views, workers, batch)
     while True:
         for tensors in loader:
             yield list(tensors)
