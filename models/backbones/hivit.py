@@ -23,6 +23,7 @@ from .transformer import (
     drop_rates,
     init_trunc_normal,
     resize_positions,
+    whole_patches,
 )
 
 _SIZES = {  # width of the main stage, depths of the three stages, heads
@@ -128,9 +129,8 @@ class HiViT(nn.Module):
 
     def stage_tokens(self, images: torch.Tensor, keep: torch.Tensor | None = None) -> StageTokens:
         """The outputs of the three stages for the tokens `keep` (B, K), or for all of them in raster order."""
+        images = whole_patches(images, self.patch_size)
         grid = tuple(side // self.patch_size for side in images.shape[-2:])
-        if any(side % self.patch_size for side in images.shape[-2:]):
-            raise ValueError(f"images of {tuple(images.shape[-2:])} pixels are no multiple of {self.patch_size}")
         if keep is None:
             x = self.patch_embed(images)
             x = x.unflatten(3, (grid[1], _INNER)).unflatten(2, (grid[0], _INNER))  # (B, C, rows, 4, columns, 4)
@@ -156,8 +156,8 @@ class HiViT(nn.Module):
         return StageTokens(inner.flatten(2, 3), merged.flatten(2, 3), x)
 
     def feature_maps(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """The maps at strides 4, 8 and 16 (of a 16-pixel patch): (B, C, H / stride, W / stride)."""
-        grid = tuple(side // self.patch_size for side in images.shape[-2:])
+        """The maps at strides 4, 8 and 16 (of a 16-pixel patch): (B, C, H / stride, W / stride) of whole patches."""
+        grid = tuple(-(-side // self.patch_size) for side in images.shape[-2:])
         maps = []
         for x, side in zip(self.stage_tokens(images), (4, 2, 1)):
             x = x.reshape(len(x), *grid, side, side, -1).permute(0, 5, 1, 3, 2, 4)

@@ -39,6 +39,12 @@ def resize_positions(
     return resized.flatten(2).transpose(1, 2).to(table.dtype)
 
 
+def whole_patches(images: torch.Tensor, patch_size: int) -> torch.Tensor:
+    """(B, C, H, W) with zeros at the bottom and right up to whole patches."""
+    down, right = (-side % patch_size for side in images.shape[-2:])
+    return F.pad(images, (0, right, 0, down)) if down or right else images
+
+
 def add_positions(module: nn.Module, kind: str, width: int, grid: tuple[int, int]) -> None:
     """Gives a module its table `positions` (1, rows * columns, width): "sincos", "learned", or else None."""
     table = None

@@ -20,6 +20,7 @@ from .transformer import (
     init_transformer,
     resize_positions,
     rotary_table,
+    whole_patches,
 )
 
 _SIZES = {  # width, depth, heads, width of the hidden layer
@@ -36,7 +37,8 @@ _SIZES = {  # width, depth, heads, width of the hidden layer
 class ViT(nn.Module):
     """Vision Transformer (arXiv 2010.11929). `forward`: images (B, 3, H, W) -> (B, features).
 
-    Images of another size than the training size work: position tables and relative biases are resized (bicubic).
+    Images of another size than the training size work: position tables and relative biases are resized (bicubic), and
+    what patches do not divide is filled up with zeros.
     """
 
     @dataclass(frozen=True)
@@ -127,7 +129,7 @@ class ViT(nn.Module):
 
         Where `hidden` (B, L) is true, `mask_token` (1, 1, width) stands in for the patch (BEiT, MaskFeat, SimMIM).
         """
-        x = self.patch_embed(images)
+        x = self.patch_embed(whole_patches(images, self.patch_size))
         grid = tuple(x.shape[-2:])
         x = x.flatten(2).transpose(1, 2)
         if hidden is not None:
@@ -194,12 +196,15 @@ class ViT(nn.Module):
         return self.norm(x) if self.norm_at == "tokens" else x
 
     def feature_maps(self, images: torch.Tensor, blocks: tuple[int, ...] | None = None) -> list[torch.Tensor]:
-        """(B, width, rows, columns) after each of `blocks`; by default after the last one and its norm."""
+        """(B, width, rows, columns) after each of `blocks`; by default after the last one and its norm.
+
+        Rows and columns are rounded up: see `whole_patches`.
+        """
         if blocks is None:
             found = [self.tokens(images)]
         else:
             found = self.outputs(images, blocks)
-        grid = tuple(side // self.patch_size for side in images.shape[-2:])
+        grid = tuple(-(-side // self.patch_size) for side in images.shape[-2:])
         return [x[:, 1:].transpose(1, 2).unflatten(2, grid) for x in found]
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

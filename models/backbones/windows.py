@@ -10,7 +10,7 @@ from torch import nn
 
 from ...kernels.segment_attention import segment_attention, segments_of
 from ...kernels.window_attention import window_attention
-from .transformer import drop_path, drop_rates
+from .transformer import drop_path, drop_rates, whole_patches
 
 EPS = 1e-5  # of every norm; plain transformers have 1e-6
 
@@ -24,7 +24,7 @@ class PatchEmbed(nn.Module):
         self.norm = nn.LayerNorm(width, eps=EPS)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.norm(self.conv(images).permute(0, 2, 3, 1))
+        return self.norm(self.conv(whole_patches(images, 4)).permute(0, 2, 3, 1))
 
 
 class PatchMerge(nn.Module):
@@ -169,7 +169,7 @@ class WindowEncoder(nn.Module):
         raise NotImplementedError
 
     def feature_maps(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """The four maps, (B, C, H / stride, W / stride); the last one normalised."""
+        """The four maps, (B, C, H / stride, W / stride), rounded up; the last one normalised."""
         maps = self.maps(images)
         return [x.permute(0, 3, 1, 2) for x in (*maps[:-1], self.norm(maps[-1]))]
 

@@ -290,6 +290,20 @@ def test_encoders_serve_dense_tasks_other_sizes_and_layer_decay(kind, config):
     assert set(layers) == set(range(model.num_layers))
 
 
+@pytest.mark.parametrize(
+    ("kind", "config"), [(Swin, SMALL_SWIN), (MixMIMTransformer, SMALL_MIXMIM), (HiViT, SMALL_HIVIT), (ViT, SMALL_VIT)]
+)
+def test_images_are_filled_up_to_whole_patches(kind, config):
+    """With zeros at the bottom and right: 61 x 85 pixels have the features of 64 x 88."""
+    torch.manual_seed(0)
+    model = kind(config, 64).eval()
+    images = torch.zeros(1, 3, 64, 88)
+    images[:, :, :61, :85] = torch.randn(1, 3, 61, 85)
+    pairs = zip(model.feature_maps(images[:, :, :61, :85]), model.feature_maps(images), strict=True)
+    assert all(torch.equal(one, two) for one, two in pairs)
+    assert torch.equal(model(images[:, :, :61, :85]), model(images))
+
+
 def test_maps_of_chosen_vit_blocks_are_their_tokens_row_by_row():
     """On an image that is not square; the tokens from the blocks called one by one."""
     torch.manual_seed(0)
