@@ -23,7 +23,7 @@ from ..models.targets.frozen import without_weights
 from ..pipelines.recipes import CIFAR_MEAN, CIFAR_STD
 from ..pipelines.spec import ViewSpec
 from . import config
-from .checkpoint import build_algorithm, load_algorithm
+from .checkpoint import build_algorithm, checkpoints, load_algorithm
 from .embed import evaluation_view
 from .recipe import load_recipe
 
@@ -64,8 +64,10 @@ def load_encoder(name: str, layer: str | None = None) -> Encoder:
 
 def saved_algorithm(name: str | Path) -> Algorithm:
     """The algorithm of a run directory, a .pt checkpoint or an encoder.safetensors; of the last, other parts than the
-    encoder are untrained."""
+    encoder are untrained. It is also what a directory without checkpoints is read for."""
     path = Path(name)
+    if (path / "encoder.safetensors").is_file() and not checkpoints(path):
+        path = path / "encoder.safetensors"
     if path.suffix != ".safetensors":
         return load_algorithm(path)[1]
     try:

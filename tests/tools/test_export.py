@@ -213,9 +213,9 @@ def test_detectron2_takes_numpy_arrays_under_its_own_names(tmp_path):
     [
         ("timm", MIXMIM, "has no MixMIMTransformer; use --to openmmlab"),
         ("torchvision", PLAIN, "class token"),
-        ("torchvision", DINOV2, "has not layer scale"),
+        ("torchvision", DINOV2, "none of: layer scale"),
         ("hf", replace(PLAIN, norm="pooled"), "none has together, or does without: a norm after pooling"),
-        ("torchvision", DINOV3, "no biases of keys, registers, rotary positions, layer scale"),
+        ("torchvision", DINOV3, "none of: keys without biases, registers, rotary positions, layer scale"),
         ("openmmlab", REGISTERS, "neither registers nor rotary"),
         ("timm", RESNET, "other stems and widths"),
         ("detectron2", PLAIN, "ResNets alone"),
@@ -241,7 +241,7 @@ def test_from_a_run_to_a_file_and_back(dino, tmp_path, capsys):
     (path,) = tmp_path.glob("t_*.pth")
     assert import_main([str(path), "--to", str(tmp_path / "in"), "--heads", "2", "--pool", "cls"]) == 0
     assert "recognised  openmmlab-vit, under backbone." in capsys.readouterr().out
-    found = load_encoder(str(tmp_path / "in" / "encoder.safetensors"))
+    found = load_encoder(str(tmp_path / "in"))  # the folder stands for a run; it has no checkpoint
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.allclose(found.module(images), part.encoder.eval()(images), atol=1e-6) and found.view.size == 32

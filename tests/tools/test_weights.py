@@ -248,6 +248,9 @@ def test_what_would_change_the_encoder_is_refused():
         convert(state | {"blocks.0.attn.q_norm.weight": torch.zeros(12)})
     with pytest.raises(UserError, match="no position table and no relative biases"):
         convert({name: tensor for name, tensor in state.items() if name != "pos_embed"})
+    eva02 = to_layout(encoder(replace(GATED, qkv_bias="qv", layer_scale=None)).state_dict(), vit.VQKD)
+    with pytest.raises(UserError, match="EVA-02, which headrace does not have"):
+        convert(eva02)
     rotary = to_layout(encoder(DINOV3).state_dict(), vit.DINOV3)
     periods = 100 ** (torch.arange(3) / 3)
     assert convert(rotary | {"rope_embed.periods": periods}, Options(wishes=Wishes(heads=2))).classifier
@@ -337,6 +340,7 @@ HOSTILE = {  # file -> its bytes, given a payload; and what is said
         "never unp",
     ),
     "bomb.pth": (lambda bad: archive(zipfile.ZIP_DEFLATED, **{"data.pkl": b"\x80\x02" + bytes(2**24)}), "compressed"),
+    "script.pt": (lambda bad: archive(zipfile.ZIP_STORED, **{"code/__torch__.py": b"x"}), "TorchScript"),
     "shape.pth": (lambda bad: saved({"a": torch.ones(1).expand(2**40)}), "larger than the file"),
     "cut.pth": (lambda bad: saved(WEIGHTS)[:20_000], "not a readable file"),
     "cut-legacy.pth": (

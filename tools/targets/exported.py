@@ -62,10 +62,10 @@ def beyond_plain(config: ViT.Config) -> list[str]:
     """What a ViT has that the first one (arXiv 2010.11929) had not, in words."""
     found = {
         "relative biases": config.relative_bias is not None,
-        "no biases of keys": config.qkv_bias != "all",
+        "keys without biases": config.qkv_bias != "all",
         "registers": config.registers > 0,
         "rotary positions": config.positions == "rotary",
-        "no positions": config.positions == "none",
+        "patches without positions": config.positions == "none",
         "a norm before the blocks": config.pre_norm,
         "a gated MLP": config.mlp == "swiglu",
         "layer scale": config.layer_scale is not None,

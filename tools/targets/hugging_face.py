@@ -97,13 +97,13 @@ _VITS = (
     (_dinov2, {"layer scale"}, {"layer scale", "registers", "a gated MLP"}),
     (
         _dinov3,
-        {"rotary positions", "layer scale", "no biases of keys"},
-        {"rotary positions", "layer scale", "no biases of keys", "registers", "a gated MLP"},
+        {"rotary positions", "layer scale", "keys without biases"},
+        {"rotary positions", "layer scale", "keys without biases", "registers", "a gated MLP"},
     ),
     (
         _beit,
-        {"relative biases", "layer scale", "no biases of keys"},
-        {"relative biases", "layer scale", "no biases of keys", "no positions", "a norm after pooling"},
+        {"relative biases", "layer scale", "keys without biases"},
+        {"relative biases", "layer scale", "keys without biases", "patches without positions", "a norm after pooling"},
     ),
 )
 

@@ -22,7 +22,7 @@ def _vit(encoder: ViT, config: ViT.Config, size: int, classes: int | None) -> Ex
     if config.pool != "cls" or config.mlp != "gelu":
         raise refuse("torchvision", "its ViT has a class token for its output, and GELU")
     if beyond := beyond_plain(config):
-        raise refuse("torchvision", f"its ViT has not {', '.join(beyond)}")
+        raise refuse("torchvision", f"its ViT has none of: {', '.join(beyond)}")
     width, depth, heads = config.shape
     options = dict(image_size=size, patch_size=config.patch_size, num_layers=depth, num_heads=heads, hidden_dim=width)
     options |= dict(mlp_dim=config.hidden_width, num_classes=classes or 1000)

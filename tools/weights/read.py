@@ -62,14 +62,18 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _refuse_compressed(path: Path) -> None:
-    """torch.save compresses nothing: what is compressed can be far larger than the file."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            packed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
-        if packed:
-            raise UserError(
-                f"{path}: a compressed archive ({packed[0]}), which torch.save does not write; unpack it first"
-            )
+    """torch.save compresses nothing: what is compressed can be far larger than the file. TorchScript is a program."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    if any("/code/" in entry.filename for entry in entries):
+        raise UserError(
+            f"{path}: a TorchScript archive, which is a program; where you trust it, save torch.jit.load's state_dict alone"
+        )
+    packed = [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
+    if packed:
+        raise UserError(f"{path}: a compressed archive ({packed[0]}), which torch.save does not write; unpack it first")
 
 
 def _tensors(content: object) -> dict[str, torch.Tensor]:

@@ -107,6 +107,10 @@ def _vit(state: State, wishes: Wishes, pooled_norm: bool, implied: dict[str, obj
     }
     options |= implied | {key: value for key in ("pool", "mlp") if (value := getattr(wishes, key))}
     if rows == 2 * hidden:
+        if (positions, options["qkv_bias"]) == ("learned", "qv"):
+            raise UserError(
+                "vit: gated MLPs with biases of queries and values alone: EVA-02, which headrace does not have"
+            )
         options["mlp"] = "swiglu"
     heads = state[tables[0]].shape[1] if tables else wishes.heads or _heads(width, depth, positions)
     config = _sized(ViT, (width, depth, heads), ("width", "depth", "heads"), **options)
