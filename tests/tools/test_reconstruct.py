@@ -22,6 +22,7 @@ PICTURES = {  # recipe of each method that predicts pictures -> whether patches 
     "pixmim_vit-base-p16_8xb512-amp-coslr-300e_in1k": True,
     "mae-hivit_hivit-base-p16_8xb512-amp-coslr-400e_in1k": True,
     "mixmim_mixmim-small-128px": True,
+    "mixmim_mixmim-small-160px": False,
     "simmim_vit-small-64px": False,
     "simmim_swin-base-w6_16xb128-amp-coslr-100e_in1k-192px": False,
     "maskfeat_vit-base-p16_8xb256-amp-coslr-300e_in1k": False,
