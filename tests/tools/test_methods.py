@@ -318,3 +318,30 @@ def test_beitv2s_second_prediction(neck):
 DECODER_OF_BEIT = [(authors, omm, authors.rsplit(".")[-1]) for authors, omm in DECODER.items()]
 DECODER_OF_BEIT += [(f"attn.{bias}", f"attn.{bias}", bias) for bias in ("q_bias", "v_bias")]
 DECODER_OF_BEIT += [(f"gamma_{n}", f"gamma_{n}", f"scale{n}") for n in (1, 2)]
+
+
+def test_cae_with_its_regressor_decoder_and_teacher():
+    """OpenMMLab's names; the cross attention's biases are tensors of their own there."""
+    own = tiny("cae")
+    state = to_layout(own.vit.state_dict(), vit.OPENMMLAB, "backbone.")
+    state |= to_layout(own.teacher.vit.state_dict(), vit.OPENMMLAB, "teacher.")
+    parts = {
+        "q.bias": "cross_attn.q_bias",
+        "v.bias": "cross_attn.v_bias",
+        "fc1": "ffn.layers.0.0",
+        "fc2": "ffn.layers.1",
+    }
+    parts |= {f"norm_{x}": f"norm1_{x}_cross" for x in "qkv"} | {f"{x}.weight": f"cross_attn.{x}.weight" for x in "qkv"}
+    parts |= {"proj": "cross_attn.proj", "norm2": "norm2_cross", "scale1": "gamma_1_cross", "scale2": "gamma_2_cross"}
+    for key, tensor in own.regressor[0].state_dict().items():
+        ours = next(part for part in parts if key.startswith(part))
+        state[f"neck.regressors.0.{parts[ours]}{key[len(ours) :]}"] = tensor
+    blocks = to_layout({f"blocks.0.{k}": t for k, t in own.decoder[0].state_dict().items()}, vit.OPENMMLAB, "neck.")
+    state |= {key.replace("neck.layers.", "neck.decoders."): tensor for key, tensor in blocks.items()}
+    for theirs, module in (("norm_regressor", "regressor_norm"), ("norm_decoder", "decoder_norm"), ("head", "head")):
+        state |= {f"neck.{theirs}.{key}": tensor for key, tensor in getattr(own, module).state_dict().items()}
+    state["neck.mask_token"] = own.mask_token.data
+    found = fresh(own)
+    load_method(found, state, METHODS["cae"])
+    for key, tensor in own.state_dict().items():
+        assert torch.equal(found.state_dict()[key], tensor), key
