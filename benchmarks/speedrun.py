@@ -9,7 +9,7 @@ and momenta follow the share of that time that has passed, not the number of ste
 however fast steps are. The row in the ledger ``speedrun.jsonl`` says where the seconds went. Settings are those of the
 recipe; they have not been tuned for this purpose. Ends with 1 if the result comes too late.
 
-On a CPU: ``--minutes 2 --train-images 2000 --val-images 1000 train.batch_size=64``, which learns little.
+On a CPU: ``--minutes 3 --train-images 1000 --val-images 500 train.batch_size=64``, which learns little.
 """
 
 from __future__ import annotations

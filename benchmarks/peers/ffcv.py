@@ -12,6 +12,7 @@ from ffcv.fields.decoders import CenterCropRGBImageDecoder, RandomResizedCropRGB
 from ffcv.loader import Loader, OrderOption
 from ffcv.pipeline import PipelineSpec
 
+from headrace.errors import UserError
 from headrace.pipelines.sharding.beton import write_beton
 from headrace.pipelines.sharding.plan import ShardOptions
 from headrace.pipelines.spec import ViewSpec
@@ -37,9 +38,11 @@ def _pipeline(view: ViewSpec) -> PipelineSpec:
     return PipelineSpec("image", decoder=decoder, transforms=steps)
 
 
-@cache  # it compiles its pipelines anew for every loader: seconds for each view
+@cache  # it compiles its pipelines anew for every loader
 def _loader(beton: Path, views: tuple[ViewSpec, ...], workers: int, batch: int) -> Loader:
     made = [_pipeline(view) for view in views for _ in range(view.count)]
+    if len(made) > 2:
+        raise UserError(f"each view is compiled by itself, half a minute of a core; not done for {len(made)}")
     pipelines = {"label": None, **{"image" if n == 0 else f"image{n}": spec for n, spec in enumerate(made)}}
     order = OrderOption.RANDOM
     return Loader(str(beton), batch, workers, os_cache=True, order=order, drop_last=True, pipelines=pipelines)
