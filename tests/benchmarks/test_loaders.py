@@ -165,13 +165,13 @@ def test_who_is_not_installed_is_named_and_the_others_run(photo_folder, tmp_path
 
 def test_opencv_by_hand_makes_views_like_ours(job):
     """Mean and spread of many views, as the benchmark holds peers to ours."""
-    pytest.importorskip("cv2")
+    pytest.importorskip("cv2", reason="needs the extra [peers]")
     job.workers = 1
     assert job.check(["headrace cpu", "opencv by hand"]) == {}
 
 
 def test_the_hand_written_matrix_is_the_reference_s_jitter_where_nothing_is_clamped():
-    pytest.importorskip("cv2")
+    pytest.importorskip("cv2", reason="needs the extra [peers]")
     from headrace.benchmarks.peers.opencv import _matrix
 
     image = np.random.default_rng(0).integers(110, 140, (8, 8, 3), dtype=np.uint8)

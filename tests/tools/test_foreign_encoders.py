@@ -60,7 +60,7 @@ TIMM = {  # its name of the model, what is made small, wishes, further sizes
 
 @pytest.mark.parametrize("name", TIMM)
 def test_timm(name):
-    timm = pytest.importorskip("timm")
+    timm = pytest.importorskip("timm", reason="needs the extra [parity]")
     changed, wishes, sizes = TIMM[name]
     options = {key: value for key, value in (SMALL | changed).items() if value is not None}
     model = stirred(timm.create_model(name, **options))
@@ -113,7 +113,7 @@ HUGGING_FACE = [  # model, its configuration, wishes, features, further sizes
     "number", range(len(HUGGING_FACE)), ids=[f"{name}-{i}" for i, (name, *_) in enumerate(HUGGING_FACE)]
 )
 def test_transformers_in_memory_and_as_it_writes_files(number, tmp_path):
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="needs the extra [parity]")
     name, config, wishes, expression, sizes = HUGGING_FACE[number]
     config = getattr(transformers, f"{name}Config")(**config)
     model = stirred(getattr(transformers, f"{name}Model")(config))
@@ -176,7 +176,7 @@ def authors(version, *, gate=0, registers=0):
 )
 def test_dinos_authors(name, state):
     """timm has its own converter of these files."""
-    timm = pytest.importorskip("timm")
+    timm = pytest.importorskip("timm", reason="needs the extra [parity]")
     family = timm.models.eva if "dinov3" in name else timm.models.vision_transformer
     shape = SMALL | {"img_size": 64 if "dinov3" in name else 56, "global_pool": "token"}
     if "giant" in name or "plus" in name:
@@ -204,7 +204,7 @@ def openai():
 
 
 def test_openais_clip():
-    timm = pytest.importorskip("timm")
+    timm = pytest.importorskip("timm", reason="needs the extra [parity]")
     shape = SMALL | {"img_size": 64}
     model = timm.create_model("vit_base_patch16_clip_quickgelu_224", **shape).eval()
     found = timm.models.vision_transformer.checkpoint_filter_fn(openai(), model)
@@ -250,7 +250,7 @@ OPENMMLAB = [  # class, its arguments, wishes, what is made of the output, furth
 
 @pytest.mark.parametrize("number", range(len(OPENMMLAB)), ids=[f"{name}-{i}" for i, (name, *_) in enumerate(OPENMMLAB)])
 def test_mmpretrain(number):
-    models = pytest.importorskip("mmpretrain.models")
+    models = pytest.importorskip("mmpretrain.models", reason="needs the extra [parity]")
     name, arguments, wishes, expression, sizes = OPENMMLAB[number]
     model = stirred(getattr(models, name)(**arguments))
     imported = convert({f"backbone.{key}": value for key, value in model.state_dict().items()}, Options(wishes=wishes))

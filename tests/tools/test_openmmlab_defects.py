@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-pytest.importorskip("mmpretrain", reason="compares with MMPretrain: pip install headrace[parity]")
+pytest.importorskip("mmpretrain", reason="needs the extra [parity]")
 
 from mmpretrain.datasets.transforms.processing import BEiTMaskGenerator  # noqa: E402
 from mmpretrain.models.backbones import DeiT3  # noqa: E402

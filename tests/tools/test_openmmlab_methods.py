@@ -6,7 +6,7 @@ What is defective or different there on purpose is in `test_openmmlab_defects.py
 import pytest
 import torch
 
-pytest.importorskip("mmpretrain", reason="compares with MMPretrain: pip install headrace[parity]")
+pytest.importorskip("mmpretrain", reason="needs the extra [parity]")
 
 from mmpretrain.structures import DataSample  # noqa: E402
 from openmmlab_methods import METHOD_CASES, imported  # noqa: E402

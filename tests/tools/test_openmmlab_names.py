@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-pytest.importorskip("mmpretrain", reason="reads MMPretrain's signatures: pip install headrace[parity]")
+pytest.importorskip("mmpretrain", reason="needs the extra [parity]")
 
 import mmpretrain.datasets.transforms  # noqa: E402, F401
 import mmpretrain.models  # noqa: E402, F401
