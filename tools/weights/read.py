@@ -69,7 +69,7 @@ def _refuse_compressed(path: Path) -> None:
         entries = archive.infolist()
     if any("/code/" in entry.filename for entry in entries):
         raise UserError(
-            f"{path}: a TorchScript archive, which is a program; where you trust it, save torch.jit.load's state_dict alone"
+            f"{path}: a TorchScript archive, a program; where you trust it, load it and save its state_dict"
         )
     packed = [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
     if packed:
