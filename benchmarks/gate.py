@@ -3,7 +3,8 @@
 Ours and one peer, torchvision v2 as a user would write it, make the same views of the same generated photos in this
 process, one worker each, in turn. The figure is a ratio of both from the same minute, of CPU time per image: what else
 runs on a machine stretches wall time at random, CPU time hardly, and what is left of it meets both. It is compared with
-the ratio in the ledger ``gate.jsonl``: the last one of this processor, else the lowest of those of the others.
+the ratio in the ledger ``gate.jsonl``: the median of the last day on which this processor was measured, else the lowest
+of those of other processors.
 
 A job fails if its ratio is more than 15 % below the recorded one, and more than the spread: the best fifth of this
 run's turns must lie below the worst fifth of the recorded ones. A failure is measured once more, with twice the turns,
@@ -91,10 +92,20 @@ def measure(folder: Path, name: str, turns: int, handicap: float = 0.0) -> dict:
 
 
 def recorded(rows: Sequence[dict], name: str, own_processor: str) -> dict | None:
-    """The row that a job is compared with."""
-    rows = [row for row in rows if row["job"] == name and row["peer"] == PEER]
-    same = [row for row in rows if row["processor"] == own_processor]
-    return same[-1] if same else min(rows, key=lambda row: row["ratio"], default=None)
+    """What a job is compared with: `ratio`, `p20`, `p80`, medians of the rows of one `processor` and `day`."""
+    days: dict[str, list[dict]] = {}  # processor -> the rows of the last day on which it was measured
+    for row in rows:
+        if row["job"] == name and row["peer"] == PEER:
+            own = days.setdefault(row["processor"], [])
+            if own and own[-1]["time"][:10] != row["time"][:10]:
+                own.clear()
+            own.append(row)
+    figures = {
+        kind: {key: float(np.median([row[key] for row in own])) for key in ("ratio", "p20", "p80")}
+        | {"processor": kind, "day": own[-1]["time"][:10]}
+        for kind, own in days.items()
+    }
+    return figures.get(own_processor) or min(figures.values(), key=lambda row: row["ratio"], default=None)
 
 
 def slower(found: dict, before: dict) -> bool:
@@ -105,7 +116,7 @@ def slower(found: dict, before: dict) -> bool:
 def verdict(found: dict, before: dict) -> str:
     change = found["ratio"] / before["ratio"] - 1
     figures = f"{found['ratio']:.2f} x {PEER} ({found['p20']:.2f}-{found['p80']:.2f})"
-    when = f"{before['time'][:10]}, {before['processor']}"
+    when = f"{before['day']}, {before['processor']}"
     return f"{found['job']:<10} {figures}, recorded {before['ratio']:.2f} ({when}): {change:+.1%}"
 
 
