@@ -92,7 +92,7 @@ def measure(folder: Path, name: str, turns: int, handicap: float = 0.0) -> dict:
 
 
 def recorded(rows: Sequence[dict], name: str, own_processor: str) -> dict | None:
-    """What a job is compared with: `ratio`, `p20`, `p80`, medians of the rows of one `processor` and `day`."""
+    """What a job is compared with: `ratio`, `p20`, `p80`, medians of the `rows` of one `processor` and `day`."""
     days: dict[str, list[dict]] = {}  # processor -> the rows of the last day on which it was measured
     for row in rows:
         if row["job"] == name and row["peer"] == PEER:
@@ -102,7 +102,7 @@ def recorded(rows: Sequence[dict], name: str, own_processor: str) -> dict | None
             own.append(row)
     figures = {
         kind: {key: float(np.median([row[key] for row in own])) for key in ("ratio", "p20", "p80")}
-        | {"processor": kind, "day": own[-1]["time"][:10]}
+        | {"processor": kind, "day": own[-1]["time"][:10], "rows": len(own)}
         for kind, own in days.items()
     }
     return figures.get(own_processor) or min(figures.values(), key=lambda row: row["ratio"], default=None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from .gate import PEER, recorded
 from .jobs import CEILINGS, DECODED
 from .kernels import markdown as kernel_table
 from .peers import PEERS
@@ -196,15 +197,14 @@ def shard(rows: Sequence[Row]) -> list[str]:
 
 
 def gate(rows: Sequence[Row]) -> list[str]:
+    """What the gate compares with, for every job and processor."""
     body = []
-    for name, jobs in latest(rows).items():
-        for job, own in jobs.items():
-            row = own[-1]
-            ratio = f"{row['ratio']:.2f} ({row['p20']:.2f}-{row['p80']:.2f})"
-            times = [f"{us:,.0f}" for us in row["us_per_image"].values()]
-            body.append([job, name, row["peer"], *times, ratio])
-    header = ["job", "on", "peer", "ours, CPU us an image", "the peer's", "ratio, median (p20-p80)"]
-    return lines(header, body, left=3)
+    for job in dict.fromkeys(row["job"] for row in rows):
+        for processor in dict.fromkeys(row["processor"] for row in rows if row["job"] == job):
+            own = recorded(rows, job, processor)
+            ratio = f"{own['ratio']:.2f} ({own['p20']:.2f}-{own['p80']:.2f})"
+            body.append([job, PEER, processor, own["day"], str(own["rows"]), ratio])
+    return lines(["job", "peer", "processor", "day", "runs", "ratio (p20-p80), medians"], body, left=4)
 
 
 def kernels(folder: Path) -> list[str]:
