@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import UserError
 
 _DEEPEST = 6  # levels of _base_
-_MOST = 10**6  # values in a variable
+_MOST = 10**5  # values in a variable
 _LARGEST = 100  # of a power: more is no hyper-parameter, and can take for ever
 _ARITHMETIC = {
     ast.Add: operator.add,
