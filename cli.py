@@ -18,6 +18,7 @@ COMMANDS = {
     "knn": ("train.knn", "k-NN accuracy of an encoder"),
     "linear": ("train.linear", "accuracy of a linear classifier on its features"),
     "finetune": ("train.finetune", "accuracy after training all of its weights with labels"),
+    "detect": ("train.dense.detect", "average precision after training it to find objects"),
     "segment": ("train.dense.segment", "mean intersection over union after training it to segment"),
     "svm": ("train.svm", "mean average precision on VOC 2007 of linear SVMs on its features"),
     "tsne": ("tools.tsne", "its features in two dimensions, as a picture"),

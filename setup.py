@@ -40,6 +40,7 @@ setup(
         "timm": ["timm"],
         "eval": ["scikit-learn"],
         "umap": ["umap-learn"],
+        "detect": ["pycocotools"],
         # what tests compare exported weights with, where it is installed
         "parity": [
             "timm",
@@ -53,6 +54,15 @@ setup(
         ],
         "tensorboard": ["tensorboard"],
         "wandb": ["wandb"],
-        "dev": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "scikit-learn", "scipy", "ruff"],
+        "dev": [
+            "pytest",
+            "pytest-timeout",
+            "pytest-xdist",
+            "hypothesis",
+            "scikit-learn",
+            "scipy",
+            "pycocotools",
+            "ruff",
+        ],
     },
 )

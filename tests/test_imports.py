@@ -21,6 +21,7 @@ HEAVY = {  # third-party package -> the files that are about it
     "triton": {"triton_impl.py", "kernels/aot.py", "kernels/biased_attention/tiled.py", "kernels/bench.py"},
     "webdataset": {"pipelines/stream_loader.py", "benchmarks/peers/tars.py"},
     "simplejpeg": {"pipelines/cut.py"},
+    "pycocotools": {"train/dense/coco.py"},
     "numba": {"pipelines/cpu_augment.py"},
     "ffcv": {"pipelines/sharding/beton.py", "pipelines/ffcv_loader.py"},
 }

@@ -149,6 +149,8 @@ def table(title: str, rows: list[dict]) -> None:
 
 
 def _cell(key: str, value) -> str:
+    if value is None:
+        return "-"
     if key.startswith(("top", "mAP", "AP", "mIoU", "mAcc", "aAcc", "held-out", "share")):
         return f"{value:.2%}"
     return f"{value:g}" if isinstance(value, float) else str(value)

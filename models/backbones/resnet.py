@@ -71,12 +71,12 @@ class ResNet(nn.Module):
             elif config.zero_init_residual and isinstance(module, block):
                 nn.init.zeros_((module.bn3 if kind == "Bottleneck" else module.bn2).weight)
 
-    def stages(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Five maps: the stem's, after its ReLU and before pooling (B, width, H/2, W/2), then of the four stages."""
+    def stages(self, images: torch.Tensor, count: int = 4) -> tuple[torch.Tensor, ...]:
+        """Maps of the stem, after its ReLU and before pooling (B, width, H/2, W/2), and of the first `count` stages."""
         body = self.body
         maps = [body.relu(body.bn1(body.conv1(self.front(images))))]
         x = body.maxpool(maps[0])
-        for stage in (body.layer1, body.layer2, body.layer3, body.layer4):
+        for stage in (body.layer1, body.layer2, body.layer3, body.layer4)[:count]:
             x = stage(x)
             maps.append(x)
         return tuple(maps)

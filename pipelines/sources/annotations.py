@@ -22,6 +22,11 @@ class Boxes:
     segments: list | None = None  # N times COCO's own polygons or run lengths; None where there are only boxes
 
 
+def countable(boxes: np.ndarray, difficult: np.ndarray) -> np.ndarray:
+    """(N,) bool: which objects can be learned from: not difficult, at least a pixel wide and high."""
+    return ~difficult & (boxes[:, 2:] - boxes[:, :2] >= 1).all(1)
+
+
 def read_json(file: Path, *lists: str) -> dict:
     """The object in a JSON file, which holds a list under each of the names `lists`. `UserError` for anything else."""
     try:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import UserError
-from .annotations import Boxes, read_json
+from .annotations import Boxes, countable, read_json
 from .files import FileSource
 from .folder import image_files
 from .lookup import choice, existing
@@ -34,7 +34,7 @@ class CocoSource(FileSource):
         if not paths:
             raise UserError(f"{folder}: no image in it; unpack {folder.name}.zip there")
         super().__init__(folder, paths)
-        self._file = root / "annotations" / f"instances_{split}2017.json"
+        self.file = root / "annotations" / f"instances_{split}2017.json"
 
     def boxes(self, index: int) -> Boxes:
         """The objects of an image, with their segments, in the order of the file."""
@@ -43,6 +43,12 @@ class CocoSource(FileSource):
         text, ends = objects["segments"], objects["ends"]
         segments = [json.loads(text[ends[at] : ends[at + 1]]) for at in range(rows.start, rows.stop)]
         return Boxes(objects["boxes"][rows], objects["labels"][rows], objects["crowd"][rows], segments)
+
+    def countable(self, index: int) -> np.ndarray:
+        """(N,) bool: which objects of an image can be learned from: no crowds, at least a pixel wide and high."""
+        objects = self._objects
+        rows = slice(objects["starts"][index], objects["starts"][index + 1])
+        return countable(objects["boxes"][rows], objects["crowd"][rows])
 
     @property
     def categories(self) -> list[str]:
@@ -62,17 +68,17 @@ class CocoSource(FileSource):
     @cached_property
     def _objects(self) -> dict:
         """All annotations as arrays: 860,000 objects as Python's own would take gigabytes in every process."""
-        content = read_json(existing(self._file), "images", "annotations", "categories")
+        content = read_json(existing(self.file), "images", "annotations", "categories")
         try:
             return self._arrays(content["images"], content["annotations"], content["categories"])
         except (KeyError, TypeError, ValueError) as fault:
-            raise UserError(f"{self._file}: an entry is not as it should be ({fault!r}); download it again") from None
+            raise UserError(f"{self.file}: an entry is not as it should be ({fault!r}); download it again") from None
 
     def _arrays(self, images: list, annotations: list, categories: list) -> dict:
         position = {self.key(index): index for index in range(len(self))}
         absent = [one["file_name"] for one in images if one["file_name"] not in position]
         if absent:
-            raise UserError(f"{self.root}: {len(absent):,} images of {self._file.name} are missing, e.g. {absent[0]}")
+            raise UserError(f"{self.root}: {len(absent):,} images of {self.file.name} are missing, e.g. {absent[0]}")
         index_of = {one["id"]: position[one["file_name"]] for one in images}
         image_ids = np.full(len(self), -1)
         image_ids[list(index_of.values())] = list(index_of)

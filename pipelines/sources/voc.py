@@ -19,7 +19,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from ...errors import UserError
-from .annotations import Boxes
+from .annotations import Boxes, countable
 from .files import FileSource
 from .lists import check_first, read_lines
 from .lookup import choice, existing
@@ -95,6 +95,11 @@ class VocSource(FileSource):
         boxes[:, :2] -= 1
         difficult = np.array([one.findtext("difficult", "0").strip() == "1" for one in objects], bool)
         return Boxes(boxes, np.array(labels, np.int64), difficult)
+
+    def countable(self, index: int) -> np.ndarray:
+        """(N,) bool: which objects of an image can be learned from: not difficult, at least a pixel wide and high."""
+        found = self.boxes(index)
+        return countable(found.boxes, found.difficult)
 
 
 def devkit(path: Path) -> Path:

@@ -1,8 +1,10 @@
 """``headrace segment``: samples, heads and figures against independent ones; training on real formats, made small."""
 
 import json
+import multiprocessing
 import os
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -25,7 +27,7 @@ from headrace.train import checkpoint
 from headrace.train.dense import segment
 from headrace.train.dense.confusion import class_ious, confusion, segmentation_figures
 from headrace.train.dense.image import distorted, fitted
-from headrace.train.dense.loader import DRAWS, AnnotatedLoader
+from headrace.train.dense.loader import DRAWS, AnnotatedLoader, workers_watched
 from headrace.train.dense.masks import Scene, collate
 from headrace.train.dense.run import recipes
 from headrace.train.metrics import read_metrics
@@ -308,6 +310,28 @@ def test_a_sample_depends_on_seed_epoch_and_id_alone():
     assert torch.equal(next(loader).views["image"], one[4].views["image"]) and loader.state_dict() == {"step": 5}
     loader.close()
     assert DRAWS >= 40  # what crop_box takes
+
+
+def test_signals_to_workers():
+    """Of schedulers they take none; one that is killed is named in a line, and nobody waits for it."""
+    source = painted()
+    share = {"seed": 3, "device": torch.device("cpu"), "threads": 1, "rank": 0, "world": 1}
+    loader = AnnotatedLoader(source, Scene(config()), collate, Order(12, 4, seed=3), **share)
+    first = next(loader)
+    (worker,) = multiprocessing.active_children()
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        os.kill(worker.pid, number)
+    assert [next(loader).step for _ in range(4)] == [1, 2, 3, 4] and worker.is_alive() and first.step == 0
+    loader.close()
+    assert not worker.is_alive()
+    next(loader)  # starts another
+    (worker,) = multiprocessing.active_children()
+    with pytest.raises(ProcessError, match="worker .*(killed|exited|ended).*data.threads"), workers_watched():
+        os.kill(worker.pid, signal.SIGKILL)
+        for _ in range(50):
+            next(loader)
+            time.sleep(0.05)
+    loader.close()
 
 
 # heads and maps

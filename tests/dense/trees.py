@@ -147,8 +147,9 @@ def coco(root, splits, size=(96, 72), crowd=True, **scenes):
             if crowd and number % 4 == 3:
                 corner = np.zeros(size[::-1], bool)
                 corner[-12:, -16:] = True
-                flat = np.concatenate([[False], corner.T.ravel(), [not corner.T.ravel()[-1]]])
-                runs = np.diff(np.flatnonzero(np.concatenate([[True], flat[1:] != flat[:-1]])))
+                flat = corner.T.ravel()
+                edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+                runs = np.diff(np.concatenate([[0], edges, [flat.size]]))
                 annotations.append(
                     {
                         "id": len(annotations) + 1,

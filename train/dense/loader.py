@@ -6,8 +6,10 @@ A sample is a function of (seed, epoch, sample id), so nothing depends on worker
 from __future__ import annotations
 
 import itertools
+import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,9 +22,11 @@ from ...pipelines.decode import DecodeError
 from ...pipelines.order import Order
 from ...pipelines.rng import uniform
 from ...pipelines.spec import Batch, LoaderStats
+from ..signals import SIGNALS
 
 DRAWS = 40  # random numbers that a sample may use
 _PATIENCE = 600  # seconds without a batch after which a worker is given up
+_GRACE = 20  # seconds that a worker goes on after SIGTERM
 
 # (source, index, draws in [0, 1) or None for the test) -> what `collate` takes a list of
 MakeSample = Callable[[Any, int, list[float] | None], Any]
@@ -71,17 +75,40 @@ def _started(samples: _Samples, places: Any, collate: Callable[[list], Any], thr
             collate_fn=partial(_collated, collate=collate),
             num_workers=threads,
             timeout=_PATIENCE,
+            worker_init_fn=_undisturbed,
             pin_memory=pin,
         )
     )
 
 
-def _next(batches: Iterator, name: str) -> Any:
+def _undisturbed(_worker: int) -> None:
+    """Schedulers send their signals to every process, but which step is the last one, the run decides. SIGTERM is also
+    how Python ends what is left of its children, so it only sets a time."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))
+
+
+def _end(batches: Iterator) -> None:
+    batches._shutdown_workers()  # it happens by itself, too, but only when nothing refers to them, such as a traceback
+
+
+@contextmanager
+def workers_watched() -> Iterator[None]:
+    """A `ProcessError` in place of what torch raises, wherever the process then is, when a worker was killed."""
     try:
-        batch = next(batches)
-    except RuntimeError as fault:  # a worker was killed, or gives no sign
-        reason = str(fault).splitlines()[0]
-        raise ProcessError(f"{name}: a worker ended ({reason}); where memory is short, lower data.threads") from None
+        yield
+    except (RuntimeError, ConnectionError) as fault:
+        if isinstance(fault, RuntimeError) and "DataLoader" not in str(fault):
+            raise
+        with suppress(RuntimeError):  # torch raises it once more when it is told of the child's end
+            time.sleep(0.2)
+        reason = "a worker ended" if isinstance(fault, ConnectionError) else str(fault).splitlines()[0]
+        raise ProcessError(f"{reason}; where memory is short, lower data.threads or train.batch_size") from None
+
+
+def _next(batches: Iterator) -> Any:
+    batch = next(batches)
     if isinstance(batch, _Fault):
         raise ProcessError(batch.text)
     return batch
@@ -120,7 +147,7 @@ class AnnotatedLoader:
             pin = self._device.type == "cuda"
             places = _Places(self._order, self._rank, self._world, self._step)
             self._batches = _started(self._samples, places, self._collate, self._threads, pin)
-        parts = on_device(_next(self._batches, self._samples.source.name), self._device)
+        parts = on_device(_next(self._batches), self._device)
         ids = self._order.ids(self._step, self._rank, self._world)
         epoch = self._order.epoch(self._step)
         batch = Batch(ids=ids, mask=None, step=self._step, epoch=epoch, **{"labels": None, **parts})
@@ -140,7 +167,9 @@ class AnnotatedLoader:
         return self._stats
 
     def close(self) -> None:
-        self._batches = None  # the last reference: the workers end
+        if self._batches is not None:
+            _end(self._batches)
+        self._batches = None
 
 
 @dataclass
@@ -162,8 +191,11 @@ def each_once(source: Any, make: MakeSample, *, threads: int, rank: int, world: 
     """(index, sample) of every sample of a source that is this process's to test, undistorted."""
     own = range(rank, len(source), world)
     samples = _started(_Samples(source, make, None), [[(0, index)] for index in own], _only, threads, False)
-    for index in own:
-        yield index, _next(samples, source.name)
+    try:
+        for index in own:
+            yield index, _next(samples)
+    finally:
+        _end(samples)
 
 
 def _only(samples: list) -> Any:

@@ -29,6 +29,7 @@ from ..embed_encoder import Encoder, digest, encoder_file
 from ..evaluate import Stopwatch, add_results, record, table
 from ..pretrain import pretrain
 from ..recipe import Recipe, load_recipe
+from .loader import workers_watched
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def run(task: Task, argv: list[str] | None) -> int:
     watch, device = Stopwatch(), pick_device(recipe.train.device)
     if recipe.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
-    with launch(device, recipe.train.timeout) as process:
+    with launch(device, recipe.train.timeout) as process, workers_watched():
         out = pretrain(recipe, process, task.learnable(train), task.batches)
         process.barrier()
         if not (out / "encoder.safetensors").exists():
