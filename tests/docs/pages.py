@@ -106,9 +106,10 @@ class Page:
                 self.forget()
 
     def forget(self) -> None:
-        """Modules of the page's files are imported anew: they may have been changed."""
+        """Modules of the page's files are imported anew: they may have been changed, or be those of another test."""
         for name, module in list(sys.modules.items()):
-            if str(getattr(module, "__file__", None) or "").startswith(str(self.folder)):
+            own = str(getattr(module, "__file__", None) or "").startswith(str(self.folder))
+            if own or (self.folder / f"{name}.py").is_file():
                 del sys.modules[name]
         importlib.invalidate_caches()
 

@@ -73,7 +73,9 @@ def test_a_record_is_what_the_files_say(run):
     assert record.values("knn").tolist() == [row["metrics"]["knn"] for row in rows if "knn" in row["metrics"]]
     assert [path.name for path in record.checkpoints] == ["step-00000010.pt", "step-00000020.pt"]
     assert [entry["key"] for entry in record.quarantine] == ["class_1/photo_07.jpg"]
-    assert record.missing == [] and len(record.warnings()) == 1
+    assert record.missing == []
+    # how long a step waits for data depends on what else the machine does
+    assert len([line for line in record.warnings() if "waiting for data" not in line]) == 1
 
 
 def test_the_page_of_a_run(run, tmp_path):
