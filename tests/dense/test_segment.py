@@ -11,10 +11,13 @@ import pytest
 import torch
 import torchvision
 import trees
+import yaml
 from PIL import Image
+from safetensors.torch import save_file
 
 from headrace.benchmarks import processes
 from headrace.errors import ProcessError, UserError
+from headrace.models.algorithms.classifier import Classifier
 from headrace.models.algorithms.segmenter import Segmenter
 from headrace.models.backbones import ResNet, ViT
 from headrace.models.backbones.hivit import HiViT
@@ -23,8 +26,10 @@ from headrace.models.backbones.swin import Swin
 from headrace.models.dense.maps import Maps
 from headrace.pipelines.order import Order
 from headrace.pipelines.sources import open_source
-from headrace.train import checkpoint
-from headrace.train.dense import segment
+from headrace.pipelines.spec import ViewSpec
+from headrace.train import checkpoint, pretrain
+from headrace.train.config import plain
+from headrace.train.dense import detect, segment
 from headrace.train.dense.confusion import class_ious, confusion, segmentation_figures
 from headrace.train.dense.image import distorted, fitted
 from headrace.train.dense.loader import DRAWS, AnnotatedLoader, workers_watched
@@ -430,3 +435,52 @@ def test_errors(command, voc, tmp_path):
     with pytest.raises(ProcessError, match="ulm_000001_000019_leftImg8bit.png: not an image"):
         data = (f"cityscapes:{city}?split=val", f"cityscapes:{city}?split=val")
         command("train.max_steps=2", "train.batch_size=2", "algorithm.slide=40", recipe=CITY, data=data, out="broken")
+
+
+# encoders
+
+
+@pytest.mark.parametrize("name", ["segment", "detect"])
+def test_an_encoder_brings_its_weights_and_its_normalisation(name, voc, tmp_path):
+    """From the file that a run leaves, and from that of a run whose recipe has another kind of encoder."""
+    torch.manual_seed(0)
+    backbone = ResNet.Config("resnet18", width=8)
+    view = ViewSpec(size=96, mean=(0.5,) * 3, std=(0.25,) * 3)
+    classifier = Classifier(Classifier.Config(backbone=backbone, view=view, classes=3))
+    given = {key: value.contiguous() for key, value in classifier.encoder.state_dict().items()}
+    about = {"config": yaml.safe_dump(plain(classifier.config))}
+    save_file(given, tmp_path / "encoder.safetensors", metadata=about)
+    if name == "segment":
+        recipe, data = VOC, (f"voc12aug:{voc}", f"voc12aug:{voc}?split=val")
+        small = SMALL[1:]
+    else:
+        root = trees.coco(tmp_path / "coco", {"train": 4, "val": 1})
+        recipe, data = "detect/mask-rcnn-fpn_8xb2-1x_coco", (f"coco:{root}", f"coco:{root}?split=val")
+        small = ["algorithm.width=16", "algorithm.regions=32", "algorithm.short=[72]", "algorithm.test_short=72"]
+        small += ["train.batch_size=4", "train.device=cpu", "data.threads=1"]
+    options = [*small, "train.max_steps=1", "optim.lr=1e-12", f"train.out={tmp_path / 'run'}"]
+    sets = [f"data.train={data[0]}", f"data.val={data[1]}", "--results", str(tmp_path / "rows.jsonl")]
+    command = {"segment": segment, "detect": detect}[name]
+    assert command.main([recipe, str(tmp_path / "encoder.safetensors"), *sets, *options]) == 0
+    trained = checkpoint.load_algorithm(tmp_path / "run")[1]
+    assert trained.config.mean == (0.5,) * 3 and trained.config.std == (0.25,) * 3
+    assert trained.config.backbone == backbone and trained.config.image_size == 96
+    found = trained.encoder.state_dict()
+    weights = [key for key in given if "running" not in key and "num_batches" not in key]
+    assert all(torch.allclose(found[key], given[key], atol=1e-6) for key in weights)
+    given.pop("body.conv1.weight")
+    save_file(given, tmp_path / "encoder.safetensors", metadata=about)
+    with pytest.raises(UserError, match="lacks 1 of the backbone's tensors, such as body.conv1.weight"):
+        command.main(
+            [recipe, str(tmp_path / "encoder.safetensors"), *sets, *options[:-1], f"train.out={tmp_path / 'b'}"]
+        )
+
+
+def test_a_vit_of_a_run_segments(command, voc, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert pretrain.main(["mae_vit-tiny", "--smoke", "train.max_steps=1", f"train.out={tmp_path / 'mae'}"]) == 0
+    sets = [f"data.train=voc12aug:{voc}", f"data.val=voc12aug:{voc}?split=val", "algorithm.head=upernet"]
+    options = [*SMALL[1:], "train.max_steps=1", f"train.out={tmp_path / 'run'}", "algorithm.backbone.drop_path=0.1"]
+    assert segment.main([VOC, str(tmp_path / "mae"), *sets, *options]) == 0
+    trained = checkpoint.load_algorithm(tmp_path / "run")[1]
+    assert trained.config.backbone.drop_path == 0.1 and trained.config.backbone.patch_size == 8

@@ -31,6 +31,7 @@ def main(argv: list[str] | None = None) -> int:
         about="Object detection on a pre-trained encoder, by Faster or Mask R-CNN.",
         algorithm=Detector,
         fits=lambda source: hasattr(source, "boxes") and bool(source.boxes(0)),
+        testable=coco_truth,
         learnable=Annotated,
         batches=batches,
         score=score,

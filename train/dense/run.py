@@ -42,6 +42,7 @@ class Task:
     about: str
     algorithm: type[Algorithm]
     fits: Callable[[Any], bool]  # whether a source has such annotations; reads one, so that missing files show early
+    testable: Callable[[Any], Any]  # raises `UserError` for annotations of data.val that tests could not use
     learnable: Callable[[Any], Any]  # training source -> the part of it that can be learned from
     batches: Callable[..., Loader]  # as `pretrain` takes it
     # (trained algorithm, source, recipe, process, threads) -> (rows of the table, what else is recorded), on the first
@@ -65,7 +66,9 @@ def run(task: Task, argv: list[str] | None) -> int:
     arguments = parser.parse_intermixed_args(argv)
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
-    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    # a field of the backbone alone says nothing until the encoder has said which one it is
+    first = [given for given in arguments.overrides if not given.startswith("algorithm.backbone.")]
+    recipe = load_recipe(arguments.recipe, first)
     check(task, recipe, arguments.recipe)
     train, val = open_sets(task, recipe)
     given = [f"algorithm.classes={len(train.categories)}"]
@@ -134,6 +137,7 @@ def open_sets(task: Task, recipe: Recipe) -> tuple[Any, Any]:
         other = next((pair for pair in zip(train, val) if pair[0] != pair[1]), None)
         how = f"{other[1]!r} in place of {other[0]!r}" if other else f"{len(val)} in place of {len(train)}"
         raise UserError(f"data.val: {sources[1].name} has other categories than {sources[0].name}: {how}")
+    task.testable(sources[1])
     return sources
 
 

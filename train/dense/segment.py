@@ -30,6 +30,7 @@ def main(argv: list[str] | None = None) -> int:
         algorithm=Segmenter,
         kinds="voc12aug:PATH, cityscapes:PATH or ade20k:PATH",
         fits=lambda source: hasattr(source, "target") and source.target(0).ndim == 2,
+        testable=lambda source: None,
         learnable=lambda source: source,
         batches=batches,
         score=score,
