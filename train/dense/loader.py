@@ -98,17 +98,21 @@ def workers_watched() -> Iterator[None]:
     """A `ProcessError` in place of what torch raises, wherever the process then is, when a worker was killed."""
     try:
         yield
-    except (RuntimeError, ConnectionError) as fault:
-        if isinstance(fault, RuntimeError) and "DataLoader" not in str(fault):
+    except RuntimeError as fault:
+        if "DataLoader" not in str(fault):
             raise
         with suppress(RuntimeError):  # torch raises it once more when it is told of the child's end
             time.sleep(0.2)
-        reason = "a worker ended" if isinstance(fault, ConnectionError) else str(fault).splitlines()[0]
-        raise ProcessError(f"{reason}; where memory is short, lower data.threads or train.batch_size") from None
+        raise ProcessError(
+            f"{str(fault).splitlines()[0]}; where memory is short, lower data.threads or train.batch_size"
+        ) from None
 
 
 def _next(batches: Iterator) -> Any:
-    batch = next(batches)
+    try:
+        batch = next(batches)
+    except (OSError, EOFError):  # what is left of the pipe of a worker that was killed
+        raise RuntimeError("a DataLoader worker ended") from None
     if isinstance(batch, _Fault):
         raise ProcessError(batch.text)
     return batch
