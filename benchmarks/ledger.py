@@ -69,11 +69,9 @@ def lines(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -
 
 
 def about(rows: Sequence[Row]) -> str:
-    """A line on when and with what rows were measured."""
-    row = rows[-1]
-    versions = row["packages"]
-    words = [machine(row), f"torch {versions['torch']}", row["time"][:10], f"commit {row['commit'][:8]}"]
-    return ", ".join(words)
+    """When and with what rows of one machine were measured, all of it where that differs."""
+    with_what = lambda row: f"torch {row['packages']['torch']}, {row['time'][:10]}, commit {row['commit'][:8]}"  # noqa: E731
+    return f"{machine(rows[-1])}, {'; '.join(dict.fromkeys(map(with_what, rows)))}"
 
 
 def loaders(rows: Sequence[Row]) -> list[str]:
@@ -93,7 +91,8 @@ def loaders(rows: Sequence[Row]) -> list[str]:
         body += [[f"*{name}*", *(_rate(own.get(name)) for own in shown.values())] for name in ceilings]
         config = next(iter(jobs.values()))[0]["config"]
         out += [
-            f"{about(list(next(iter(jobs.values()))))}; {config['images']:,} images, {config['workers']} workers.",
+            f"{about([row for own in jobs.values() for row in own])}; "
+            f"{config['images']:,} images, {config['workers']} workers.",
             "",
         ]
         out += [*lines(["images/s, median (p20-p80)", *(JOBS.get(job, (job,))[0] for job in shown)], body), ""]
