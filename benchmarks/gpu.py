@@ -75,7 +75,7 @@ def stages(out: Path, images: str, cifar: Path | None, dry: bool = False) -> lis
         sets = ["--train", str(cifar / "train"), "--val", str(cifar / "test")]
         minutes = lambda left: f"{min(10.0, (left - _END) / 60):.3f}"  # noqa: E731
         speedrun = lambda left: module("speedrun", *sets, "--minutes", minutes(left), *of_speedrun, *to)  # noqa: E731
-        found.append(Stage("speedrun", 32 if dry else 1e9, speedrun, needs))
+        found.append(Stage("speedrun", 90 if dry else 1e9, speedrun, needs))
     return found
 
 
