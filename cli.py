@@ -13,7 +13,7 @@ COMMANDS = {
     "shard": ("pipelines.shard", "any source of images -> WebDataset tars with an index"),
     "check": ("pipelines.check", "whether a data set is sound: tars, indexes, checksums, images"),
     "pretrain": ("train.pretrain", "a recipe -> a pre-trained encoder"),
-    "recipes": ("train.recipe", "what can be pre-trained, one line a recipe"),
+    "recipes": ("train.recipe", "what can be trained, one line a recipe"),
     "embed": ("train.embed_store", "features of a data set, as numpy arrays"),
     "knn": ("train.knn", "k-NN accuracy of an encoder"),
     "linear": ("train.linear", "accuracy of a linear classifier on its features"),

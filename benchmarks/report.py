@@ -1,4 +1,4 @@
-"""Tables and plots of README.md and docs/benchmarks.md, out of the ledger: ``python -m headrace.benchmarks.report``.
+"""Tables and plots of the README and of docs, out of the ledger: ``python -m headrace.benchmarks.report``.
 
 What stands between ``<!-- ledger: NAME -->`` and ``<!-- end -->`` on a page is replaced by the table of that name, see
 `ledger.TABLES`, and the plots in docs/images are drawn anew where their rows have changed. ``--check`` writes nothing,
@@ -30,7 +30,7 @@ from .peers import PEERS
 from .record import RESULTS, read
 
 ROOT = Path(headrace.__file__).parent
-PAGES = ("README.md", "docs/benchmarks.md")
+PAGES = ("README.md", "docs/benchmarks.md", "docs/evaluation.md")
 IMAGES = "docs/images"
 _BLOCK = re.compile(r"(<!-- ledger: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _TEXT, _BARS, _PEERS, _CEILINGS = "#7d8590", "#2f81f7", "#9198a1", "#9198a2"  # legible on white and on black

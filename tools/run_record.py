@@ -14,6 +14,7 @@ from ..errors import UserError
 from ..pipelines.quarantine import QUARANTINE_FILE
 from ..train.checkpoint import checkpoints
 from ..train.recipe_yaml import Node, parse
+from ..train.run_directory import ENCODER_FILE
 from .run_logs import Log, read_log
 from .timing import elapsed
 
@@ -132,7 +133,7 @@ def read_record(folder: Path, results: Path | None = None) -> Record:
     if not saved:
         missing.append("No checkpoint has been written.")
     scores = _scores(results, folder) if results is not None else {}
-    encoder = (folder / "encoder.safetensors").exists()
+    encoder = (folder / ENCODER_FILE).exists()
     return Record(folder, log, settings, starts, bad, saved, scores, encoder, missing)
 
 

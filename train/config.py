@@ -62,11 +62,19 @@ def find_recipe(name: str | Path) -> Path:
     for path in (Path(name), RECIPES / name, RECIPES / f"{name}.yaml"):
         if path.is_file():
             return path
-    packaged = sorted(path.stem for path in RECIPES.glob("*.yaml"))
-    word = Path(name).name.removesuffix(".yaml")
-    similar = [recipe for recipe in packaged if word in recipe] or difflib.get_close_matches(word, packaged, 1)
+    whole, known = str(name).removesuffix(".yaml"), packaged()
+    word = Path(whole).name
+    similar = [recipe for recipe in known if word in recipe]
+    similar = similar or difflib.get_close_matches(whole, known, 1) or difflib.get_close_matches(word, known, 1)
     hint = f"did you mean {' or '.join(similar[:3])}? " if similar else ""
     raise UserError(f"{name}: no such file or recipe; {hint}`headrace recipes` lists all")
+
+
+def packaged() -> list[str]:
+    """Names of the packaged recipes: to pre-train by, then those in folders, such as finetune/vit-tiny_cifar10."""
+    paths = [path.relative_to(RECIPES) for path in RECIPES.rglob("*.yaml") if path.parent.name != "_base"]
+    names = [path.as_posix().removesuffix(".yaml") for path in paths]
+    return sorted(names, key=lambda name: (name.count("/"), name))
 
 
 def load(recipe: str | Path, overrides: Sequence[str] = ()) -> Tree:

@@ -18,6 +18,7 @@ from .embed_encoder import Encoder, digest, encoder_file
 from .evaluate import Stopwatch, accuracies, add_results, labelled_sets, record, table
 from .pretrain import pretrain
 from .recipe import Recipe, load_recipe
+from .run_directory import ENCODER_FILE
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -50,7 +51,7 @@ def run_classifier(recipe: Recipe, protocol: str, start: str, results: Path) -> 
     with launch(pick_device(recipe.train.device), recipe.train.timeout) as process:
         out = pretrain(recipe, process)
         process.barrier()  # until then the first may still write
-        if not (out / "encoder.safetensors").exists():
+        if not (out / ENCODER_FILE).exists():
             if process.is_main:
                 print(f"{out}: stopped before its end; the same command continues, and tests the classifier then")
             return 0

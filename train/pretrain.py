@@ -35,7 +35,7 @@ from headrace.train.loop import train, wrap
 from headrace.train.metrics import MetricsLog, duration
 from headrace.train.optim import Schedules, build_optimizer
 from headrace.train.recipe import Recipe, load_recipe, smoke, smoke_images
-from headrace.train.run_directory import locked, write_environment
+from headrace.train.run_directory import ENCODER_FILE, locked, write_environment
 from headrace.train.score import knn_score
 from headrace.train.sharding import check_shardable, gathered, shard, shared_model, shared_optimizer
 from headrace.train.step import Stepper
@@ -183,6 +183,7 @@ def _train(
     trackers, writer, began = [], None, time.perf_counter()
     if process.is_main:
         (out / "config.yaml").write_text(recipe.resolved)
+        (out / ENCODER_FILE).unlink(missing_ok=True)  # of the same run when it was shorter
         write_environment(out, process.device, process.world)
         writer = checkpoint.Writer(out, settings.keep, settings.keep_every)
         trackers = [make_tracker(kind, out, recipe.name, recipe.plain(), first_step) for kind in settings.trackers]
@@ -243,10 +244,12 @@ def _facts(recipe: Recipe, source: ByteSource, resumed: tuple[Path, dict] | None
 
 def _find_resume(recipe: Recipe, out: Path) -> tuple[Path, dict] | None:
     """The checkpoint to continue from, as train.resume says."""
-    resume = recipe.train.resume
+    resume, own = recipe.train.resume, checkpoint.checkpoints(out)
+    if resume == "never" and own:
+        raise UserError(f"{out}: holds the checkpoints of a run; choose another train.out, or train.resume=auto")
+    if (out / ENCODER_FILE).exists() and not own:
+        raise UserError(f"{out}: holds an encoder without the checkpoints of its run; choose another train.out")
     if resume == "never":
-        if checkpoint.checkpoints(out):
-            raise UserError(f"{out}: holds the checkpoints of a run; choose another train.out, or train.resume=auto")
         return None
     found = checkpoint.newest(out) if resume == "auto" else (Path(resume), checkpoint.load(Path(resume)))
     if found and found[1]["config"]["algorithm"] != recipe.plain()["algorithm"]:
@@ -313,11 +316,11 @@ def _summary(steps: int, seconds: float, recipe: Recipe, loader: Loader) -> str:
 def _finish(out: Path, weights: dict[str, torch.Tensor], recipe: Recipe, quarantine: Quarantine) -> None:
     """Writes the encoder alone and reports what was replaced."""
     tensors = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
-    save_file(tensors, out / "encoder.safetensors", metadata={"config": yaml.safe_dump(recipe.plain()["algorithm"])})
+    save_file(tensors, out / ENCODER_FILE, metadata={"config": yaml.safe_dump(recipe.plain()["algorithm"])})
     if quarantine:
         print(f"{len(quarantine):,} images could not be decoded and were replaced by others ({out / QUARANTINE_FILE}):")
         print("\n".join(f"  {line}" for line in quarantine.lines(10)))
-    print(f"done: {out}/encoder.safetensors")
+    print(f"done: {out}/{ENCODER_FILE}")
 
 
 if __name__ == "__main__":

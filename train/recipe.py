@@ -93,10 +93,14 @@ def smoke_images() -> ArraySource:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="headrace recipes", description="What can be pre-trained, one line each.")
+    parser = argparse.ArgumentParser(
+        prog="headrace recipes",
+        description="What can be trained, one line each: of headrace pretrain, then of the commands that folders are "
+        "named after.",
+    )
     parser.add_argument("word", nargs="?", default="", help="only recipes with this word in name or description")
     word = parser.parse_args(argv).word
-    rows = {path.stem: _description(path) for path in sorted(config.RECIPES.glob("*.yaml"))}
+    rows = {name: _description(name) for name in config.packaged()}
     rows = {name: text for name, text in rows.items() if word.lower() in f"{name} {text}".lower()}
     if not rows:
         raise UserError(f"recipes: none has {word!r} in its name or description; headrace recipes lists them all")
@@ -105,6 +109,6 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _description(path: Path) -> str:
-    node = config.load(path).root.value.get("description")
+def _description(name: str) -> str:
+    node = config.load(name).root.value.get("description")
     return str(node.value) if node else ""

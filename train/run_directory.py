@@ -23,6 +23,7 @@ from .. import kernels
 from ..errors import UserError
 
 LOCK = ".lock"
+ENCODER_FILE = "encoder.safetensors"  # what a finished run leaves: it is there if, and only if, the run has ended
 _PACKAGES = ("torch", "torchvision", "triton", "numpy", "pillow", "simplejpeg", "nvidia-dali-cuda130", "webdataset")
 
 

@@ -10,15 +10,15 @@ from torch import nn
 from torchvision.models.detection.image_list import ImageList
 
 from ...errors import UserError
-from ...pipelines.spec import IMAGENET_MEAN, IMAGENET_STD, Batch, InputSpec, ViewSpec
-from ..algorithm import Algorithm, Progress, StepOutput
-from ..backbones import AnyBackboneConfig, ResNet
+from ...pipelines.spec import Batch
+from ..algorithm import Progress, StepOutput
+from ..backbones import ResNet
+from ..dense.algorithm import OnMaps
 from ..dense.maps import Maps, encoder_for_maps
 from ..dense.regions import Proposals, Pyramid, c4_heads, fpn_heads
-from ..weights import load_weights
 
 
-class Detector(Algorithm):
+class Detector(OnMaps):
     """Losses of region proposals (`objects`, `anchors`), of regions (`class`, `box`) and of their masks (`mask`).
 
     `Batch.objects` has for each image {"size": (h, w) inside the padded image, "boxes": (N, 4) float32, edges in
@@ -28,13 +28,8 @@ class Detector(Algorithm):
     equal_shapes = False
 
     @dataclass(frozen=True)
-    class Config(Algorithm.Config):
+    class Config(OnMaps.Config):
         name: Literal["detector"] = "detector"
-        backbone: AnyBackboneConfig | None = None  # null: that of the encoder which the command is given
-        image_size: int = 224  # what the encoder was trained on
-        drop_path: float | None = None  # of the encoder, in place of its own
-        weights: str | None = None  # encoder.safetensors; null: from scratch
-        fresh: tuple[str, ...] = ()  # parameters of the encoder that start anew all the same
         classes: int = 80
         masks: bool = True  # Mask R-CNN; false: Faster R-CNN
         # fpn: a pyramid of all stages; c4: of a ResNet, whose last stage sees regions of the map before it
@@ -46,8 +41,6 @@ class Detector(Algorithm):
         short: tuple[int, ...] = (640, 672, 704, 736, 768, 800)  # sides that training images are scaled to, drawn
         long: int = 1333  # that no image exceeds
         test_short: int = 800
-        mean: tuple[float, float, float] = IMAGENET_MEAN
-        std: tuple[float, float, float] = IMAGENET_STD
 
         def __post_init__(self) -> None:
             if self.classes < 1:
@@ -73,17 +66,6 @@ class Detector(Algorithm):
             self.proposals = Proposals(channels, levels=1, before=(12000, 6000), after=(2000, 1000))
             options |= {"stage": self._last_stage, "channels": encoder.features}
             self.heads = c4_heads(config.classes + 1, **options)
-
-    def prepare(self, samples: int) -> None:
-        if self.config.weights is not None:
-            load_weights(self.encoder, self.config.weights, self.config.fresh)
-
-    @property
-    def encoder(self) -> nn.Module:
-        return self.maps.encoder
-
-    def inputs(self) -> InputSpec:
-        return InputSpec(views=(ViewSpec(size=self.config.image_size, mean=self.config.mean, std=self.config.std),))
 
     def _last_stage(self, regions: torch.Tensor) -> torch.Tensor:
         return self.extra_norm(self.encoder.body.layer4(regions))

@@ -7,20 +7,19 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from ...errors import UserError
-from ...pipelines.spec import IMAGENET_MEAN, IMAGENET_STD, Batch, InputSpec, ViewSpec
-from ..algorithm import Algorithm, Progress, StepOutput
-from ..backbones import AnyBackboneConfig, ResNet
+from ...pipelines.spec import Batch
+from ..algorithm import Progress, StepOutput
+from ..backbones import ResNet
+from ..dense.algorithm import OnMaps
 from ..dense.heads import FCNHead, UPerHead, enlarged
 from ..dense.maps import Maps, dilate, encoder_for_maps
-from ..weights import load_weights
 
 IGNORED = 255  # the label of pixels that do not count
 
 
-class Segmenter(Algorithm):
+class Segmenter(OnMaps):
     """Cross entropy of every pixel's class, of the head and, with its weight, of an auxiliary FCN on the third map.
 
     `Batch.labels` is (B, H, W). As in MMSegmentation the mean is over all pixels, those that do not count with loss 0,
@@ -28,13 +27,8 @@ class Segmenter(Algorithm):
     """
 
     @dataclass(frozen=True)
-    class Config(Algorithm.Config):
+    class Config(OnMaps.Config):
         name: Literal["segmenter"] = "segmenter"
-        backbone: AnyBackboneConfig | None = None  # null: that of the encoder which the command is given
-        image_size: int = 224  # what the encoder was trained on
-        drop_path: float | None = None  # of the encoder, in place of its own
-        weights: str | None = None  # encoder.safetensors; null: from scratch
-        fresh: tuple[str, ...] = ()  # parameters of the encoder that start anew all the same
         classes: int = 21
         head: Literal["fcn", "upernet"] = "fcn"  # fcn takes a ResNet, and dilates it
         channels: int = 512  # of the head
@@ -49,8 +43,6 @@ class Segmenter(Algorithm):
         ratio: tuple[float, float] = (0.5, 2.0)  # of that in training
         largest_share: float = 0.75  # a crop where one class has more is drawn again, ten times at the most
         slide: int | None = None  # tests move a window of `crop` by so many pixels; null: whole images
-        mean: tuple[float, float, float] = IMAGENET_MEAN
-        std: tuple[float, float, float] = IMAGENET_STD
 
         def __post_init__(self) -> None:
             if not 2 <= self.classes <= IGNORED:
@@ -81,17 +73,6 @@ class Segmenter(Algorithm):
             self.auxiliary = FCNHead(self.maps.channels[2], config.auxiliary_channels, config.classes, **options)
         if config.crop % self.maps.multiple:
             raise UserError(f"algorithm.crop: {config.crop} px; this encoder takes multiples of {self.maps.multiple}")
-
-    def prepare(self, samples: int) -> None:
-        if self.config.weights is not None:
-            load_weights(self.encoder, self.config.weights, self.config.fresh)
-
-    @property
-    def encoder(self) -> nn.Module:
-        return self.maps.encoder
-
-    def inputs(self) -> InputSpec:
-        return InputSpec(views=(ViewSpec(size=self.config.image_size, mean=self.config.mean, std=self.config.std),))
 
     def scores(self, images: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) -> (B, classes, h, w), coarser than the images."""

@@ -71,6 +71,16 @@ def test_targets(tmp_path):
     assert cells(lines, "CIFAR-10 in ten")[1:3] == ["Not measured yet.", ""]
 
 
+def test_the_speedrun_counts_on_a_gpu_and_in_time(tmp_path):
+    of = {"knn": 88.5, "linear": 91.0, "budget": 600, "in_time": True}
+    target = lambda *rows: write(tmp_path, "speedrun", rows) or cells(ledger.TABLES["targets"](tmp_path), "CIFAR")  # noqa: E731
+    on_gpu = {"cuda": "13.0", "device": "GPU X"}
+    assert target(row("speedrun", "byol", 1.0, **of))[1:] == ["Not measured yet.", "", ""]
+    assert target(row("speedrun", "byol", 1.0, **of, **on_gpu))[1:] == ["88.5, 91.0", "yes", "GPU X"]
+    assert target(row("speedrun", "byol", 1.0, **of | on_gpu | {"in_time": False}))[2] == "no"
+    assert target(row("speedrun", "byol", 1.0, **of | on_gpu | {"budget": 900}))[1] == "Not measured yet."
+
+
 def test_a_gpu_that_was_not_there_shows_no_figures(tmp_path):
     for name in ("speedrun", "kernels", "augment", "steps"):
         assert ledger.TABLES[name](tmp_path) == ["Not measured yet."]

@@ -1,4 +1,4 @@
-"""Makes `trees`, the helper beside this file, importable; one thread, which small maps are fastest with."""
+"""Makes the helpers here importable; sets in the formats of detection; one thread, which is best for small maps."""
 
 import sys
 from pathlib import Path
@@ -7,6 +7,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
+import trees  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -15,3 +16,14 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory):
+    return trees.coco(tmp_path_factory.mktemp("coco"), {"train": 8, "val": 5})
+
+
+@pytest.fixture(scope="module")
+def voc(tmp_path_factory):
+    splits = {"2007": {"trainval": 5, "test": 5}, "2012": {"trainval": 4}}
+    return trees.voc(tmp_path_factory.mktemp("voc"), splits)

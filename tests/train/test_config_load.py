@@ -77,8 +77,9 @@ def test_a_recipe_is_a_mapping(write):
 
 
 def test_find_recipe(write, monkeypatch):
-    Path("configs/_base").mkdir(parents=True)
-    for name in ("simclr_cifar10", "mae_vit_base", "_base/mae_vit_basic"):
+    for folder in ("_base", "finetune"):
+        (Path("configs") / folder).mkdir(parents=True)
+    for name in ("simclr_cifar10", "mae_vit_base", "_base/mae_vit_basic", "finetune/vit_cifar10"):
         Path(f"configs/{name}.yaml").touch()
     monkeypatch.setattr(config, "RECIPES", Path("configs"))
     write(mae_vit_base="")
@@ -90,7 +91,9 @@ def test_find_recipe(write, monkeypatch):
     ]
     assert problems(config.load, "zzz") == ["zzz: no such file or recipe; `headrace recipes` lists all"]
     (part,) = problems(config.load, "cifar")
-    assert part == "cifar: no such file or recipe; did you mean simclr_cifar10? `headrace recipes` lists all"
+    assert part.startswith("cifar: no such file or recipe; did you mean simclr_cifar10 or finetune/vit_cifar10? ")
+    (part,) = problems(config.load, "finetune/vit_cifr10.yaml")
+    assert "did you mean finetune/vit_cifar10? " in part
 
 
 def test_layers_merge_mappings_and_replace_the_rest(write):

@@ -141,6 +141,32 @@ def test_resume_never_and_foreign_runs_are_refused(photo_folder, tmp_path):
         run("mae", photo_folder, tmp_path / "new", "train.max_steps=2", "train.resume=nowhere.pt")
 
 
+def test_an_encoder_says_that_the_run_has_ended(photo_folder, tmp_path, monkeypatch):
+    """A run that is made longer has none until its new end, and none is written over."""
+    short, longer = (("train.max_steps=1",), ("train.max_steps=3", "train.save_every=1"))
+    assert run("mae", photo_folder, tmp_path / "a", *short) == 0
+    true_step = Stepper.__call__
+
+    def dying_step(self, batch, progress):
+        if progress.step == 2:
+            raise RuntimeError("killed")
+        return true_step(self, batch, progress)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Stepper, "__call__", dying_step)
+        with pytest.raises(RuntimeError, match="killed"):
+            run("mae", photo_folder, tmp_path / "a", *longer)
+    assert not (tmp_path / "a" / "encoder.safetensors").exists()
+    assert run("mae", photo_folder, tmp_path / "a", *longer) == 0
+    (tmp_path / "b").mkdir()
+    foreign = (tmp_path / "a" / "encoder.safetensors").rename(tmp_path / "b" / "encoder.safetensors")
+    before = foreign.read_bytes()
+    for resume in ("auto", "never"):
+        with pytest.raises(UserError, match="holds an encoder without the checkpoints of its run"):
+            run("mae", photo_folder, tmp_path / "b", "train.max_steps=1", f"train.resume={resume}")
+    assert foreign.read_bytes() == before
+
+
 def test_resume_from_a_path_continues_there(photo_folder, tmp_path):
     assert run("mae", photo_folder, tmp_path / "a", "train.max_steps=4", "train.save_every=2", "train.keep=5") == 0
     start = tmp_path / "a" / "step-00000002.pt"

@@ -121,6 +121,8 @@ def test_every_recipe_is_listed_with_its_description(capsys):
     assert recipe.main([]) == 0
     lines = capsys.readouterr().out.splitlines()
     names = sorted(path.stem for path in config.RECIPES.glob("*.yaml"))
+    for folder in ("detect", "finetune", "segment"):
+        names += sorted(f"{folder}/{path.stem}" for path in (config.RECIPES / folder).glob("*.yaml"))
     assert [line.split()[0] for line in lines] == names
     path = config.RECIPES / "simclr_resnet18.yaml"
     assert lines[names.index("simclr_resnet18")].endswith(yaml.safe_load(path.read_text())["description"])

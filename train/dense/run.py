@@ -29,6 +29,7 @@ from ..embed_encoder import Encoder, digest, encoder_file
 from ..evaluate import Stopwatch, add_results, record, table
 from ..pretrain import pretrain
 from ..recipe import Recipe, load_recipe
+from ..run_directory import ENCODER_FILE
 from .loader import workers_watched
 
 
@@ -85,7 +86,7 @@ def run(task: Task, argv: list[str] | None) -> int:
     with launch(device, recipe.train.timeout) as process, workers_watched():
         out = pretrain(recipe, process, task.learnable(train), task.batches)
         process.barrier()
-        if not (out / "encoder.safetensors").exists():
+        if not (out / ENCODER_FILE).exists():
             if process.is_main:
                 print(f"{out}: stopped before its end; the same command continues, and tests then")
             return 0
@@ -107,7 +108,7 @@ def run(task: Task, argv: list[str] | None) -> int:
 
 def recipes(folder: str) -> list[str]:
     """Names of the packaged recipes of a command."""
-    return sorted(f"{folder}/{path.stem}" for path in (config.RECIPES / folder).glob("*.yaml"))
+    return [name for name in config.packaged() if name.startswith(f"{folder}/")]
 
 
 def check(task: Task, recipe: Recipe, given: str) -> None:
