@@ -34,6 +34,7 @@ class Method(NamedTuple):
     finetune: str  # and to fine-tune
     backbone: tuple[str, ...]  # what makes it small, of both
     options: tuple[str, ...]  # of pre-training
+    steps: int  # of it, unless the command line says
 
 
 METHODS = (
@@ -43,7 +44,8 @@ METHODS = (
         "simclr_resnet18_cifar10",
         "finetune/resnet18_cifar10",
         ("algorithm.backbone.width=16",),
-        ("optim.lr=0.3", "algorithm.hidden=128", "algorithm.projection=64"),
+        ("optim.lr=0.2", "algorithm.hidden=128", "algorithm.projection=64"),
+        1000,
     ),
     Method(
         "ViT, 4 blocks 96 wide",
@@ -52,6 +54,7 @@ METHODS = (
         "finetune/vit-tiny_cifar10",
         ("algorithm.backbone.width=96", "algorithm.backbone.depth=4", "algorithm.backbone.heads=3"),
         ("optim.lr=2e-3", "optim.warmup=0.05", "algorithm.decoder={width: 64, depth: 1, heads: 2}"),
+        4000,
     ),
 )
 
@@ -69,8 +72,8 @@ def subset(source: ByteSource, count: int, folder: Path) -> Path:
 class Scores:
     """The commands that score encoders on two sets, in percent of the images of the second."""
 
-    def __init__(self, train: Path, val: Path, work: Path, head_epochs: int, finetune_epochs: int) -> None:
-        self.train, self.val, self.work = train, val, work
+    def __init__(self, train: Path, val: Path, work: Path, batch: int, head_epochs: int, finetune_epochs: int) -> None:
+        self.train, self.val, self.work, self.batch = train, val, work, batch
         self.head_epochs, self.finetune_epochs = head_epochs, finetune_epochs
         self.results = work / "evaluation.jsonl"
 
@@ -85,7 +88,8 @@ class Scores:
     def finetuned(self, method: Method, encoder: str) -> dict[str, float]:
         out = self.work / f"finetune-{method.name}-{Path(encoder).name}"
         sets = [f"data.train={self.train}", f"data.val={self.val}", f"train.out={out}"]
-        settings = [f"train.epochs={self.finetune_epochs}", "optim.warmup=0.1", "train.precision=fp32"]
+        settings = [f"train.epochs={self.finetune_epochs}", f"train.batch_size={self.batch}"]
+        settings += ["optim.warmup=0.1", "train.precision=fp32"]
         finetune.main([method.finetune, encoder, *method.backbone, *sets, *settings, "--results", str(self.results)])
         return {"finetuned": _percent(self._last()["top1"])}
 
@@ -97,22 +101,24 @@ def _percent(share: float) -> float:
     return round(100 * share, 2)
 
 
-def pretrained(method: Method, train: Path, steps: int, batch: int, work: Path) -> Path:
-    """The run directory of a method, trained on the images of `train`."""
-    out = work / method.name
-    settings = [f"data.train={train}", f"train.out={out}", f"train.max_steps={steps}", f"train.batch_size={batch}"]
-    pretrain.main([method.recipe, *settings, "train.precision=fp32", *method.backbone, *method.options])
+def pretrained(method: Method, scores: Scores, steps: int | None) -> Path:
+    """The run directory of a method, trained on the images to learn from."""
+    out = scores.work / method.name
+    settings = [f"data.train={scores.train}", f"train.out={out}", "train.precision=fp32"]
+    settings += [f"train.max_steps={steps or method.steps}", f"train.batch_size={scores.batch}"]
+    pretrain.main([method.recipe, *settings, *method.backbone, *method.options])
     return out
 
 
-def rows(scores: Scores, steps: int, batch: int) -> list[dict]:
+def rows(scores: Scores, steps: int | None) -> list[dict]:
     """Of pixels, and of each method untrained and trained: `contender`, figures, `pretrain_seconds`, and `recipe`."""
     found = [{"contender": "pixels", **scores.frozen("pixels:32")}]
     for method in METHODS:
         began = time.perf_counter()
-        run = pretrained(method, scores.train, steps, batch, scores.work)
+        run = pretrained(method, scores, steps)
         seconds = round(time.perf_counter() - began, 1)
         recipe = {"recipe": method.recipe, "overrides": [*method.backbone, *method.options]}
+        recipe["steps"] = steps or method.steps
         for title, encoder, start in (
             (f"{method.encoder}, untrained", f"random:{run / 'config.yaml'}", "scratch"),
             (f"the same after {method.name}", str(run), str(run)),
@@ -129,7 +135,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--val", required=True, help="images of the same classes to classify")
     parser.add_argument("--train-images", type=positive, default=10_000, help="how many are used (%(default)s)")
     parser.add_argument("--val-images", type=positive, default=2_000, help="how many are used (%(default)s)")
-    parser.add_argument("--steps", type=positive, default=1_500, help="of pre-training (%(default)s)")
+    parser.add_argument("--steps", type=positive, help="of pre-training; default: 1,000 of SimCLR, 4,000 of MAE")
     parser.add_argument("--batch", type=positive, default=128, help="images of a step (%(default)s)")
     parser.add_argument("--head-epochs", type=positive, default=50, help="of the linear classifiers (%(default)s)")
     parser.add_argument("--finetune-epochs", type=positive, default=8, help="(%(default)s)")
@@ -139,12 +145,12 @@ def main(argv: Sequence[str]) -> int:
         work, sources = Path(name), labelled_sets(args.train, args.val)
         counts = (args.train_images, args.val_images)
         sets = [subset(source, n, work / part) for source, n, part in zip(sources, counts, ("train", "val"))]
-        found = rows(Scores(*sets, work, args.head_epochs, args.finetune_epochs), args.steps, args.batch)
+        found = rows(Scores(*sets, work, args.batch, args.head_epochs, args.finetune_epochs), args.steps)
     config = {"images": [min(n, len(source)) for source, n in zip(sources, counts)]}
-    config |= {name: getattr(args, name) for name in ("steps", "batch", "head_epochs", "finetune_epochs")}
+    config |= {name: getattr(args, name) for name in ("batch", "head_epochs", "finetune_epochs")}
     job = f"{config['images'][0]:,} images to learn from, {config['images'][1]:,} to classify"
     for row in found:
-        own = config | {key: row.pop(key) for key in ("recipe", "overrides") if key in row}
+        own = config | {key: row.pop(key) for key in ("recipe", "overrides", "steps") if key in row}
         append("accuracy", {"job": job, **row, "config": own}, folder=args.out)
         print(", ".join(f"{key} {value}" for key, value in row.items()))
     return 0

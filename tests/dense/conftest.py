@@ -1,4 +1,4 @@
-"""Makes the helpers here importable; sets in the formats of detection; one thread, which is best for small maps."""
+"""Makes the helpers here importable; sets in true formats; one thread, which is best for small maps."""
 
 import sys
 from pathlib import Path
@@ -27,3 +27,8 @@ def coco(tmp_path_factory):
 def voc(tmp_path_factory):
     splits = {"2007": {"trainval": 5, "test": 5}, "2012": {"trainval": 4}}
     return trees.voc(tmp_path_factory.mktemp("voc"), splits)
+
+
+@pytest.fixture(scope="module")
+def voc12aug(tmp_path_factory):
+    return trees.voc12aug(tmp_path_factory.mktemp("voc"), {"train": 6, "val": 3, "aug": 6})

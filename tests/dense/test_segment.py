@@ -42,14 +42,9 @@ VOC, CITY = "segment/fcn-d8_4xb4-20k_voc12aug-512x512", "segment/fcn-d8_4xb2-40k
 ADE = "segment/upernet-swin_8xb2-160k_ade20k-512x512"
 
 
-@pytest.fixture(scope="module")
-def voc(tmp_path_factory):
-    return trees.voc12aug(tmp_path_factory.mktemp("voc"), {"train": 6, "val": 3, "aug": 6})
-
-
 @pytest.fixture
-def command(voc, tmp_path):
-    def command(*given, recipe=VOC, data=(f"voc12aug:{voc}", f"voc12aug:{voc}?split=val"), out="run"):
+def command(voc12aug, tmp_path):
+    def command(*given, recipe=VOC, data=(f"voc12aug:{voc12aug}", f"voc12aug:{voc12aug}?split=val"), out="run"):
         sets = [f"data.train={data[0]}", f"data.val={data[1]}", f"train.out={tmp_path / out}"]
         code = segment.main([recipe, "scratch", *sets, *SMALL, *given, "--results", str(tmp_path / "rows.jsonl")])
         rows = (tmp_path / "rows.jsonl").read_text().splitlines() if code == 0 else []
@@ -111,12 +106,16 @@ def test_stopped_and_resumed_is_undisturbed(command, tmp_path, monkeypatch):
     assert row["figures"]["rows"]
 
 
-def test_two_processes_are_one(command, voc, tmp_path):
+def test_two_processes_are_one(command, voc12aug, tmp_path):
     """The same weights after three steps, to rounding, and the same figures."""
     options = ["train.max_steps=3", "algorithm.dropout=0"]
     row = command(*options, out="one")
     worker = str(trees.Path(__file__).with_name("command_worker.py"))
-    sets = [f"data.train=voc12aug:{voc}", f"data.val=voc12aug:{voc}?split=val", f"train.out={tmp_path / 'two'}"]
+    sets = [
+        f"data.train=voc12aug:{voc12aug}",
+        f"data.val=voc12aug:{voc12aug}?split=val",
+        f"train.out={tmp_path / 'two'}",
+    ]
     arguments = [worker, "segment", VOC, "scratch", *sets, *SMALL, *options, "--results", str(tmp_path / "two.jsonl")]
     assert processes.run(arguments, tmp_path / "log", world=2) == [0, 0], (tmp_path / "log").read_text()
     one, two = (checkpoint.newest(tmp_path / name)[1]["model"] for name in ("one", "two"))
@@ -145,7 +144,7 @@ def test_recipes(name):
 # what goes wrong
 
 
-def test_errors(command, voc, tmp_path):
+def test_errors(command, voc12aug, tmp_path):
     def refused(*given, **options):
         with pytest.raises(UserError) as fault:
             command("train.max_steps=2", *given, **options)
@@ -161,7 +160,7 @@ def test_errors(command, voc, tmp_path):
     with pytest.raises(UserError, match="finetune/vit-tiny_cifar10: trains a classifier; take one of segment/fcn"):
         segment.main(["finetune/vit-tiny_cifar10", "scratch"])
     city = trees.cityscapes(tmp_path / "city", {"train": 4, "val": 2})
-    assert "other categories" in refused(data=(f"voc12aug:{voc}", f"cityscapes:{city}?split=val"))
+    assert "other categories" in refused(data=(f"voc12aug:{voc12aug}", f"cityscapes:{city}?split=val"))
     folder = tmp_path / "plain"
     trees.save(trees.scene(0)[0], folder / "1.png")
     assert "no masks of classes" in refused(data=(str(folder), str(folder)))
@@ -180,7 +179,7 @@ def test_errors(command, voc, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["segment", "detect"])
-def test_an_encoder_brings_its_weights_and_its_normalisation(name, voc, tmp_path):
+def test_an_encoder_brings_its_weights_and_its_normalisation(name, voc12aug, tmp_path):
     """From the file that a run leaves, and from that of a run whose recipe has another kind of encoder."""
     torch.manual_seed(0)
     backbone = ResNet.Config("resnet18", width=8)
@@ -190,7 +189,7 @@ def test_an_encoder_brings_its_weights_and_its_normalisation(name, voc, tmp_path
     about = {"config": yaml.safe_dump(plain(classifier.config))}
     save_file(given, tmp_path / "encoder.safetensors", metadata=about)
     if name == "segment":
-        recipe, data = VOC, (f"voc12aug:{voc}", f"voc12aug:{voc}?split=val")
+        recipe, data = VOC, (f"voc12aug:{voc12aug}", f"voc12aug:{voc12aug}?split=val")
         small = SMALL[1:]
     else:
         root = trees.coco(tmp_path / "coco", {"train": 4, "val": 1})
@@ -215,10 +214,10 @@ def test_an_encoder_brings_its_weights_and_its_normalisation(name, voc, tmp_path
         )
 
 
-def test_a_vit_of_a_run_segments(command, voc, tmp_path, monkeypatch):
+def test_a_vit_of_a_run_segments(command, voc12aug, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert pretrain.main(["mae_vit-tiny", "--smoke", "train.max_steps=1", f"train.out={tmp_path / 'mae'}"]) == 0
-    sets = [f"data.train=voc12aug:{voc}", f"data.val=voc12aug:{voc}?split=val", "algorithm.head=upernet"]
+    sets = [f"data.train=voc12aug:{voc12aug}", f"data.val=voc12aug:{voc12aug}?split=val", "algorithm.head=upernet"]
     options = [*SMALL[1:], "train.max_steps=1", f"train.out={tmp_path / 'run'}", "algorithm.backbone.drop_path=0.1"]
     assert segment.main([VOC, str(tmp_path / "mae"), *sets, *options]) == 0
     trained = checkpoint.load_algorithm(tmp_path / "run")[1]

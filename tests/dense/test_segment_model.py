@@ -28,8 +28,8 @@ def test_figures_by_hand():
     assert class_ious(matrix) == pytest.approx([1 / 3, 3 / 4, 1 / 2, None])
 
 
-def test_the_truth_scores_all(voc):
-    source, matrix = open_source(f"voc12aug:{voc}?split=val"), 0
+def test_the_truth_scores_all(voc12aug):
+    source, matrix = open_source(f"voc12aug:{voc12aug}?split=val"), 0
     for index in range(len(source)):
         truth = torch.from_numpy(source.target(index))
         matrix = matrix + confusion(truth, truth, 21)
