@@ -35,6 +35,7 @@ class Method(NamedTuple):
     backbone: tuple[str, ...]  # what makes it small, of both
     options: tuple[str, ...]  # of pre-training
     steps: int  # of it, unless the command line says
+    tuning: tuple[str, ...] = ()  # options of fine-tuning
 
 
 METHODS = (
@@ -55,6 +56,12 @@ METHODS = (
         ("algorithm.backbone.width=96", "algorithm.backbone.depth=4", "algorithm.backbone.heads=3"),
         ("optim.lr=2e-3", "optim.warmup=0.05", "algorithm.decoder={width: 64, depth: 1, heads: 2}"),
         4000,
+        # a few epochs leave nothing to regularise: with mixup and cutmix fine-tuning ended below the linear classifier
+        (
+            "optim.lr=2e-3",
+            "algorithm.backbone.drop_path=0.0",
+            "algorithm.mixing={mixup: 0.0, cutmix: 0.0, smoothing: 0.1}",
+        ),
     ),
 )
 
@@ -89,7 +96,7 @@ class Scores:
         out = self.work / f"finetune-{method.name}-{Path(encoder).name}"
         sets = [f"data.train={self.train}", f"data.val={self.val}", f"train.out={out}"]
         settings = [f"train.epochs={self.finetune_epochs}", f"train.batch_size={self.batch}"]
-        settings += ["optim.warmup=0.1", "train.precision=fp32"]
+        settings += ["optim.warmup=0.1", "train.precision=fp32", *method.tuning]
         finetune.main([method.finetune, encoder, *method.backbone, *sets, *settings, "--results", str(self.results)])
         return {"finetuned": _percent(self._last()["top1"])}
 
@@ -111,20 +118,20 @@ def pretrained(method: Method, scores: Scores, steps: int | None) -> Path:
 
 
 def rows(scores: Scores, steps: int | None) -> list[dict]:
-    """Of pixels, and of each method untrained and trained: `contender`, figures, `pretrain_seconds`, and `recipe`."""
+    """Of pixels, and of each method untrained and trained: `contender`, figures, `pretrain_seconds`, `settings`."""
     found = [{"contender": "pixels", **scores.frozen("pixels:32")}]
     for method in METHODS:
         began = time.perf_counter()
         run = pretrained(method, scores, steps)
         seconds = round(time.perf_counter() - began, 1)
-        recipe = {"recipe": method.recipe, "overrides": [*method.backbone, *method.options]}
-        recipe["steps"] = steps or method.steps
+        settings = {"recipe": method.recipe, "overrides": [*method.backbone, *method.options]}
+        settings |= {"steps": steps or method.steps, "finetune": method.finetune, "tuning": [*method.tuning]}
         for title, encoder, start in (
             (f"{method.encoder}, untrained", f"random:{run / 'config.yaml'}", "scratch"),
             (f"the same after {method.name}", str(run), str(run)),
         ):
             figures = scores.frozen(encoder) | scores.finetuned(method, start)
-            found.append({"contender": title, **figures, **recipe})
+            found.append({"contender": title, **figures, "settings": settings})
         found[-1]["pretrain_seconds"] = seconds
     return found
 
@@ -138,7 +145,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--steps", type=positive, help="of pre-training; default: 1,000 of SimCLR, 4,000 of MAE")
     parser.add_argument("--batch", type=positive, default=128, help="images of a step (%(default)s)")
     parser.add_argument("--head-epochs", type=positive, default=50, help="of the linear classifiers (%(default)s)")
-    parser.add_argument("--finetune-epochs", type=positive, default=8, help="(%(default)s)")
+    parser.add_argument("--finetune-epochs", type=positive, default=10, help="(%(default)s)")
     add_out(parser)
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="headrace-accuracy-") as name:
@@ -150,8 +157,7 @@ def main(argv: Sequence[str]) -> int:
     config |= {name: getattr(args, name) for name in ("batch", "head_epochs", "finetune_epochs")}
     job = f"{config['images'][0]:,} images to learn from, {config['images'][1]:,} to classify"
     for row in found:
-        own = config | {key: row.pop(key) for key in ("recipe", "overrides", "steps") if key in row}
-        append("accuracy", {"job": job, **row, "config": own}, folder=args.out)
+        append("accuracy", {"job": job, **row, "config": config | row.pop("settings", {})}, folder=args.out)
         print(", ".join(f"{key} {value}" for key, value in row.items()))
     return 0
 
