@@ -21,7 +21,7 @@ cpu_loader.py     decoding and whole views in our own threads; cpu_augment.py: t
 dali_loader.py    decode and crop in DALI
 stream_loader.py  shards behind an address, through the webdataset library
 ffcv_loader.py    .beton files with the pixels that FFCV makes of them
-memory_loader.py  images held in memory
+memory_loader.py  images held in memory: on the device, or for the threads of cpu_loader.py
 loaders.py        which loader serves a source
 
 Nothing is imported here: the workers of `shard.py` start without torch.

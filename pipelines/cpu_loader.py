@@ -111,12 +111,16 @@ class CpuLoader(BaseLoader):
 
     def _fill(self, plan: Plan, work: list[Callable[[np.ndarray, int], None]], start: int) -> bool:
         for b in range(start, min(start + _CHUNK, len(plan.ids))):
-            image = self._attempt("decode", int(plan.ids[b]), self._decode, plan.encoded[b])
+            image = self._image(int(plan.ids[b]), plan.encoded[b])
             if image is None:  # set aside by now; `_cut` prepares the step again, without it
                 return False
             for make in work:
                 make(image, b)
         return True
+
+    def _image(self, index: int, encoded) -> np.ndarray | None:
+        """(H, W, 3) uint8 of a sample; None for a bad one, which is set aside."""
+        return self._attempt("decode", index, self._decode, encoded)
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         super().load_state_dict(state)

@@ -85,7 +85,7 @@ def make_loader(
     if hw_decoder_load is not None and kind != "dali":
         raise UserError(f"data.hw_decoder_load: the {kind} loader decodes on CPU cores; use data.loader=dali")
     if kind == "memory":
-        return MemoryLoader(source, inputs, order, **rest)
+        return MemoryLoader(source, inputs, order, threads=threads, **rest)
     if kind == "cpu":
         from .cpu_loader import CpuLoader
 

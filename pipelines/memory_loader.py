@@ -9,11 +9,10 @@ import torch
 
 from ..errors import UserError
 from ..kernels.crop_resize import crop_resize
-from .base_loader import BaseLoader, Plan
-from .cut import decode_fast
+from .base_loader import Plan
+from .cpu_loader import CpuLoader
 from .decode import DecodeError
 from .device import to_device
-from .finish import cut_view, places
 from .spec import ByteSource, ViewSpec
 
 
@@ -70,11 +69,12 @@ class DeviceImages:
         return crop_resize(self.pixels, *small, **options)
 
 
-class MemoryLoader(BaseLoader):
+class MemoryLoader(CpuLoader):
     """See `BaseLoader`. Every image of the source is decoded at its first use and kept, at 3 bytes a pixel.
 
     On a GPU they are kept there, and cropped there, if they take no more than half of its free memory, the source knows
-    their sizes, and no view is cut from a window or resized by Lanczos; else on the host.
+    their sizes, and no view is cut from a window or resized by Lanczos; else on the host, where the threads of
+    `CpuLoader` make views of them.
     """
 
     _keeps_on = ("cuda",)  # device types
@@ -98,35 +98,42 @@ class MemoryLoader(BaseLoader):
         return DeviceImages(sizes, self.device)
 
     def _load(self, index: int):
-        if self._images is not None and self._images.present[index]:
-            return None, self._images.sizes[index]
+        if self._images is not None:
+            return self._load_there(index)
         pixels = self._pixels.get(index)
+        if pixels is None and isinstance(self.source, ArraySource):
+            pixels = self._attempt("read", index, self.source.read, index)
+            return None if pixels is None else (pixels, tuple(pixels.shape[:2]))
+        return super()._load(index) if pixels is None else (pixels, tuple(pixels.shape[:2]))
+
+    def _image(self, index: int, held: np.ndarray) -> np.ndarray | None:
+        if isinstance(held, np.ndarray) and held.ndim == 3:
+            return held
+        pixels = super()._image(index, held)
+        if pixels is not None:
+            self._pixels[index] = pixels
+        return pixels
+
+    def _load_there(self, index: int):
+        """Sees to it that the device has an image."""
+        if self._images.present[index]:
+            return None, self._images.sizes[index]
+        if isinstance(self.source, ArraySource):
+            pixels = self._attempt("read", index, self.source.read, index)
+        else:
+            found = super()._load(index)
+            pixels = None if found is None else self._attempt("decode", index, self._decode, found[0])
         if pixels is None:
-            if isinstance(self.source, ArraySource):
-                pixels = self._attempt("read", index, self.source.read, index)
-            elif (found := super()._load(index)) is not None:
-                pixels = self._attempt("decode", index, decode_fast, found[0])
-            if pixels is None:
-                return None
-            if self._images is None:
-                self._pixels[index] = pixels
-            elif pixels.shape[:2] == self._images.sizes[index]:
-                self._images.add(index, pixels)
-            else:
-                self._reject(index, DecodeError(f"{pixels.shape[:2]} pixels, {self._images.sizes[index]} in the index"))
-                return None
-        return pixels, tuple(pixels.shape[:2])
+            return None
+        if pixels.shape[:2] != self._images.sizes[index]:
+            self._reject(index, DecodeError(f"{pixels.shape[:2]} pixels, {self._images.sizes[index]} in the index"))
+            return None
+        self._images.add(index, pixels)
+        return None, self._images.sizes[index]
 
     def _cut(self) -> tuple[Plan, dict[str, torch.Tensor]]:
+        if self._images is None:
+            return super()._cut()
         plan = self._plan(self._step)
-        if self._images is not None:
-            views = ((view, plan.params[view.name].crop) for view in self.inputs.views)
-            return plan, {view.name: self._images.crops(view, plan.ids, boxes) for view, boxes in views}
-        crops = {}
-        for view in self.inputs.views:
-            pixels = torch.empty((view.count, self.batch_size, view.size, view.size, 3), dtype=torch.uint8)
-            for copy, rows in zip(places(plan.params[view.name]), pixels.numpy()):
-                for image, place, out in zip(plan.encoded, copy, rows):
-                    cut_view(image, view, place, out)
-            crops[view.name] = pixels.flatten(0, 1).to(self.device)
-        return plan, crops
+        views = ((view, plan.params[view.name].crop) for view in self.inputs.views)
+        return plan, {view.name: self._images.crops(view, plan.ids, boxes) for view, boxes in views}

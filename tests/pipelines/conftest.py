@@ -1,12 +1,16 @@
-"""Small images and the containers they come in."""
+"""Small images and the containers they come in; makes the helpers here importable."""
 
 import io
 import struct
+import sys
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 def _encode(seed, kind="JPEG", **options):

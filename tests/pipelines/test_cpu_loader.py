@@ -7,13 +7,13 @@ import time
 
 import pytest
 import torch
+from serial_loader import SerialLoader
 
 from headrace.kernels import use
 from headrace.kernels.augment import reference
 from headrace.pipelines import loaders
 from headrace.pipelines.base_loader import LoaderError
 from headrace.pipelines.cpu_loader import _AHEAD, CpuLoader
-from headrace.pipelines.memory_loader import MemoryLoader
 from headrace.pipelines.order import Order
 from headrace.pipelines.reference import reference_views
 from headrace.pipelines.sources import open_source
@@ -26,7 +26,7 @@ def test_a_slow_consumer_gets_the_batches_of_the_simplest_loader(photo_folder):
     """Were a slot written while it is read, or a step lost between threads, the crops would differ."""
     source = open_source(photo_folder)
     order = Order(len(source), 10, seed=5)
-    fast, simple = CpuLoader(source, INPUTS, order, seed=5, threads=3), MemoryLoader(source, INPUTS, order, seed=5)
+    fast, simple = CpuLoader(source, INPUTS, order, seed=5, threads=3), SerialLoader(source, INPUTS, order, seed=5)
     for step in range(9):
         batch, expected = next(fast), next(simple)
         assert batch.step == expected.step == step and torch.equal(batch.ids, expected.ids)

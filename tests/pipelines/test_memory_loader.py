@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from serial_loader import SerialLoader
 
 from headrace.kernels import use
 from headrace.pipelines.decode import image_size
@@ -57,6 +58,24 @@ def test_views_are_the_oracles(photo_folder):
         for view, worst in ((PAIR, 25), (PLAIN, 14)):
             error = (batch.views[view.name] - oracle[view.name]) * torch.tensor(view.std).view(3, 1, 1) * 255
             assert error.abs().mean() < 0.3 and error.abs().max() < worst
+
+
+def test_on_the_host_views_are_those_of_the_simplest_loader(photo_folder):
+    """In the first epoch, of images that threads decode, and in later ones, of those that are held."""
+    source, inputs = Sized(photo_folder), InputSpec((PAIR, PLAIN))
+    order = Order(24, 8, seed=3)
+    host = MemoryLoader(source, inputs, order, seed=3, threads=3)
+    simple = SerialLoader(open_source(photo_folder), inputs, order, seed=3)
+    reads = []
+    for _ in range(12):
+        batch, expected = next(host), next(simple)
+        assert torch.equal(batch.ids, expected.ids)
+        assert all(torch.equal(batch.views[name], expected.views[name]) for name in ("pair", "plain"))
+        reads.append(len(source.reads))
+    host.close()
+    assert (
+        set(source.reads) == set(range(24)) and reads[5] == reads[-1] <= 2 * 24
+    )  # some are read again, if planned early
 
 
 def test_every_image_is_read_once(photo_folder):
