@@ -7,6 +7,7 @@ import importlib.util
 import torch
 
 from ..errors import UserError
+from .cpu_loader import CpuLoader
 from .finish import dali_problem
 from .memory_loader import ArraySource, MemoryLoader
 from .sources.beton import BetonSource
@@ -87,8 +88,6 @@ def make_loader(
     if kind == "memory":
         return MemoryLoader(source, inputs, order, threads=threads, **rest)
     if kind == "cpu":
-        from .cpu_loader import CpuLoader
-
         return CpuLoader(source, inputs, order, threads=threads, **rest)
     if kind == "webdataset":
         from .stream_loader import StreamLoader

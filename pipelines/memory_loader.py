@@ -101,10 +101,11 @@ class MemoryLoader(CpuLoader):
         if self._images is not None:
             return self._load_there(index)
         pixels = self._pixels.get(index)
-        if pixels is None and isinstance(self.source, ArraySource):
+        if pixels is None:
+            if not isinstance(self.source, ArraySource):
+                return super()._load(index)
             pixels = self._attempt("read", index, self.source.read, index)
-            return None if pixels is None else (pixels, tuple(pixels.shape[:2]))
-        return super()._load(index) if pixels is None else (pixels, tuple(pixels.shape[:2]))
+        return None if pixels is None else (pixels, tuple(pixels.shape[:2]))
 
     def _image(self, index: int, held: np.ndarray) -> np.ndarray | None:
         if isinstance(held, np.ndarray) and held.ndim == 3:

@@ -1,10 +1,15 @@
 """Makes the helpers here importable; sets in true formats; one thread, which is best for small maps."""
 
+import os
+import signal
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+
+from headrace.train.step import Stepper
 
 sys.path.insert(0, str(Path(__file__).parent))
 import trees  # noqa: E402
@@ -32,3 +37,23 @@ def voc(tmp_path_factory):
 @pytest.fixture(scope="module")
 def voc12aug(tmp_path_factory):
     return trees.voc12aug(tmp_path_factory.mktemp("voc"), {"train": 6, "val": 3, "aug": 6})
+
+
+@pytest.fixture
+def stopped_at(monkeypatch):
+    """``with stopped_at(step):`` a run inside gets SIGTERM in that step, counted from 0, and ends after it."""
+
+    @contextmanager
+    def stopped_at(when):
+        take = Stepper.__call__
+
+        def step(self, batch, progress):
+            if progress.step == when:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return take(self, batch, progress)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Stepper, "__call__", step)
+            yield
+
+    return stopped_at

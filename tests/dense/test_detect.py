@@ -1,8 +1,6 @@
 """``headrace detect``: it trains, resumes and scores on real formats, made small; its recipes, its errors."""
 
 import json
-import os
-import signal
 import sys
 
 import numpy as np
@@ -20,7 +18,6 @@ from headrace.train.dense.coco import decoded
 from headrace.train.dense.run import recipes
 from headrace.train.metrics import read_metrics
 from headrace.train.recipe import load_recipe
-from headrace.train.step import Stepper
 
 SMALL = [
     "algorithm.backbone={name: resnet18, width: 8}",
@@ -73,17 +70,9 @@ def test_it_learns_and_is_scored(command, tmp_path, recipe):
     assert again["figures"] == row["figures"] and again["encoder"]["digest"] == row["encoder"]["digest"]
 
 
-def test_stopped_and_resumed_is_undisturbed(command, tmp_path, monkeypatch):
+def test_stopped_and_resumed_is_undisturbed(command, tmp_path, stopped_at):
     command("train.max_steps=4", out="whole")
-
-    def step(self, batch, progress):
-        if progress.step == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return true_step(self, batch, progress)
-
-    true_step = Stepper.__call__
-    with monkeypatch.context() as patched:
-        patched.setattr(Stepper, "__call__", step)
+    with stopped_at(1):
         command("train.max_steps=4", out="parts")
     assert checkpoint.newest(tmp_path / "parts")[1]["step"] == 2
     command("train.max_steps=4", out="parts")

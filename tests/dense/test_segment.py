@@ -1,8 +1,6 @@
 """``headrace segment``: it trains, resumes and scores on real formats, made small; its recipes, its errors."""
 
 import json
-import os
-import signal
 
 import numpy as np
 import pytest
@@ -24,7 +22,6 @@ from headrace.train.dense import detect, segment
 from headrace.train.dense.run import recipes
 from headrace.train.metrics import read_metrics
 from headrace.train.recipe import load_recipe
-from headrace.train.step import Stepper
 
 SMALL = [
     "algorithm.backbone={name: resnet18, width: 8}",
@@ -86,18 +83,10 @@ def test_other_sets_and_heads(command, tmp_path, recipe):
     assert row["figures"]["rows"][0]["aAcc"] > 0.3
 
 
-def test_stopped_and_resumed_is_undisturbed(command, tmp_path, monkeypatch):
+def test_stopped_and_resumed_is_undisturbed(command, tmp_path, stopped_at):
     options = ["train.max_steps=5"]
     command(*options, out="whole")
-
-    def step(self, batch, progress):
-        if progress.step == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return true_step(self, batch, progress)
-
-    true_step = Stepper.__call__
-    with monkeypatch.context() as patched:
-        patched.setattr(Stepper, "__call__", step)
+    with stopped_at(2):
         command(*options, out="parts")
     assert checkpoint.newest(tmp_path / "parts")[1]["step"] == 3
     row = command(*options, out="parts")
