@@ -21,8 +21,9 @@ from typing import NamedTuple
 
 from headrace.errors import run_command
 from headrace.pipelines.spec import ByteSource
-from headrace.train import finetune, knn, linear, pretrain
-from headrace.train.evaluate import labelled_sets, positive
+from headrace.train import pretrain
+from headrace.train.evaluation import finetune, knn, linear
+from headrace.train.evaluation.evaluate import labelled_sets, positive
 
 from .record import add_out, append
 

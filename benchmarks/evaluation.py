@@ -29,16 +29,16 @@ from safetensors.torch import save_file
 
 from headrace.errors import run_command
 from headrace.models.algorithms import find_algorithm
-from headrace.train.distributed import ALONE, pick_device
-from headrace.train.embed import embed
-from headrace.train.embed_encoder import load_encoder
-from headrace.train.evaluate import labelled_sets
-from headrace.train.knn import nearest
-from headrace.train.linear_protocols import linear_recipe, protocol_of
-from headrace.train.linear_sweep import DECAYS, RATES, sweep_heads
-from headrace.train.metrics import read_metrics
+from headrace.train.engine.distributed import ALONE, pick_device
+from headrace.train.engine.metrics import read_metrics
+from headrace.train.evaluation.embed import embed
+from headrace.train.evaluation.embed_encoder import load_encoder
+from headrace.train.evaluation.evaluate import labelled_sets
+from headrace.train.evaluation.knn import nearest
+from headrace.train.evaluation.linear_protocols import linear_recipe, protocol_of
+from headrace.train.evaluation.linear_sweep import DECAYS, RATES, sweep_heads
 from headrace.train.pretrain import pretrain
-from headrace.train.recipe import load_recipe
+from headrace.train.recipe.recipe import load_recipe
 
 from .record import add_out, append, spread
 from .steps import PeakMemory

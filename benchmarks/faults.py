@@ -25,7 +25,7 @@ from PIL import Image
 import headrace
 from headrace.benchmarks import processes
 from headrace.errors import run_command
-from headrace.train import checkpoint
+from headrace.train.engine import checkpoint
 
 PAGE = Path(headrace.__file__).parent / "docs" / "reliability.md"
 BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"

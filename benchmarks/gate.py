@@ -30,7 +30,7 @@ import torch
 from PIL import Image
 
 from headrace.errors import UserError, run_command
-from headrace.pipelines.recipes import VIEWS
+from headrace.pipelines.views.recipes import VIEWS
 
 from .jobs import JOBS, Job
 from .record import add_out, append, processor, read, spread

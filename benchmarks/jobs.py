@@ -13,16 +13,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from headrace.pipelines.cut import crop_and_resize, decode_fast
-from headrace.pipelines.decode import image_size
-from headrace.pipelines.draw import draw_views
-from headrace.pipelines.encode import Encoding
-from headrace.pipelines.loaders import make_loader
-from headrace.pipelines.memory_loader import ArraySource
+from headrace.pipelines.images.decode import image_size
+from headrace.pipelines.images.encode import Encoding
+from headrace.pipelines.loaders.choose import make_loader
 from headrace.pipelines.order import Order
-from headrace.pipelines.reference import reference_views
 from headrace.pipelines.sources import open_source
+from headrace.pipelines.sources.arrays import ArraySource
 from headrace.pipelines.spec import Batch, InputSpec, Loader, LoaderStats, ViewSpec
+from headrace.pipelines.views.cut import crop_and_resize, decode_fast
+from headrace.pipelines.views.draw import draw_views
+from headrace.pipelines.views.reference import reference_views
 
 from .peers import PEERS
 

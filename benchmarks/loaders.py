@@ -29,8 +29,8 @@ from pathlib import Path
 import numpy as np
 
 from headrace.errors import UserError, run_command
-from headrace.pipelines.loaders import choose_loader
-from headrace.pipelines.recipes import VIEWS
+from headrace.pipelines.loaders.choose import choose_loader
+from headrace.pipelines.views.recipes import VIEWS
 
 from .jobs import CEILINGS, DECODED, JOBS, Job, shrink
 from .peers import PEERS

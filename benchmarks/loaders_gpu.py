@@ -19,11 +19,11 @@ import torch
 
 from headrace.errors import run_command
 from headrace.kernels.commands import table
-from headrace.pipelines.loaders import choose_loader, make_loader
+from headrace.pipelines.loaders.choose import choose_loader, make_loader
 from headrace.pipelines.order import Order
-from headrace.pipelines.recipes import VIEWS
 from headrace.pipelines.sources import open_source
 from headrace.pipelines.spec import ByteSource, InputSpec, Loader
+from headrace.pipelines.views.recipes import VIEWS
 
 from .jobs import JOBS, Synthetic
 from .record import add_out, append, spread

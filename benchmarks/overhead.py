@@ -22,14 +22,15 @@ import torch
 
 from headrace.errors import run_command
 from headrace.models.algorithms import find_algorithm
-from headrace.pipelines.memory_loader import ArraySource, MemoryLoader
+from headrace.pipelines.loaders.memory import MemoryLoader
 from headrace.pipelines.order import Order
-from headrace.train.distributed import Launch, pick_device
-from headrace.train.loop import train
-from headrace.train.metrics import MetricsLog
-from headrace.train.optim import Schedules, build_optimizer
-from headrace.train.recipe import load_recipe
-from headrace.train.step import Stepper
+from headrace.pipelines.sources.arrays import ArraySource
+from headrace.train.engine.distributed import Launch, pick_device
+from headrace.train.engine.loop import train
+from headrace.train.engine.metrics import MetricsLog
+from headrace.train.engine.optim import Schedules, build_optimizer
+from headrace.train.engine.step import Stepper
+from headrace.train.recipe.recipe import load_recipe
 
 from .record import add_out, append
 

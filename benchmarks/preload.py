@@ -2,7 +2,7 @@
 
 import torch
 
-from headrace.pipelines import cpu_loader, memory_loader  # noqa: F401
+from headrace.pipelines.loaders import cpu, memory  # noqa: F401
 from headrace.train import pretrain  # noqa: F401
 
 torch.set_num_threads(1)

@@ -93,7 +93,7 @@ def _child(arguments: list[str], log: str, environment: dict[str, str], fault: t
 
 def _at_step(step: int, happens: Callable) -> None:
     """`happens(batch)` before that step is taken; what it returns takes the batch's place."""
-    from headrace.train.step import Stepper
+    from headrace.train.engine.step import Stepper
 
     true_step = Stepper.__call__
 
@@ -140,7 +140,7 @@ def _full_disk() -> Callable:
     """The next file that grows beyond 10 kB is the last straw; after that there is space again."""
 
     def fill(batch):
-        from headrace.train import checkpoint
+        from headrace.train.engine import checkpoint
 
         true_save = checkpoint.save
 
@@ -162,7 +162,7 @@ def _broken_read() -> Callable:
     """From now on, reading an image raises what no loader foresees."""
 
     def break_it(batch):
-        from headrace.pipelines.base_loader import BaseLoader
+        from headrace.pipelines.loaders.base import BaseLoader
 
         def attempt(self, stage, index, work, argument):
             return true_attempt(self, stage, index, lambda _: 1 / 0, argument)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from headrace.train.run_directory import environment
+from headrace.train.engine.run_directory import environment
 
 RESULTS = Path(__file__).parent / "results"
 RUN = secrets.token_hex(4)  # rows of one process can be compared

@@ -27,14 +27,14 @@ import numpy as np
 import torch
 
 from headrace.errors import UserError, run_command
-from headrace.pipelines.loaders import make_loader
+from headrace.pipelines.loaders.choose import make_loader
 from headrace.pipelines.order import Order, shard_sizes
-from headrace.pipelines.recipes import VIEWS
 from headrace.pipelines.sources import open_source
 from headrace.pipelines.sources.mapped import INDEX
 from headrace.pipelines.sources.shards import FORMAT, INDEX_FILE, MANIFEST, VERSION, ShardSource
 from headrace.pipelines.spec import InputSpec
-from headrace.train.metrics import read_metrics
+from headrace.pipelines.views.recipes import VIEWS
+from headrace.train.engine.metrics import read_metrics
 
 from . import processes
 from .record import add_out, append, spread

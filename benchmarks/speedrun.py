@@ -31,19 +31,19 @@ from headrace import kernels
 from headrace.errors import UserError, run_command
 from headrace.models.algorithm import Algorithm, Progress
 from headrace.models.algorithms import find_algorithm
-from headrace.pipelines.cut import decode_fast
-from headrace.pipelines.loaders import make_loader
-from headrace.pipelines.memory_loader import ArraySource
+from headrace.pipelines.loaders.choose import make_loader
 from headrace.pipelines.order import Order
+from headrace.pipelines.sources.arrays import ArraySource
 from headrace.pipelines.spec import ByteSource
-from headrace.train.distributed import ALONE, Launch, pick_device
-from headrace.train.embed import embed, evaluation_view
-from headrace.train.evaluate import labelled_sets
-from headrace.train.knn import knn_accuracy
-from headrace.train.linear_sweep import sweep_heads
-from headrace.train.optim import Schedules, build_optimizer
-from headrace.train.recipe import Recipe, load_recipe
-from headrace.train.step import Stepper
+from headrace.pipelines.views.cut import decode_fast
+from headrace.train.engine.distributed import ALONE, Launch, pick_device
+from headrace.train.engine.optim import Schedules, build_optimizer
+from headrace.train.engine.step import Stepper
+from headrace.train.evaluation.embed import embed, evaluation_view
+from headrace.train.evaluation.evaluate import labelled_sets
+from headrace.train.evaluation.knn import knn_accuracy
+from headrace.train.evaluation.linear_sweep import sweep_heads
+from headrace.train.recipe.recipe import Recipe, load_recipe
 
 from .record import add_out, append
 from .steps import flops

@@ -36,15 +36,15 @@ from headrace.kernels import bench
 from headrace.kernels.commands import table
 from headrace.models.algorithm import Progress
 from headrace.models.algorithms import find_algorithm
-from headrace.pipelines.loaders import choose_loader, make_loader
-from headrace.pipelines.memory_loader import ArraySource
+from headrace.pipelines.loaders.choose import choose_loader, make_loader
 from headrace.pipelines.order import Order
 from headrace.pipelines.sources import open_source
+from headrace.pipelines.sources.arrays import ArraySource
 from headrace.pipelines.spec import ByteSource, Loader
-from headrace.train.distributed import pick_device
-from headrace.train.optim import Schedules, build_optimizer
-from headrace.train.recipe import Recipe, load_recipe
-from headrace.train.step import Stepper
+from headrace.train.engine.distributed import pick_device
+from headrace.train.engine.optim import Schedules, build_optimizer
+from headrace.train.engine.step import Stepper
+from headrace.train.recipe.recipe import Recipe, load_recipe
 
 from .jobs import Synthetic
 from .record import add_out, append, spread

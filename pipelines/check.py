@@ -20,7 +20,7 @@ import numpy as np
 
 from ..errors import UserError
 from .check_tar import Problem, TarCheck
-from .decode import DecodeError, decode, image_size
+from .images.decode import DecodeError, decode, image_size
 from .sources import open_source, read_manifest
 from .sources.shards import FORMAT, INDEX, INDEX_FILE, MANIFEST, tars_in
 

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from .decode import IMAGE_SUFFIXES, DecodeError, decode
+from .images.decode import IMAGE_SUFFIXES, DecodeError, decode
 from .sources import tar
 from .sources.shards import INDEX_FILE
 

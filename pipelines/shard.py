@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import UserError
-from .encode import Encoding
+from .images.encode import Encoding
 from .sharding.plan import Plan, ShardOptions, Survey, differences, make_plan, survey, without_duplicates
 from .sharding.workers import write_shards
 from .sharding.workspace import Workspace

@@ -5,31 +5,59 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import headrace
 
 ROOT = Path(headrace.__file__).parent
-ALLOWED = {  # package -> what it may import of headrace, besides itself and headrace.errors
-    "kernels": set(),
-    "pipelines": {"kernels"},
-    "models": {"kernels", "pipelines.spec", "pipelines.recipes", "pipelines.masks", "pipelines.mixing"},
-    "train": {"pipelines", "models", "kernels"},
-    "tools": {"train", "pipelines", "models", "kernels"},
-    "benchmarks": {"tools", "train", "pipelines", "models", "kernels"},
+ALLOWED = {  # room -> what it may import of headrace, besides itself and what lies beside the packages
+    "kernels": "",
+    "pipelines": "pipelines kernels",
+    "pipelines/images": "",
+    "pipelines/sources": "pipelines.images pipelines.spec",
+    "pipelines/views": "pipelines.images pipelines.spec pipelines.rng kernels",
+    "pipelines/sharding": "pipelines.images pipelines.sources pipelines.spec",
+    "pipelines/loaders": "pipelines.images pipelines.sources pipelines.views pipelines.spec pipelines.rng"
+    " pipelines.order kernels",
+    "models": "kernels pipelines.spec pipelines.views.recipes pipelines.views.masks pipelines.views.mixing",
+    "train": "train pipelines models kernels",
+    "train/recipe": "pipelines models",
+    "train/engine": "train.recipe pipelines models kernels",
+    "train/evaluation": "train.recipe train.engine train.pretrain pipelines models kernels",
+    "train/dense": "train.recipe train.engine train.evaluation train.pretrain pipelines models kernels",
+    "tools": "tools train pipelines models kernels",
+    "tools/exchange": "train pipelines models kernels",
+    "tools/look": "tools.columns train pipelines models kernels",
+    "tools/runs": "tools.look tools.columns train pipelines models kernels",
+    "tools/doctor": "tools.columns train pipelines models kernels",
+    "benchmarks": "tools train pipelines models kernels",
 }
+MOST = 15  # files of code side by side, unless they are a list of like things
+LISTS = {  # folders whose files are looked up by name, one of many
+    "pipelines/sources": "kinds of sources",
+    "models/algorithms": "methods",
+    "benchmarks": "benchmarks",
+}
+UNNAMED = {"models/algorithms", "benchmarks/peers", "tools/exchange/targets"}  # their files are named as what they hold
 HEAVY = {  # third-party package -> the files that are about it
-    "nvidia": {"pipelines/dali_loader.py", "benchmarks/augment_gpu.py", "benchmarks/peers/dali.py"},
+    "nvidia": {"pipelines/loaders/dali.py", "benchmarks/augment_gpu.py", "benchmarks/peers/dali.py"},
     "triton": {"triton_impl.py", "kernels/aot.py", "kernels/biased_attention/tiled.py", "kernels/bench.py"},
-    "webdataset": {"pipelines/stream_loader.py", "benchmarks/peers/tars.py"},
-    "simplejpeg": {"pipelines/cut.py"},
+    "webdataset": {"pipelines/loaders/stream.py", "benchmarks/peers/tars.py"},
+    "simplejpeg": {"pipelines/views/cut.py"},
     "pycocotools": {"train/dense/coco.py"},
-    "numba": {"pipelines/cpu_augment.py"},
-    "ffcv": {"pipelines/sharding/beton.py", "pipelines/ffcv_loader.py"},
+    "numba": {"pipelines/views/cpu_augment.py"},
+    "ffcv": {"pipelines/sharding/beton.py", "pipelines/loaders/ffcv_file.py"},
 }
 
 
 def sources():
-    for package in ALLOWED:
+    for package in {room.split("/")[0] for room in ALLOWED}:
         yield from (ROOT / package).rglob("*.py")
+
+
+def room_of(path):
+    """The innermost room of `ALLOWED` that a file lies in."""
+    return next(str(p) for p in path.relative_to(ROOT).parents if str(p) in ALLOWED)
 
 
 def imported_modules(path):
@@ -45,32 +73,60 @@ def imported_modules(path):
             yield from (f"{module}.{alias.name}" for alias in node.names)
 
 
-def forbidden(path, package):
+def forbidden(path):
+    room = room_of(path)
+    allowed = [room.replace("/", "."), *ALLOWED[room].split()]
     for name in imported_modules(path):
         parts = name.split(".")
         if parts[0] != "headrace" or len(parts) < 2 or not (ROOT / parts[1]).is_dir():
             continue
         target = ".".join(parts[1:])
-        allowed = {package, *ALLOWED[package]}
         if not any(target == a or target.startswith(a + ".") or a.startswith(target + ".") for a in allowed):
             yield f"{path.relative_to(ROOT)} imports {name}"
 
 
 def test_no_forbidden_edges():
-    found = [line for path in sources() for line in forbidden(path, path.relative_to(ROOT).parts[0])]
-    assert found == []
+    assert [line for path in sources() for line in forbidden(path)] == []
 
 
-def test_a_forbidden_edge_is_found(tmp_path):
-    path = ROOT / "kernels" / "not_a_file.py"
-    text = tmp_path / "x.py"
-    text.write_text("from ..pipelines.spec import Batch\n")
-
-    class Stand(type(path)):
+@pytest.mark.parametrize(
+    "place, statement",
+    [
+        ("kernels/not_a_file.py", "from ..pipelines.spec import Batch"),
+        ("pipelines/views/not_a_file.py", "from ..loaders.base import Plan"),
+        ("pipelines/sources/not_a_file.py", "from ..views import draw"),
+        ("train/engine/not_a_file.py", "from ..evaluation.knn import classify"),
+        ("train/recipe/not_a_file.py", "import headrace.train.engine.step"),
+        ("tools/look/not_a_file.py", "from ..runs.report import main"),
+    ],
+)
+def test_a_forbidden_edge_is_found(place, statement):
+    class Stand(type(ROOT)):
         def read_text(self):
-            return text.read_text()
+            return statement + "\n"
 
-    assert list(forbidden(Stand(path), "kernels")) != []
+    assert list(forbidden(Stand(ROOT / place))) != []
+
+
+def test_every_folder_is_a_room_one_can_read():
+    folders = {path.parent for path in sources()}
+    counts = {str(f.relative_to(ROOT)): len([p for p in f.glob("*.py") if p.name != "__init__.py"]) for f in folders}
+    assert {f: n for f, n in counts.items() if n > MOST and f not in LISTS} == {}
+    assert [f for f in LISTS if counts[f] <= MOST] == []
+
+
+def test_every_folder_has_a_map():
+    """The docstring of a folder's ``__init__`` names every file and folder in it; operators' folders are all alike."""
+    unnamed = []
+    for folder in {path.parent for path in sources()}:
+        text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or ""
+        name = str(folder.relative_to(ROOT))
+        if name in UNNAMED or folder.parent == ROOT / "kernels":
+            continue
+        files = {p.name for p in folder.glob("*.py")} - {"__init__.py"}
+        rooms = {f"{p.parent.name}/" for p in folder.glob("*/__init__.py")} if name != "kernels" else set()
+        unnamed += [f"{name}: {n}" for n in sorted(files | rooms) if n not in text]
+    assert unnamed == []
 
 
 def test_heavy_packages_stay_in_their_files():
@@ -96,7 +152,7 @@ def test_no_file_shadows_a_module_on_the_path_of_torchrun():
         "rich",
         "matplotlib",
     }
-    names = {path.stem for path in (ROOT / "train").glob("*.py")} - {"__init__"}
+    names = {path.stem for path in (ROOT / "train").iterdir()} - {"__init__"}
     assert not names & (set(sys.stdlib_module_names) | dependencies)
 
 

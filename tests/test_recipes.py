@@ -8,8 +8,8 @@ import torch
 from headrace.models.algorithms import find_algorithm, inputs_of
 from headrace.models.targets.frozen import without_weights
 from headrace.train import pretrain
-from headrace.train.config import RECIPES
-from headrace.train.recipe import load_recipe
+from headrace.train.recipe.config import RECIPES
+from headrace.train.recipe.recipe import load_recipe
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 

@@ -20,18 +20,18 @@ from ..pipelines.sources import open_source
 from ..pipelines.sources.subset import Subset
 from ..pipelines.spec import ByteSource, ViewSpec
 from ..train import pretrain
-from ..train.checkpoint import load_algorithm
-from ..train.distributed import Launch, pick_device
-from ..train.embed import Features, embed, evaluation_view
-from ..train.knn import knn_accuracy
-from ..train.recipe import load_recipe
-from .charts import save_png
-from .curves import chart_of
+from ..train.engine.checkpoint import load_algorithm
+from ..train.engine.distributed import Launch, pick_device
+from ..train.evaluation.embed import Features, embed, evaluation_view
+from ..train.evaluation.knn import knn_accuracy
+from ..train.recipe.recipe import load_recipe
 from .demo_images import write_demo_images
-from .plots import plot_samples
-from .reconstruct import plot_reconstruction
-from .run_logs import read_log
-from .samples import first_samples
+from .look.plots import plot_samples
+from .look.reconstruct import plot_reconstruction
+from .look.samples import first_samples
+from .runs.charts import save_png
+from .runs.curves import chart_of
+from .runs.run_logs import read_log
 from .thumbnails import write_thumbnails
 
 RECIPE = "mae_vit-tiny_demo"

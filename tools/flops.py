@@ -7,7 +7,7 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from .onnx_file import without_segments
+from .exchange.onnx_file import without_segments
 
 # what attention is on CPUs, which torch (2.14) has no count for
 _UNKNOWN = {

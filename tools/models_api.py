@@ -19,10 +19,10 @@ from ..models.backbones.mixmim import MixMIMTransformer
 from ..models.backbones.swin import Swin
 from ..models.weights import adapt
 from ..pipelines.spec import ViewSpec
-from ..train.checkpoint import checkpoints
-from ..train.embed_encoder import saved_algorithm
+from ..train.engine.checkpoint import checkpoints
+from ..train.evaluation.embed_encoder import saved_algorithm
+from .exchange.import_weights import import_checkpoint
 from .flops import multiply_adds
-from .import_weights import import_checkpoint
 
 _OWN = ViT.Config(positions="learned", pool="cls")
 _BEIT = ViT.Config("vit_base", positions="none", relative_bias="block", qkv_bias="qv", layer_scale=0.1, norm="pooled")

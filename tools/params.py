@@ -11,7 +11,7 @@ from torch import nn
 from ..errors import UserError
 from ..models.algorithms import find_algorithm
 from ..models.targets.frozen import without_weights
-from ..train.recipe import load_recipe
+from ..train.recipe.recipe import load_recipe
 from .columns import aligned
 from .flops import multiply_adds
 from .models_api import MODELS, random_encoder

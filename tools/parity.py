@@ -20,13 +20,13 @@ import torch
 
 from ..errors import UserError
 from ..kernels import use
-from ..pipelines.finish import dali_problem
-from ..pipelines.loaders import make_loader
+from ..pipelines.loaders.choose import make_loader
 from ..pipelines.order import Order
-from ..pipelines.recipes import VIEWS
-from ..pipelines.reference import reference_views
 from ..pipelines.sources import open_source
 from ..pipelines.spec import ByteSource, InputSpec, ViewSpec
+from ..pipelines.views.finish import dali_problem
+from ..pipelines.views.recipes import VIEWS
+from ..pipelines.views.reference import reference_views
 from .demo_images import demo_image
 
 BACK_ENDS = ("cpu", "torch", "dali")
@@ -110,7 +110,7 @@ def rows(source: ByteSource, cases: dict[str, tuple[ViewSpec, ...]]) -> Iterator
 _HEAD = """# How equal views are
 
 Written by `headrace parity`. The largest and, in brackets, the mean difference from the definition of a view
-(`pipelines/reference.py`: Pillow and torchvision, one image at a time), in grey levels: 1/255 of a pixel's range
+(`pipelines/views/reference.py`: Pillow and torchvision, one image at a time), in grey levels: 1/255 of a pixel's range
 before it is normalised. {samples} images: {images}. Pillow {pillow}.
 
 - **cpu**: the threads of the cpu loader, which the loaders for streams, .beton files and memory share on CPUs.

@@ -10,7 +10,7 @@ import torch
 
 from ..errors import UserError
 from ..pipelines.sources.files import FileSource
-from ..train.embed import embed, evaluation_view
+from ..train.evaluation.embed import embed, evaluation_view
 from .models_api import Model, read_classifier
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import UserError
-from ..pipelines.decode import DecodeError, decode
+from ..pipelines.images.decode import DecodeError, decode
 from ..pipelines.spec import ByteSource
 
 SIDE = 192  # pixels of the longer side

@@ -1,6 +1,6 @@
 """Pre-training: ``torchrun --nproc-per-node N train/pretrain.py <recipe> [section.key=value ...]``.
 
-One batch can be followed from here: `train.loop.train` -> `Loader.__next__` -> `step.Stepper` -> `Algorithm.forward`.
+One batch can be followed from here: `loop.train` -> `Loader.__next__` -> `step.Stepper` -> `Algorithm.forward`.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from headrace.errors import UserError, run_command
 from headrace.models.algorithm import Algorithm, Embed
 from headrace.models.algorithms import find_algorithm
 from headrace.models.distributed import synchronize_batch_norm
-from headrace.pipelines.loaders import choose_loader, make_loader
+from headrace.pipelines.loaders.choose import choose_loader, make_loader
+from headrace.pipelines.loaders.quarantine import QUARANTINE_FILE, Quarantine
 from headrace.pipelines.order import Order, shard_sizes
-from headrace.pipelines.quarantine import QUARANTINE_FILE, Quarantine
 from headrace.pipelines.sources import open_source
 from headrace.pipelines.spec import ByteSource, Loader
-from headrace.train import checkpoint
-from headrace.train.distributed import Launch, launch, pick_device
-from headrace.train.loop import train, wrap
-from headrace.train.metrics import MetricsLog, duration
-from headrace.train.optim import Schedules, build_optimizer
-from headrace.train.recipe import Recipe, load_recipe, smoke, smoke_images
-from headrace.train.run_directory import ENCODER_FILE, locked, write_environment
-from headrace.train.score import knn_score
-from headrace.train.sharding import check_shardable, gathered, shard, shared_model, shared_optimizer
-from headrace.train.step import Stepper
-from headrace.train.sweep import sweep
-from headrace.train.trackers import make_tracker
-from headrace.train.transforms import checkpoint_blocks
+from headrace.train.engine import checkpoint
+from headrace.train.engine.distributed import Launch, launch, pick_device
+from headrace.train.engine.loop import train, wrap
+from headrace.train.engine.metrics import MetricsLog, duration
+from headrace.train.engine.optim import Schedules, build_optimizer
+from headrace.train.engine.run_directory import ENCODER_FILE, locked, write_environment
+from headrace.train.engine.sharding import check_shardable, gathered, shard, shared_model, shared_optimizer
+from headrace.train.engine.step import Stepper
+from headrace.train.engine.trackers import make_tracker
+from headrace.train.engine.transforms import checkpoint_blocks
+from headrace.train.evaluation.score import knn_score
+from headrace.train.evaluation.sweep import sweep
+from headrace.train.recipe.recipe import Recipe, load_recipe, smoke, smoke_images
 
 
 def main(argv: list[str] | None = None) -> int:

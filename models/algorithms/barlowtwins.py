@@ -10,8 +10,8 @@ from torch import nn
 
 from ...kernels.cross_correlation import cross_correlation
 from ...kernels.ranks import all_reduce_sum, world_size
-from ...pipelines.recipes import view
 from ...pipelines.spec import Batch, InputSpec, ViewSpec
+from ...pipelines.views.recipes import view
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones import BackboneConfig, ResNet, build_backbone
 from ..heads import projection_mlp

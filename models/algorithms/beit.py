@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ...pipelines.recipes import view as named
 from ...pipelines.spec import Batch, BlockMask, InputSpec, Mask, ViewSpec
+from ...pipelines.views.recipes import view as named
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones.transformer import Block, init_trunc_normal
 from ..backbones.vit import ViT

@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import nn
 
-from ...pipelines.recipes import view as named
 from ...pipelines.spec import Batch, BlockMask, InputSpec, ViewSpec
+from ...pipelines.views.recipes import view as named
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones.transformer import Block, drop_rates
 from ..backbones.vit import ViT

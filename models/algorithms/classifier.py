@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...errors import UserError
-from ...pipelines.mixing import Mixing, draw_mix, mix
-from ...pipelines.recipes import view
 from ...pipelines.spec import Batch, InputSpec, ViewSpec
+from ...pipelines.views.mixing import Mixing, draw_mix, mix
+from ...pipelines.views.recipes import view
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones import AnyBackboneConfig, build_backbone
 from ..backbones.vit import ViT

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...kernels.ranks import all_reduce_sum, world_size
-from ...pipelines.recipes import view
 from ...pipelines.spec import Batch, InputSpec, ViewSpec
+from ...pipelines.views.recipes import view
 from ..algorithm import Algorithm, Embed, Progress, StepOutput
 from ..backbones import BackboneConfig, ResNet, build_backbone
 from ..clustering import cluster_sizes, kmeans, pca_whiten, unit_rows

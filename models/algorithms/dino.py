@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from ...kernels.prototype_ce import prototype_ce
-from ...pipelines.recipes import view
 from ...pipelines.spec import Batch, InputSpec, ViewSpec
+from ...pipelines.views.recipes import view
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones import BackboneConfig, ViT, build_backbone
 from ..distributed import gather_with_gradient

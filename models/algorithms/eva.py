@@ -7,8 +7,8 @@ from typing import Literal
 
 import torch.nn.functional as F
 
-from ...pipelines.recipes import view
 from ...pipelines.spec import Batch, ViewSpec
+from ...pipelines.views.recipes import view
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..decoders import MAEDecoder
 from ..smoke import PATCH, SIZE, tiny_backbone, tiny_view

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from ...kernels.hog import hog
-from ...pipelines.recipes import view
 from ...pipelines.spec import Batch, BlockMask, InputSpec, Mask, ViewSpec
+from ...pipelines.views.recipes import view
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones.vit import ViT
 from ..reconstruct import Restored

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ...pipelines.masks import weighted_mask
-from ...pipelines.recipes import view
 from ...pipelines.spec import Batch, Mask, ViewSpec, WeightedMask
+from ...pipelines.views.masks import weighted_mask
+from ...pipelines.views.recipes import view
 from ..algorithm import Progress, StepOutput
 from ..backbones.transformer import init_transformer, sincos_positions
 from ..decoders import MAEDecoder

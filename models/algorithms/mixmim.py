@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 
 from ...kernels.patch_loss import patch_loss
-from ...pipelines.recipes import view
 from ...pipelines.spec import Batch, InputSpec, Mask, SharedMask, ViewSpec
+from ...pipelines.views.recipes import view
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones.mixmim import MixMIMTransformer
 from ..decoders import MAEDecoder, MixMIMDecoder

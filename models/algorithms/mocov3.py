@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...kernels.info_nce import info_nce
-from ...pipelines.recipes import view
 from ...pipelines.spec import Batch, InputSpec, ViewSpec
+from ...pipelines.views.recipes import view
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones import BackboneConfig, ViT, build_backbone
 from ..distributed import gather_with_gradient, rank

@@ -10,8 +10,8 @@ import torch.distributed as dist
 from torch import nn
 
 from ...kernels.ranks import world_size
-from ...pipelines.recipes import view
 from ...pipelines.spec import Batch, InputSpec, ViewSpec
+from ...pipelines.views.recipes import view
 from ..algorithm import Algorithm, Embed, Progress, StepOutput
 from ..backbones import BackboneConfig, ResNet, build_backbone
 from ..clustering import bisect, cluster_sizes, cluster_sums, kmeans, members, unit_rows

@@ -7,8 +7,8 @@ from typing import Literal
 
 import torch
 
-from ...pipelines.recipes import view
 from ...pipelines.spec import ViewSpec
+from ...pipelines.views.recipes import view
 from ..targets.lowpass import low_pass
 from .mae import MAE
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from ...kernels.patch_loss import patch_loss
-from ...pipelines.recipes import view
 from ...pipelines.spec import Batch, CellMask, InputSpec, Mask, ViewSpec
+from ...pipelines.views.recipes import view
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones.swin import Swin
 from ..backbones.transformer import init_trunc_normal

@@ -14,8 +14,8 @@ from ...errors import UserError
 from ...kernels.prototype_ce import prototype_ce
 from ...kernels.ranks import world_size
 from ...kernels.sinkhorn import sinkhorn
-from ...pipelines.recipes import view
 from ...pipelines.spec import Batch, InputSpec, ViewSpec
+from ...pipelines.views.recipes import view
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones import BackboneConfig, ResNet, build_backbone
 from ..distributed import rank

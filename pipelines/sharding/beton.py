@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import UserError
-from ..decode import DecodeError
+from ..images.decode import DecodeError
 from ..sources import open_source
 from .plan import ShardOptions, make_plan, survey, without_duplicates
 

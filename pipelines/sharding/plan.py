@@ -14,7 +14,7 @@ from PIL import __version__ as pillow_version
 from PIL import features
 
 from ...errors import UserError
-from ..encode import Encoding
+from ..images.encode import Encoding
 from ..sources import tar
 
 if TYPE_CHECKING:

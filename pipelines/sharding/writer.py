@@ -23,9 +23,9 @@ import numpy as np
 from PIL import Image
 
 from ...errors import UserError
-from .. import jpeg
-from ..decode import IMAGE_SUFFIXES, DecodeError
-from ..encode import Encoding
+from ..images import jpeg
+from ..images.decode import IMAGE_SUFFIXES, DecodeError
+from ..images.encode import Encoding
 from ..sources import tar
 from ..sources.shards import INDEX
 from .workspace import Workspace

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import UserError
-from ..decode import IMAGE_SUFFIXES
+from ..images.decode import IMAGE_SUFFIXES
 from .files import FileSource, text
 
 _SUFFIXES = frozenset(suffix.encode() for suffix in IMAGE_SUFFIXES)

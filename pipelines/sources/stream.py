@@ -1,4 +1,4 @@
-"""Tars that are not on a local disk: addresses of shards, read once from front to back by `stream_loader.py`."""
+"""Tars that are not on a local disk: addresses of shards, read once from front to back by `loaders/stream.py`."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import torch
 
 from headrace.benchmarks import evaluation, record, scaling, speedrun
 from headrace.errors import UserError
-from headrace.pipelines.memory_loader import ArraySource
+from headrace.pipelines.sources.arrays import ArraySource
 from headrace.pipelines.sources.shards import ShardSource
 
 

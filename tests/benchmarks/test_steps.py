@@ -10,11 +10,11 @@ from torch import nn
 
 from headrace.benchmarks import jobs, record, steps
 from headrace.errors import UserError
-from headrace.pipelines.loaders import make_loader
-from headrace.pipelines.memory_loader import ArraySource
+from headrace.pipelines.loaders.choose import make_loader
 from headrace.pipelines.order import Order
+from headrace.pipelines.sources.arrays import ArraySource
 from headrace.pipelines.spec import InputSpec, LoaderStats, ViewSpec
-from headrace.train.recipe import smoke_images
+from headrace.train.recipe.recipe import smoke_images
 
 TINY = ["algorithm.view.size=32", "algorithm.backbone={name: vit_tiny, patch_size: 8, width: 24, depth: 2, heads: 2}"]
 

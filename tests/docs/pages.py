@@ -30,7 +30,7 @@ from headrace.cli import COMMANDS, dispatch
 from headrace.errors import UserError, run_command
 from headrace.pipelines.sources import open_source
 from headrace.train import pretrain
-from headrace.train.recipe import load_recipe
+from headrace.train.recipe.recipe import load_recipe
 
 ROOT = Path(headrace.__file__).parent
 COMMAND_WORDS = ("headrace", "python", "torchrun", "make", "pip")

@@ -16,16 +16,16 @@ from safetensors.torch import load_file
 
 from headrace.errors import UserError
 from headrace.models.algorithm import Progress
-from headrace.pipelines.loaders import make_loader
-from headrace.pipelines.masks import draw_mask
+from headrace.pipelines.loaders.choose import make_loader
 from headrace.pipelines.order import Order
-from headrace.pipelines.reference import reference_views
 from headrace.pipelines.sources import open_source
 from headrace.pipelines.spec import Batch, InputSpec, Operation, ViewSpec
-from headrace.train.embed_encoder import load_encoder
-from headrace.train.optim import Schedules, build_optimizer
-from headrace.train.recipe import load_recipe
-from headrace.train.step import Stepper
+from headrace.pipelines.views.masks import draw_mask
+from headrace.pipelines.views.reference import reference_views
+from headrace.train.engine.optim import Schedules, build_optimizer
+from headrace.train.engine.step import Stepper
+from headrace.train.evaluation.embed_encoder import load_encoder
+from headrace.train.recipe.recipe import load_recipe
 
 LION = "optim={name: my_optim.Lion, lr: 3e-5, options: {betas: [0.95, 0.98]}}"
 

@@ -17,15 +17,15 @@ PARSED = {
     r"^make ": "sets up an environment, and the demo takes two minutes; tests/tools/test_demo.py runs a short one",
     r"^pip ": "changes the environment",
     r"^torchrun ": "several processes; tests/train/test_launch.py starts them",
-    r"[:=]/data/|list:": "data sets of others; tests/pipelines/test_sources_*.py read each in small",
-    r"work_dirs/": "logs of others; tests/tools/test_curves.py",
-    r"cue-conflict": "needs a classifier of ImageNet; tests/tools/test_shape_bias.py",
-    r"^headrace (import|predict) ": "weights of others; tests/tools/test_weights.py, test_methods.py",
-    r"^headrace import-config ": "a configuration of MMSelfSup; tests/tools/test_import_config.py",
-    r"^headrace export mae/": "names a ViT as timm has it, the made one is smaller; tests/tools/test_export.py",
-    r"^headrace svm ": "convolutional maps of 224 px; tests/train/test_svm.py runs it on twenty made categories",
+    r"[:=]/data/|list:": "data sets of others; tests/pipelines/sources/test_sources_*.py read each in small",
+    r"work_dirs/": "logs of others; tests/tools/runs/test_curves.py",
+    r"cue-conflict": "needs a classifier of ImageNet; tests/tools/look/test_shape_bias.py",
+    r"^headrace (import|predict) ": "weights of others; tests/tools/exchange/test_weights.py, test_methods.py",
+    r"^headrace import-config ": "a configuration of MMSelfSup; tests/tools/exchange/test_import_config.py",
+    r"^headrace export mae/": "names a ViT as timm has it, the made one is smaller; see test_export.py",
+    r"^headrace svm ": "convolutional maps of 224 px; test_svm.py runs it on twenty made categories",
     r"^python -m headrace\.benchmarks\.": "minutes, and peers that are not installed; tests/benchmarks",
-    r"^headrace doctor .* --model": "times training steps of full size; tests/tools/test_doctor.py",
+    r"^headrace doctor .* --model": "times training steps of full size; tests/tools/doctor/test_doctor.py",
 }
 # What is added so that a command takes seconds: to a command's words, unless they have the first of these already.
 QUICK = {

@@ -5,8 +5,8 @@ import torch
 from headrace.models.algorithm import Progress
 from headrace.models.algorithms import find_algorithm
 from headrace.models.targets.frozen import Weights
-from headrace.pipelines.masks import draw_mask
 from headrace.pipelines.spec import Batch
+from headrace.pipelines.views.masks import draw_mask
 
 START = Progress(0, 10, 10)
 RANDOM = Weights("random")

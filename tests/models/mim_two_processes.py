@@ -5,8 +5,8 @@ import torch.distributed as dist
 
 from headrace.models.algorithm import Progress
 from headrace.models.algorithms import find_algorithm
-from headrace.pipelines.masks import draw_mask
 from headrace.pipelines.spec import Batch, Mask
+from headrace.pipelines.views.masks import draw_mask
 
 NAMES = ("mae", "mae_hivit", "simmim", "maskfeat", "beit", "beitv2", "cae", "milan", "eva", "mixmim", "pixmim", "vqkd")
 IMAGES = 8

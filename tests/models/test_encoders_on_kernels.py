@@ -12,9 +12,9 @@ from headrace.models.backbones.mixmim import MixMIMTransformer
 from headrace.models.backbones.swin import Swin
 from headrace.models.backbones.vit import ViT
 from headrace.models.decoders import MAEDecoder
-from headrace.pipelines.masks import draw_mask
-from headrace.pipelines.recipes import view
 from headrace.pipelines.spec import Batch
+from headrace.pipelines.views.masks import draw_mask
+from headrace.pipelines.views.recipes import view
 
 pytest.importorskip("triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # the CPU runs Triton's interpreter

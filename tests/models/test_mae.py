@@ -11,8 +11,8 @@ from headrace.models.algorithms.mae import MAE
 from headrace.models.backbones.transformer import resize_positions, sincos_positions
 from headrace.models.backbones.vit import ViT
 from headrace.models.decoders import MAEDecoder
-from headrace.pipelines.masks import draw_mask
 from headrace.pipelines.spec import Batch, ViewSpec
+from headrace.pipelines.views.masks import draw_mask
 
 SMALL = MAE.Config(
     view=ViewSpec(size=32),

@@ -13,8 +13,8 @@ from headrace.models.algorithm import Progress
 from headrace.models.algorithms import find_algorithm
 from headrace.models.memory import Queue
 from headrace.models.teacher import Teacher, cosine_momentum
-from headrace.train.optim import parameter_groups
-from headrace.train.recipe import load_recipe
+from headrace.train.engine.optim import parameter_groups
+from headrace.train.recipe.recipe import load_recipe
 
 
 def test_queue_is_first_in_first_out():

@@ -10,9 +10,9 @@ from headrace.models.algorithms.mae_hivit import MAEHiViT
 from headrace.models.algorithms.mixmim import MixMIM
 from headrace.models.algorithms.simmim import SimMIM
 from headrace.models.backbones.vit import ViT
-from headrace.pipelines.masks import draw_mask
-from headrace.pipelines.recipes import view
 from headrace.pipelines.spec import Batch
+from headrace.pipelines.views.masks import draw_mask
+from headrace.pipelines.views.recipes import view
 
 VIT = SimMIM.Config(view=view("simmim_vit"), backbone=ViT.Config("vit_base", relative_bias="shared", qkv_bias="qv"))
 CONFIGS = {

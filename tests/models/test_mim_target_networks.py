@@ -11,9 +11,10 @@ from headrace.models.targets.clip import CLIPShape, CLIPVision
 from headrace.models.targets.dalle import DalleEncoder
 from headrace.models.targets.frozen import Frozen, Weights
 from headrace.models.targets.vqkd import Codebook, VQKDTokenizer
-from headrace.train import checkpoint, pretrain
-from headrace.train.config import RECIPES
-from headrace.train.embed_encoder import load_encoder
+from headrace.train import pretrain
+from headrace.train.engine import checkpoint
+from headrace.train.evaluation.embed_encoder import load_encoder
+from headrace.train.recipe.config import RECIPES
 
 
 def test_clip_attention_is_that_of_the_class_token():

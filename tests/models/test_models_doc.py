@@ -3,8 +3,8 @@
 import re
 
 from headrace.models.algorithms import algorithm_names
-from headrace.train.config import RECIPES
-from headrace.train.recipe import load_recipe
+from headrace.train.recipe.config import RECIPES
+from headrace.train.recipe.recipe import load_recipe
 
 TEXT = (RECIPES.parent / "docs" / "models.md").read_text()
 

@@ -13,7 +13,8 @@ from headrace.models.algorithm import Progress
 from headrace.models.algorithms.multihead import MultiHead
 from headrace.models.backbones import ResNet
 from headrace.pipelines.spec import Batch, ViewSpec
-from headrace.train import linear, pretrain
+from headrace.train import pretrain
+from headrace.train.evaluation import linear
 
 TINY = ResNet.Config("resnet18", width=8)
 

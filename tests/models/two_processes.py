@@ -7,8 +7,8 @@ from tiny_algorithms import OPTIONS, build, make_batch, make_optimizer, run
 from headrace.models.backbones import ResNet
 from headrace.models.clustering import kmeans
 from headrace.models.distributed import shuffle_across_ranks, synchronize_batch_norm, unshuffle_across_ranks
-from headrace.train.distributed import Launch
-from headrace.train.loop import wrap
+from headrace.train.engine.distributed import Launch
+from headrace.train.engine.loop import wrap
 
 STEPS = range(4)
 

@@ -2,9 +2,9 @@
 
 import torch
 
-from headrace.pipelines.base_loader import BaseLoader
-from headrace.pipelines.cut import decode_fast
-from headrace.pipelines.finish import cut_view, places
+from headrace.pipelines.loaders.base import BaseLoader
+from headrace.pipelines.views.cut import decode_fast
+from headrace.pipelines.views.finish import cut_view, places
 
 
 class SerialLoader(BaseLoader):

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from headrace.errors import UserError
-from headrace.pipelines.memory_loader import ArraySource
 from headrace.pipelines.order import WINDOW, Order, permute, shard_sizes
 from headrace.pipelines.rng import mix, random_words, stream_key, uniform
 from headrace.pipelines.sources import open_source
+from headrace.pipelines.sources.arrays import ArraySource
 
 
 def test_mix_is_splitmix64():

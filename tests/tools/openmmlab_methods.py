@@ -16,9 +16,9 @@ from headrace.models.backbones.swin import Swin
 from headrace.models.backbones.vit import ViT
 from headrace.models.decoders import MAEDecoder
 from headrace.models.targets.frozen import Weights
-from headrace.pipelines.recipes import view
 from headrace.pipelines.spec import ViewSpec
-from headrace.tools.weights.methods import METHODS, load_method
+from headrace.pipelines.views.recipes import view
+from headrace.tools.exchange.weights.methods import METHODS, load_method
 
 WIDTH, DEPTH, HEADS, PATCH = 24, 3, 2, 8
 SIZE, GRID = 32, 4  # pixels, patches

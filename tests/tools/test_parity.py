@@ -5,10 +5,10 @@ import re
 import pytest
 import torch
 
-from headrace.pipelines import cpu_augment
-from headrace.pipelines.base_loader import BaseLoader
-from headrace.pipelines.recipes import VIEWS
+from headrace.pipelines.loaders.base import BaseLoader
 from headrace.pipelines.sources import open_source
+from headrace.pipelines.views import cpu_augment
+from headrace.pipelines.views.recipes import VIEWS
 from headrace.tools import parity
 
 # recipes whose views have steps: nearest neighbours, RandAugment, bytes that are rounded half-way

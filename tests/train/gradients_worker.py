@@ -14,12 +14,12 @@ from headrace.models.backbones.resnet import ResNet
 from headrace.models.backbones.vit import ViT
 from headrace.models.decoders import MAEDecoder
 from headrace.models.distributed import synchronize_batch_norm
-from headrace.pipelines.memory_loader import MemoryLoader
+from headrace.pipelines.loaders.memory import MemoryLoader
 from headrace.pipelines.order import Order
 from headrace.pipelines.sources import open_source
 from headrace.pipelines.spec import ViewSpec
-from headrace.train.distributed import launch
-from headrace.train.loop import wrap
+from headrace.train.engine.distributed import launch
+from headrace.train.engine.loop import wrap
 
 CONFIGS = {
     "mae": MAE.Config(

@@ -14,8 +14,9 @@ import torch
 
 from headrace.benchmarks import processes
 from headrace.errors import UserError
-from headrace.train import checkpoint, pretrain
-from headrace.train.metrics import read_metrics
+from headrace.train import pretrain
+from headrace.train.engine import checkpoint
+from headrace.train.engine.metrics import read_metrics
 
 TINY = [
     "mae_vit-tiny",

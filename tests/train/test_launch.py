@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 import headrace
 from headrace.benchmarks import faults, processes
 from headrace.errors import ProcessError, UserError
-from headrace.train import checkpoint
-from headrace.train.distributed import _meet
-from headrace.train.metrics import read_metrics
-from headrace.train.recipe import load_recipe
-from headrace.train.sharding import check_shardable
+from headrace.train.engine import checkpoint
+from headrace.train.engine.distributed import _meet
+from headrace.train.engine.metrics import read_metrics
+from headrace.train.engine.sharding import check_shardable
+from headrace.train.recipe.recipe import load_recipe
 
 ROOT = Path(headrace.__file__).parent
 SMALL = ["mae_vit-tiny", "--smoke", "train.log_every=1", "optim.lr=1e-4"]

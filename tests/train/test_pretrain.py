@@ -14,10 +14,11 @@ import headrace
 from headrace import kernels
 from headrace.benchmarks import processes
 from headrace.errors import UserError
-from headrace.train import checkpoint, pretrain
-from headrace.train.metrics import read_metrics
-from headrace.train.recipe import load_recipe
-from headrace.train.step import Stepper
+from headrace.train import pretrain
+from headrace.train.engine import checkpoint
+from headrace.train.engine.metrics import read_metrics
+from headrace.train.engine.step import Stepper
+from headrace.train.recipe.recipe import load_recipe
 
 ROOT = Path(headrace.__file__).parent
 TINY_MAE = [

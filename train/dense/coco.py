@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ...errors import UserError
-from ...pipelines.decode import DecodeError
+from ...pipelines.images.decode import DecodeError
 from ...pipelines.sources.coco import CocoSource
 
 _FIGURES = ("AP", "AP50", "AP75", "AP small", "AP medium", "AP large")

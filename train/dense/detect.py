@@ -13,8 +13,8 @@ from ...errors import UserError
 from ...models.algorithms.detector import Detector
 from ...pipelines.order import Order
 from ...pipelines.sources.coco import CocoSource
-from ..distributed import Launch
-from ..recipe import Recipe
+from ..engine.distributed import Launch
+from ..recipe.recipe import Recipe
 from .boxes import Annotated, Picture, collate_for, multiple_of, padded
 from .coco import coco_figures, coco_results, coco_truth, encoded
 from .loader import AnnotatedLoader, each_once

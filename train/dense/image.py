@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ...pipelines.decode import decode
+from ...pipelines.images.decode import decode
 
 
 def read_image(source: Any, index: int) -> Image.Image:

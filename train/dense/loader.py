@@ -18,11 +18,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ...errors import ProcessError, UserError
-from ...pipelines.decode import DecodeError
+from ...pipelines.images.decode import DecodeError
 from ...pipelines.order import Order
 from ...pipelines.rng import uniform
 from ...pipelines.spec import Batch, LoaderStats
-from ..signals import SIGNALS
+from ..engine.signals import SIGNALS
 
 DRAWS = 40  # random numbers that a sample may use
 _PATIENCE = 600  # seconds without a batch after which a worker is given up

@@ -21,15 +21,15 @@ from ...models.algorithm import Algorithm
 from ...models.algorithms import find_algorithm, inputs_of
 from ...pipelines.sources import open_source
 from ...pipelines.spec import Loader
-from .. import config
-from ..checkpoint import load_algorithm
-from ..distributed import Launch, launch, pick_device
-from ..embed import evaluation_view
-from ..embed_encoder import Encoder, digest, encoder_file
-from ..evaluate import Stopwatch, add_results, record, table
+from ..engine.checkpoint import load_algorithm
+from ..engine.distributed import Launch, launch, pick_device
+from ..engine.run_directory import ENCODER_FILE
+from ..evaluation.embed import evaluation_view
+from ..evaluation.embed_encoder import Encoder, digest, encoder_file
+from ..evaluation.evaluate import Stopwatch, add_results, record, table
 from ..pretrain import pretrain
-from ..recipe import Recipe, load_recipe
-from ..run_directory import ENCODER_FILE
+from ..recipe import config
+from ..recipe.recipe import Recipe, load_recipe
 from .loader import workers_watched
 
 

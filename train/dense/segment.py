@@ -13,8 +13,8 @@ import torch.distributed as dist
 from ...models.algorithms.segmenter import Segmenter
 from ...models.dense.heads import enlarged
 from ...pipelines.order import Order
-from ..distributed import Launch
-from ..recipe import Recipe
+from ..engine.distributed import Launch
+from ..recipe.recipe import Recipe
 from .confusion import class_ious, confusion, segmentation_figures
 from .loader import AnnotatedLoader, each_once
 from .masks import Scene, collate

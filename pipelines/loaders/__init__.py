@@ -1,0 +1,12 @@
+"""A source, an `InputSpec` and an `Order` -> batches on the device; one file for each way to get at pixels.
+
+choose.py         which loader serves a source, and why
+base.py           what every loader does alike: position, plan, substitution, faults, finishing
+cpu.py            decoding and whole views in our own threads
+dali.py           decode and crop in DALI
+memory.py         images held in memory: on the device, or for the threads of cpu.py
+stream.py         shards behind an address, through the webdataset library
+ffcv_file.py      .beton files with the pixels that FFCV makes of them
+quarantine.py     images that are set aside, and what stands in for them
+device.py         small tensors to the device in one copy
+"""

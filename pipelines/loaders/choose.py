@@ -1,0 +1,103 @@
+"""Which loader serves a source, and why."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+
+from ...errors import UserError
+from ..sources.arrays import ArraySource
+from ..sources.beton import BetonSource
+from ..sources.stream import StreamSource
+from ..spec import ByteSource, InputSpec, Loader
+from ..views.finish import dali_problem
+from .cpu import CpuLoader
+from .memory import MemoryLoader
+
+DALI_HINT = "pip install nvidia-dali-cuda130 (or nvidia-dali-cuda120 for a CUDA 12 driver)"
+
+
+def choose_loader(
+    source: ByteSource, kind: str, device: torch.device | str = "cpu", inputs: InputSpec | None = None
+) -> tuple[str, str]:
+    """(loader, why) for data.loader = auto | cpu | dali | webdataset | ffcv | memory, on the device of the batches.
+
+    An explicit choice is honoured or refused with a `UserError`. Without `inputs`, any loader is taken to make them.
+    """
+    beyond_dali = next(filter(None, map(dali_problem, inputs.views if inputs else ())), None)
+    if kind != "auto":
+        if problem := _problem(source, kind, beyond_dali):
+            raise UserError(f"data.loader: {problem}")
+        return kind, "asked for"
+    if isinstance(source, ArraySource):
+        return "memory", "the images are arrays"
+    if isinstance(source, StreamSource):
+        return "webdataset", "the images are streamed"
+    if beyond_dali:
+        return "cpu", f"dali {beyond_dali}"
+    if torch.device(device).type == "cuda" and _installed("nvidia", "nvidia.dali"):
+        return "dali", "a GPU, DALI is installed"
+    if torch.device(device).type == "cuda":
+        return "cpu", f"DALI, which decodes on the GPU, is not installed: {DALI_HINT}"
+    if _installed("simplejpeg") or not _installed("nvidia", "nvidia.dali"):
+        return "cpu", "no GPU"
+    return "dali", "no GPU, and the faster cpu lacks simplejpeg: pip install simplejpeg"
+
+
+def _problem(source: ByteSource, kind: str, beyond_dali: str | None) -> str | None:
+    """Why the loader `kind` cannot read this source or make these views."""
+    if kind == "dali" and beyond_dali:
+        return f"dali {beyond_dali}; use data.loader=cpu"
+    if kind == "dali" and not _installed("nvidia", "nvidia.dali"):
+        return f"dali is not installed: {DALI_HINT}"
+    if kind == "ffcv" and not isinstance(source, BetonSource):
+        return f"ffcv reads .beton files, and {source.name} is none; use data.loader=auto"
+    if kind == "webdataset":
+        if not _installed("webdataset"):
+            return "webdataset is not installed: pip install webdataset"
+        if not isinstance(source, StreamSource):
+            return "webdataset reads addresses; for local shards, data.train=file:/path/train-{000000..000099}.tar"
+    elif isinstance(source, StreamSource):
+        return f"{kind} reads images in any order; a stream is served by data.loader=webdataset"
+    elif isinstance(source, ArraySource) and kind != "memory":
+        return f"{kind} reads encoded images; arrays are served by data.loader=memory"
+    return None
+
+
+def _installed(*modules: str) -> bool:
+    """Whether all of a package and its submodules can be found, parents first; nothing is imported but parents."""
+    return all(importlib.util.find_spec(module) is not None for module in modules)
+
+
+def make_loader(
+    source: ByteSource,
+    inputs: InputSpec,
+    order,
+    *,
+    kind: str,
+    threads: int | None = None,
+    hw_decoder_load: float | None = None,
+    **rest,
+) -> Loader:
+    """The loader `kind` that `choose_loader` gave; `rest` is what else `BaseLoader` takes: seed, device, dtype, ...
+
+    Raises `UserError` for a `hw_decoder_load` that this loader has no use for.
+    """
+    if hw_decoder_load is not None and kind != "dali":
+        raise UserError(f"data.hw_decoder_load: the {kind} loader decodes on CPU cores; use data.loader=dali")
+    if kind == "memory":
+        return MemoryLoader(source, inputs, order, threads=threads, **rest)
+    if kind == "cpu":
+        return CpuLoader(source, inputs, order, threads=threads, **rest)
+    if kind == "webdataset":
+        from .stream import StreamLoader
+
+        return StreamLoader(source, inputs, order, threads=threads, **rest)
+    if kind == "ffcv":
+        from .ffcv_file import FfcvLoader
+
+        return FfcvLoader(source, inputs, order, threads=threads, **rest)
+    from .dali import DaliLoader
+
+    return DaliLoader(source, inputs, order, threads=threads, hw_decoder_load=hw_decoder_load, **rest)

@@ -1,0 +1,144 @@
+"""The loader on our own threads: decoded once for all views, each written into its place in the batch.
+
+On a CPU the threads make whole views (`cpu_augment`); for a GPU they cut the crops, and it does the rest. Views that
+are turned or go through RandAugment are cropped here and finished batch by batch, as in every loader.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+
+import numpy as np
+import torch
+
+from ..spec import ViewSpec
+from ..views.cut import decode_fast
+from ..views.finish import cut_view, flips_early, places, rare_crop
+from .base import BaseLoader, Plan, color_table
+
+_AHEAD = 2  # batches in preparation while one is consumed
+_CHUNK = 4  # images of one task: a task a piece would cost 20 us of the interpreter's lock each
+
+
+class Buffers:
+    """Memory for one view of one batch after another. What nobody holds any more is used again: to have the kernel
+    clear new pages would cost a tenth of the time that making the views takes.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, pin: bool) -> None:
+        self._options = {"size": shape, "dtype": dtype, "pin_memory": pin}
+        self._free: list[np.ndarray] = []
+
+    def take(self) -> torch.Tensor:
+        """A tensor that is nobody else's until it and everything that shares its memory is gone."""
+        memory = self._free.pop() if self._free else torch.empty(**self._options).numpy()
+        lent = memory[:]
+        weakref.finalize(lent, self._free.append, memory).atexit = False
+        return torch.from_numpy(lent)
+
+
+class CpuLoader(BaseLoader):
+    """See `BaseLoader`; `threads` work on images. One more thread reads the samples and draws the views of coming
+    batches.
+    """
+
+    _decode = staticmethod(decode_fast)
+    _own_crop: Callable | None = None  # a subclass's way to make a crop, with the arguments of `cut_view`
+
+    def __init__(self, source, inputs, order, *, threads: int | None = None, **rest) -> None:
+        super().__init__(source, inputs, order, **rest)
+        self._planner = ThreadPoolExecutor(1, thread_name_prefix="headrace-plan")
+        self._cutters = ThreadPoolExecutor(threads or os.cpu_count() or 1, thread_name_prefix="headrace-cut")
+        self._coming: dict[int, Future] = {}  # step -> what `_prepare` returns
+        self._whole = {view.name for view in inputs.views if view.name in self._makers and not flips_early(view)}
+        pin = self.device.type == "cuda"  # copies to the device are then twice as fast
+        self._buffers = {
+            view.name: Buffers(
+                (view.count * self.batch_size, view.size, view.size, 3),
+                torch.float32 if view.name in self._whole else torch.uint8,
+                pin,
+            )
+            for view in inputs.views
+        }
+
+    def _cut(self) -> tuple[Plan, dict[str, torch.Tensor]]:
+        while True:
+            for step in range(self._step, self._step + _AHEAD + 1):
+                if step not in self._coming:
+                    self._coming[step] = self._planner.submit(self._prepare, step)
+            plan, pixels, parts = self._coming.pop(self._step).result()
+            wait(parts)
+            if all(part.result() for part in parts):
+                return plan, {
+                    name: images.permute(0, 3, 1, 2) if name in self._whole else images.to(self.device)
+                    for name, images in pixels.items()
+                }
+
+    def _prepare(self, step: int) -> tuple[Plan, dict[str, torch.Tensor], list[Future]]:
+        """The plan of a step, its memory, and the tasks that fill it: each returns whether it could."""
+        plan = self._plan(step)
+        pixels = {name: buffers.take() for name, buffers in self._buffers.items()}
+        work = [self._work(view, plan, pixels[view.name].numpy()) for view in self.inputs.views]
+        starts = range(0, len(plan.ids), _CHUNK)
+        return plan, pixels, [self._cutters.submit(self._fill, plan, work, start) for start in starts]
+
+    def _work(self, view: ViewSpec, plan: Plan, out: np.ndarray) -> Callable[[np.ndarray, int], None]:
+        """What makes a view of a batch: called with an image and its place in the batch, it writes all its copies."""
+        params, samples = plan.params[view.name], len(plan.ids)
+        cut, boxes = self._own_crop or cut_view, places(params)
+        if view.name not in self._whole:
+
+            def crops(image: np.ndarray, b: int) -> None:
+                for copy in range(view.count):
+                    cut(image, view, boxes[copy][b], out[copy * samples + b])
+
+            return crops
+        maker, table = self._makers[view.name], color_table(view, params).numpy()
+        if self._own_crop is None and rare_crop(view) is None:
+            crop = params.crop.contiguous().numpy()
+            return lambda image, b: maker.views(image, crop, table, b, out)
+
+        def views(image: np.ndarray, b: int) -> None:
+            for copy in range(view.count):
+                crop, row = np.empty((1, view.size, view.size, 3), np.uint8), copy * samples + b
+                cut(image, view, boxes[copy][b], crop[0])
+                maker.finish(crop, table[row : row + 1], 0, 1, out[row : row + 1])
+
+        return views
+
+    def _fill(self, plan: Plan, work: list[Callable[[np.ndarray, int], None]], start: int) -> bool:
+        for b in range(start, min(start + _CHUNK, len(plan.ids))):
+            image = self._image(int(plan.ids[b]), plan.encoded[b])
+            if image is None:  # set aside by now; `_cut` prepares the step again, without it
+                return False
+            for make in work:
+                make(image, b)
+        return True
+
+    def _image(self, index: int, encoded) -> np.ndarray | None:
+        """(H, W, 3) uint8 of a sample; None for a bad one, which is set aside."""
+        return self._attempt("decode", index, self._decode, encoded)
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        super().load_state_dict(state)
+        self._drain()
+
+    def _drain(self) -> None:
+        """Ends what is in preparation."""
+        for future in self._coming.values():
+            future.cancel()
+        for future in self._coming.values():
+            if not future.cancelled() and future.exception() is None:
+                parts = future.result()[2]
+                for part in parts:
+                    part.cancel()
+                wait(parts)
+        self._coming.clear()
+
+    def close(self) -> None:
+        self._drain()
+        self._planner.shutdown()
+        self._cutters.shutdown()

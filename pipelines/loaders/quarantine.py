@@ -1,0 +1,144 @@
+"""Samples that cannot be read or decoded: which, where, why, what stands in for them, and when there are too many.
+
+Whether a sample is bad is a function of its bytes, so substitutes do not depend on when, where or in which process the
+damage was found. The file is therefore a report and a shortcut, never state that a resumed run would need.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ...errors import ProcessError
+from ..spec import ByteSource
+
+QUARANTINE_FILE = "quarantine.jsonl"  # in the run directory; a line: {index, shard, key, offset, reason}
+
+
+class Quarantine:
+    """The known bad samples of `source`: index -> reason. Safe to use from several threads.
+
+    With `path`, every sample is appended there once, and what other processes append counts here, too: a line is one
+    `write` in append mode under a lock of the file. (Where a file system has no locks, a sample may appear twice.)
+    Lines that are there at the start count, unless the data set has another sample in that place by now.
+
+    More than `max_bad`, a share of the source (though one sample is always let pass), raise `UserError`.
+    """
+
+    def __init__(self, source: ByteSource, max_bad: float = 0.01, path: Path | None = None) -> None:
+        self._source, self._path = source, path
+        self._limit = max(1, int(max_bad * len(source)))
+        self._reasons: dict[int, str] = {}
+        self._read_to = 0  # bytes of the file
+        self._lock = threading.Lock()
+        self.refresh()
+        self._check()
+
+    def __len__(self) -> int:
+        return len(self._reasons)
+
+    def __contains__(self, index: int) -> bool:
+        return index in self._reasons
+
+    def lines(self, count: int) -> list[str]:
+        """The first `count` as "key: reason"."""
+        with self._lock:
+            first = list(self._reasons.items())[:count]
+        return [f"{self.where(index)['key']}: {reason}" for index, reason in first]
+
+    def where(self, index: int) -> dict:
+        """{index, shard, key, offset}; shard and offset are None where the source has no such thing."""
+        shard, offset = self._source.place(index) if hasattr(self._source, "place") else (None, None)
+        try:
+            key = self._source.key(index)
+        except (OSError, ValueError):  # the name lies in the tar itself, and that is gone
+            key = f"{shard}@{offset}"
+        return {"index": index, "shard": shard, "key": key, "offset": offset}
+
+    def add(self, index: int, reason: str) -> None:
+        """Sets a sample aside. Raises `UserError` when there are too many."""
+        reason = " ".join(reason.split()) or "no reason given"
+        with self._lock, self._open() as file:
+            self._read(file)
+            if index not in self._reasons:
+                self._reasons[index] = reason
+                if file is not None:
+                    line = json.dumps(self.where(index) | {"reason": reason}) + "\n"
+                    self._read_to += os.write(file, line.encode())
+        self._check()
+
+    def refresh(self) -> None:
+        """Reads what other processes have found since."""
+        if self._path is not None and self._path.exists():
+            with self._lock, self._open() as file:
+                self._read(file)
+
+    def candidates(self, index: int) -> Iterator[int]:
+        """`index` and then what may stand in for it, in the order of preference; every sample of the source once.
+
+        First the samples behind it in its shard, cyclically; when the whole shard is bad, those of the next shards,
+        each from the same relative place on, so that the substitutes of a lost shard are not all one image.
+        """
+        first, last = self._neighbours(index)
+        position, size, seen = index - first, last - first, 0
+        while seen < len(self._source):
+            start = position * (last - first) // size
+            yield from range(first + start, last)
+            yield from range(first, first + start)
+            seen += last - first
+            first, last = self._neighbours(last % len(self._source))
+
+    def _neighbours(self, index: int) -> tuple[int, int]:
+        if hasattr(self._source, "neighbours"):
+            return self._source.neighbours(index)
+        return 0, len(self._source)
+
+    @contextmanager
+    def _open(self) -> Iterator[int | None]:
+        if self._path is None:
+            yield None
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError:
+                pass  # a file system without locks
+            yield file
+        finally:
+            os.close(file)
+
+    def _read(self, file: int | None) -> None:
+        """Takes in the complete lines from `_read_to` on; a line that cannot be understood is passed over."""
+        if file is None:
+            return
+        data = os.pread(file, max(0, os.fstat(file).st_size - self._read_to), self._read_to)
+        end = data.rfind(b"\n") + 1
+        if end < len(data):  # a kill or a full disk has cut the last line: what follows shall start on a new one
+            end += os.write(file, b"\n") + len(data) - end
+        self._read_to += end
+        for line in data.splitlines():
+            try:
+                record = json.loads(line)
+                index, reason = int(record["index"]), str(record["reason"])
+                found = {key: record[key] for key in ("index", "shard", "key", "offset")}
+            except (ValueError, KeyError, TypeError):
+                continue
+            if 0 <= index < len(self._source) and found == self.where(index):
+                self._reasons.setdefault(index, reason)
+
+    def _check(self) -> None:
+        if len(self) <= self._limit:
+            return
+        file = "" if self._path is None else f"; all of them are in {self._path}"
+        raise ProcessError(
+            f"{self._source.name}: {len(self):,} of {len(self._source):,} images cannot be read or decoded, more than "
+            f"the {self._limit:,} that data.max_bad allows: {'; '.join(self.lines(3))}{file}; "
+            "repair the data set (and delete that file), or raise data.max_bad"
+        )

@@ -1,0 +1,537 @@
+"""Views on CPU cores: antialiased crops, bit for bit Pillow's, and the colour half, within 0.05 grey levels of exact.
+
+Compiled by numba from the loops below. Each pixel is touched a few times: a resize in two passes of integers; then
+tiles of `_TILE` pixels, small enough for the first-level cache, go through all of a view's operations as three planes
+of float32, up to contrast, which needs the mean of the whole view, and on from there. A blur comes after that, plane by
+plane, and only on one plane where the view is gray. Nothing here holds the interpreter lock.
+
+Compiling takes 10 to 20 s of a core, once an installation: numba keeps the result beside this file, or in a folder of
+the user's where that cannot be written (`NUMBA_CACHE_DIR` names another). It looks whether the file of a compiled
+function has changed, not those of the functions it calls: so this is one long file.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numba
+import numpy as np
+import torch
+from numba import float32, int32, uint8
+
+from ...kernels.augment.reference import LUMA, SOLARIZE, blur_taps
+from ..spec import ViewSpec
+
+_TILE = 1024  # pixels
+_BITS = 22  # of a resize's weights behind the point, as in Pillow: 8 bits of pixels and 2 of sums remain
+_GRAY_LUMA, _GRAY_MEAN = 4, 5  # operations after the four of the jitter
+_LEAST = 2e-5  # weights of a blur below this are left out: together they move a pixel by less than 0.02 grey levels
+_RADIUS = {"bilinear": 1, "bicubic": 2}
+
+# Loops of four equal statements become vector instructions: the resize is then 3 times as fast. Numba's default is off.
+_slp, numba.config.SLP_VECTORIZE = numba.config.SLP_VECTORIZE, 1
+_exactly = numba.njit(nogil=True, cache=True, error_model="numpy")
+_fast = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath=True)
+_index = numba.uintp  # of what cannot be negative: numba then leaves out Python's wrap-around
+_ZERO, _ONE = float32(0), float32(1)
+_RED, _GREEN, _BLUE = map(float32, LUMA)
+
+
+# ---- crop and resize
+
+
+@_exactly
+def _weight(distance, radius):
+    """Triangle for a radius of 1, Keys' cubic with a = -0.5 for 2."""
+    d = abs(distance)
+    if radius == 1:
+        return max(1.0 - d, 0.0)
+    if d < 1:
+        return (1.5 * d - 2.5) * d * d + 1
+    return (((d - 5) * d + 8) * d - 4) * -0.5 if d < 2 else 0.0
+
+
+@_exactly
+def _weights(length, size, radius):
+    """(first, count, weights): the taps of each of `size` outputs along a side of `length`; zeros behind them."""
+    scale = length / size
+    stretch = max(scale, 1.0)
+    most = 2 * int(math.ceil(radius * stretch)) + 1
+    first, count = np.empty(size, np.int32), np.empty(size, np.int32)
+    weights, exact = np.zeros((size, most + 3), np.int32), np.empty(most)
+    for out in range(size):
+        center = (out + 0.5) * scale
+        low = max(int(center - radius * stretch + 0.5), 0)
+        taps = min(int(center + radius * stretch + 0.5), length) - low
+        total = 0.0
+        for k in range(taps):
+            exact[k] = _weight((k + low - center + 0.5) * (1.0 / stretch), radius)
+            total += exact[k]
+        for k in range(taps):
+            fixed = exact[k] / total * (1 << _BITS)
+            weights[out, k] = int(fixed - 0.5) if fixed < 0 else int(fixed + 0.5)
+        first[out], count[out] = low, taps
+    return first, count, weights
+
+
+@_exactly
+def _byte(total):
+    return uint8(min(max(total >> _BITS, 0), 255))
+
+
+@_exactly
+def _across(source, start, stride, rows, size, flip, taps, out):
+    """Rows of bytes, `stride` apart from `start` on -> rows of `size` pixels, four at a time.
+
+    Four lanes a pixel, of which the last is the next pixel's first, because vectors of three do not exist.
+    """
+    first, count, weights = taps
+    half = int32(1 << (_BITS - 1))
+    for y in range(0, rows, 4):
+        row0, row1 = _index(start + y * stride), _index(start + min(y + 1, rows - 1) * stride)
+        row2, row3 = _index(start + min(y + 2, rows - 1) * stride), _index(start + min(y + 3, rows - 1) * stride)
+        for x in range(size):
+            tap = size - 1 - x if flip else x
+            a0 = a1 = a2 = a3 = half
+            b0 = b1 = b2 = b3 = half
+            c0 = c1 = c2 = c3 = half
+            d0 = d1 = d2 = d3 = half
+            at = _index(first[tap] * 3)
+            for k in range(count[tap]):
+                w = weights[tap, k]
+                i = row0 + at
+                a0 += int32(source[i]) * w
+                a1 += int32(source[i + _index(1)]) * w
+                a2 += int32(source[i + _index(2)]) * w
+                a3 += int32(source[i + _index(3)]) * w
+                i = row1 + at
+                b0 += int32(source[i]) * w
+                b1 += int32(source[i + _index(1)]) * w
+                b2 += int32(source[i + _index(2)]) * w
+                b3 += int32(source[i + _index(3)]) * w
+                i = row2 + at
+                c0 += int32(source[i]) * w
+                c1 += int32(source[i + _index(1)]) * w
+                c2 += int32(source[i + _index(2)]) * w
+                c3 += int32(source[i + _index(3)]) * w
+                i = row3 + at
+                d0 += int32(source[i]) * w
+                d1 += int32(source[i + _index(1)]) * w
+                d2 += int32(source[i + _index(2)]) * w
+                d3 += int32(source[i + _index(3)]) * w
+                at += _index(3)
+            j = 3 * x
+            out[y, j], out[y, j + 1], out[y, j + 2], out[y, j + 3] = _byte(a0), _byte(a1), _byte(a2), _byte(a3)
+            y1, y2, y3 = y + 1, y + 2, y + 3
+            out[y1, j], out[y1, j + 1], out[y1, j + 2], out[y1, j + 3] = _byte(b0), _byte(b1), _byte(b2), _byte(b3)
+            out[y2, j], out[y2, j + 1], out[y2, j + 2], out[y2, j + 3] = _byte(c0), _byte(c1), _byte(c2), _byte(c3)
+            out[y3, j], out[y3, j + 1], out[y3, j + 2], out[y3, j + 3] = _byte(d0), _byte(d1), _byte(d2), _byte(d3)
+
+
+@_exactly
+def _down(source, start, stride, rows, size, taps, out):
+    """`rows` rows of bytes, `stride` apart from `start` on -> out (size * columns): four taps at a time."""
+    first, count, weights = taps
+    columns = out.size // size
+    total = np.empty(columns, np.int32)
+    for y in range(size):
+        for x in range(columns):
+            total[x] = int32(1 << (_BITS - 1))
+        line = out[y * columns : (y + 1) * columns]
+        for k in range(0, count[y], 4):
+            w0, w1, w2, w3 = weights[y, k], weights[y, k + 1], weights[y, k + 2], weights[y, k + 3]
+            row, last = first[y] + k, rows - 1  # beyond the last one weights are 0
+            at0, at1 = start + row * stride, start + min(row + 1, last) * stride
+            at2, at3 = start + min(row + 2, last) * stride, start + min(row + 3, last) * stride
+            r0, r1 = source[at0 : at0 + columns], source[at1 : at1 + columns]
+            r2, r3 = source[at2 : at2 + columns], source[at3 : at3 + columns]
+            if k + 4 < count[y]:
+                for x in range(columns):
+                    total[x] += int32(r0[x]) * w0 + int32(r1[x]) * w1 + int32(r2[x]) * w2 + int32(r3[x]) * w3
+            else:
+                for x in range(columns):
+                    rest = int32(r0[x]) * w0 + int32(r1[x]) * w1 + int32(r2[x]) * w2 + int32(r3[x]) * w3
+                    line[x] = _byte(total[x] + rest)
+
+
+@_exactly
+def _crop(pixels, box, size, radius, flip, scratch, out):
+    """A box (left, top, width, height) of pixels (H, W, 3) -> out (size * size * 3), in Pillow's order and rounding.
+
+    That is down the columns first where it takes away more than twice as many rows as the other pass takes columns.
+    """
+    left, top, width, height = box[0], box[1], box[2], box[3]
+    stride = 3 * pixels.shape[1]
+    source = pixels.reshape(pixels.size)
+    start = top * stride + 3 * left
+    across, down = _weights(width, size, radius), _weights(height, size, radius)
+    padded = 3 * size + 1  # a row with room for the fourth lane of its last pixel
+    rows = scratch[: (height + 8) * padded].reshape(height + 8, padded)
+    if height - size > 2 * max(width - size, 0):
+        rows = scratch[: (size + 8) * padded].reshape(size + 8, padded)
+        columns = scratch[rows.size : rows.size + 3 * width * size + 1]
+        _down(source, start, stride, height, size, down, columns[: 3 * width * size])
+        _across(columns, 0, 3 * width, size, size, flip, across, rows)
+        for y in range(size):
+            row, line = rows[y], out[3 * size * y : 3 * size * (y + 1)]
+            for x in range(3 * size):
+                line[x] = row[x]
+        return
+    last = scratch[rows.size : rows.size + 3 * width + 1]  # a copy of the last row: what is behind it is not ours
+    for i in range(3 * width):
+        last[i] = source[start + (height - 1) * stride + i]
+    _across(source, start, stride, height - 1, size, flip, across, rows)
+    _across(last, 0, 0, 1, size, flip, across, rows[height - 1 :])
+    _down(scratch, 0, padded, height, size, down, out)
+
+
+# ---- colour: planes red, green, blue of values in [0, 1]
+
+
+@_fast
+def _unit(x):
+    return min(max(x, _ZERO), _ONE)
+
+
+@_fast
+def _load(source, r, g, b):
+    scale = float32(1 / 255)
+    for i in range(r.size):
+        r[i] = float32(source[3 * i]) * scale
+        g[i] = float32(source[3 * i + 1]) * scale
+        b[i] = float32(source[3 * i + 2]) * scale
+
+
+@_fast
+def _luma_sum(r, g, b):
+    total = _ZERO
+    for i in range(r.size):
+        total += _RED * r[i] + _GREEN * g[i] + _BLUE * b[i]
+    return total
+
+
+@_fast
+def _sector(hue):
+    """How far a channel is from the brightest one at this place of the colour circle, in [0, 1]; 6 is a full turn."""
+    turns = float32(int32(hue * float32(1 / 6) + float32(100.5))) - float32(100)  # the nearest whole number
+    return _unit(float32(2) - abs(hue - float32(6) * turns))
+
+
+@_fast
+def _operate(operation, factor, mean, r, g, b):
+    """One operation on a tile; `mean` is the mean luma of the view, for contrast."""
+    if operation == 0:
+        for i in range(r.size):
+            r[i], g[i], b[i] = _unit(r[i] * factor), _unit(g[i] * factor), _unit(b[i] * factor)
+    elif operation == 1:
+        part = (_ONE - factor) * mean
+        for i in range(r.size):
+            r[i], g[i], b[i] = _unit(r[i] * factor + part), _unit(g[i] * factor + part), _unit(b[i] * factor + part)
+    elif operation == 2:
+        rest = _ONE - factor
+        for i in range(r.size):
+            part = rest * (_RED * r[i] + _GREEN * g[i] + _BLUE * b[i])
+            r[i], g[i], b[i] = _unit(r[i] * factor + part), _unit(g[i] * factor + part), _unit(b[i] * factor + part)
+    elif operation == 3:
+        turn = float32(6) * factor
+        for i in range(r.size):
+            x, y, z = r[i], g[i], b[i]
+            value = max(x, max(y, z))
+            chroma = value - min(x, min(y, z))
+            inverse = _ONE / max(chroma, float32(1e-12))
+            by_green = float32(2) + (z - x) * inverse if value == y else float32(4) + (x - y) * inverse
+            hue = ((y - z) * inverse if value == x else by_green) + turn
+            r[i] = value - chroma * _sector(hue + float32(3))
+            g[i] = value - chroma * _sector(hue + float32(1))
+            b[i] = value - chroma * _sector(hue - float32(1))
+    elif operation == _GRAY_LUMA:
+        for i in range(r.size):
+            r[i] = g[i] = b[i] = _RED * r[i] + _GREEN * g[i] + _BLUE * b[i]
+    else:
+        for i in range(r.size):
+            r[i] = g[i] = b[i] = (r[i] + g[i] + b[i]) * float32(1 / 3)
+
+
+@_fast
+def _mirrored(place, size):
+    """Reflected into [0, size); for the taps of weight 0 that lie further out, some place in there."""
+    return min(abs(place if place < size else 2 * size - 2 - place), size - 1)
+
+
+@_fast
+def _smooth(source, step, w, begin, end, out):
+    """out[i] = source[i] and its neighbours up to `len(w) - 1` steps away, weighted. len(w) is 4, or 7 and more."""
+    w0, w1, w2, w3 = w[0], w[1], w[2], w[3]
+    one, two, three = _index(step), _index(2 * step), _index(3 * step)
+    if w.size == 4:
+        for i in range(_index(begin), _index(end)):
+            near = w0 * source[i] + w1 * (source[i - one] + source[i + one])
+            out[i] = near + w2 * (source[i - two] + source[i + two]) + w3 * (source[i - three] + source[i + three])
+        return
+    w4, w5, w6 = w[4], w[5], w[6]
+    four, five, six = _index(4 * step), _index(5 * step), _index(6 * step)
+    for i in range(_index(begin), _index(end)):
+        near = w0 * source[i] + w1 * (source[i - one] + source[i + one]) + w2 * (source[i - two] + source[i + two])
+        mid = w3 * (source[i - three] + source[i + three]) + w4 * (source[i - four] + source[i + four])
+        out[i] = near + mid + w5 * (source[i - five] + source[i + five]) + w6 * (source[i - six] + source[i + six])
+    for k in range(7, w.size):
+        far, weight = _index(k * step), w[k]
+        for i in range(_index(begin), _index(end)):
+            out[i] += weight * (source[i - far] + source[i + far])
+
+
+@_fast
+def _gauss(sigma, reach):
+    """Weights of a blur: the middle one and those to one side, cut to `_LEAST`."""
+    w = np.zeros(max(reach, 6) + 1, np.float32)
+    total = _ZERO
+    for k in range(reach + 1):
+        w[k] = np.exp(float32(-0.5) * (float32(k) / sigma) ** 2)
+        total += w[k] if k == 0 else 2 * w[k]
+    near = 0
+    for k in range(reach + 1):
+        w[k] /= total
+        if w[k] > float32(_LEAST):
+            near = k
+        else:
+            w[k] = _ZERO
+    return w[: 4 if near <= 3 else max(near, 6) + 1]
+
+
+@_fast
+def _blur(plane, size, w, scratch):
+    """plane (size * size), in place: with a mirrored border, along the rows and then down them."""
+    reach = w.size - 1
+    stride = size + 2 * reach
+    first, area = reach * stride, stride * stride
+    image, half = scratch[:area], scratch[area : 2 * area]
+    for y in range(size):
+        row, line = plane[y * size : (y + 1) * size], image[first + y * stride + reach :]
+        for x in range(size):
+            line[x] = row[x]
+        for x in range(reach):
+            image[first + y * stride + x] = row[_mirrored(x - reach, size)]
+            line[size + x] = row[_mirrored(size + x, size)]
+    _smooth(image, 1, w, first + reach, area - first - reach, half)
+    for y in range(reach):
+        above, below = first + _mirrored(y - reach, size) * stride, first + _mirrored(size + y, size) * stride
+        for x in range(reach, reach + size):
+            half[y * stride + x] = half[above + x]
+            half[first + (size + y) * stride + x] = half[below + x]
+    _smooth(half, stride, w, first, area - first, image)
+    for y in range(size):
+        row, line = plane[y * size : (y + 1) * size], image[first + y * stride + reach :]
+        for x in range(size):
+            row[x] = line[x]
+
+
+@_fast
+def _store(r, g, b, solarize, norm, out):
+    """Solarise, normalise, and write pixel by pixel."""
+    s0, s1, s2, o0, o1, o2 = norm[0], norm[1], norm[2], norm[3], norm[4], norm[5]
+    edge = float32(SOLARIZE) if solarize else float32(2)
+    for i in range(r.size):
+        x, y, z = r[i], g[i], b[i]
+        out[3 * i] = (_ONE - x if x >= edge else x) * s0 + o0
+        out[3 * i + 1] = (_ONE - y if y >= edge else y) * s1 + o1
+        out[3 * i + 2] = (_ONE - z if z >= edge else z) * s2 + o2
+
+
+@_fast
+def _normalize(source, size, norm, scratch, out):
+    """All there is to do to most views of masked images: bytes -> normalised, without planes."""
+    scale, offset = scratch[: 3 * size], scratch[3 * size : 6 * size]
+    for j in range(3 * size):
+        scale[j], offset[j] = norm[j % 3] * float32(1 / 255), norm[3 + j % 3]
+    for y in range(size):
+        row, line = source[3 * size * y : 3 * size * (y + 1)], out[3 * size * y : 3 * size * (y + 1)]
+        for j in range(3 * size):
+            line[j] = float32(row[j]) * scale[j] + offset[j]
+
+
+@_fast
+def _finish(source, size, row, norm, rule, scratch, out):
+    """One crop (size * size * 3) uint8 and its row of the parameter table -> out (size * size * 3), not flipped.
+
+    rule: reach of the blur in pixels, operation of grayscale, whether that comes first.
+    """
+    area = size * size
+    gray, sigma, solarize = row[8] > 0, row[9], row[10] > 0
+    steps, count, contrast = np.empty(5, np.int64), 0, -1
+    if gray and rule[2]:
+        steps[count] = rule[1]
+        count += 1
+    for place in range(4):
+        operation = int(row[4 + place])
+        if operation >= 0 and row[operation] != (_ZERO if operation == 3 else _ONE):
+            contrast = count if operation == 1 else contrast
+            steps[count] = operation
+            count += 1
+    if gray and not rule[2]:
+        steps[count] = rule[1]
+        count += 1
+    blurred = sigma > 0 and rule[0] > 0
+    if count == 0 and not blurred and not solarize:
+        _normalize(source, size, norm, scratch, out)
+        return
+    red, green, blue = scratch[:area], scratch[area : 2 * area], scratch[2 * area : 3 * area]
+    total, mean = 0.0, _ZERO
+    for begin in range(0, area, _TILE):
+        end = min(begin + _TILE, area)
+        r, g, b = red[begin:end], green[begin:end], blue[begin:end]
+        _load(source[3 * begin : 3 * end], r, g, b)
+        for step in steps[: contrast if contrast >= 0 else count]:
+            _operate(step, row[step] if step < 4 else _ZERO, mean, r, g, b)
+        if contrast >= 0:
+            total += _luma_sum(r, g, b)
+        elif not blurred:
+            _store(r, g, b, solarize, norm, out[3 * begin : 3 * end])
+    if contrast >= 0:
+        mean = float32(total / area)
+        for begin in range(0, area, _TILE):
+            end = min(begin + _TILE, area)
+            r, g, b = red[begin:end], green[begin:end], blue[begin:end]
+            for step in steps[contrast:count]:
+                _operate(step, row[step] if step < 4 else _ZERO, mean, r, g, b)
+            if not blurred:
+                _store(r, g, b, solarize, norm, out[3 * begin : 3 * end])
+    if blurred:
+        w = _gauss(sigma, rule[0])
+        planes = 1 if gray and not rule[2] else 3
+        for plane in range(planes):
+            _blur(scratch[plane * area : (plane + 1) * area], size, w, scratch[3 * area :])
+        if planes == 1:
+            green = blue = red
+        _store(red, green, blue, solarize, norm, out)
+
+
+# ---- what is compiled when this file is imported
+
+_PIXELS, _BYTES, _FLOATS, _TABLE = uint8[:, :, ::1], uint8[::1], float32[::1], float32[:, ::1]
+_WHOLE, _WHOLES = numba.int64, numba.int64[::1]
+
+
+@numba.njit(
+    numba.void(_PIXELS, int32[::1], _WHOLE, _WHOLE, numba.boolean, _BYTES, _BYTES),
+    nogil=True,
+    cache=True,
+    error_model="numpy",
+)
+def _resized(pixels, box, size, radius, flip, scratch, out):
+    _crop(pixels, box, size, radius, flip, scratch, out)
+
+
+@numba.njit(
+    numba.void(
+        *(_PIXELS, int32[:, :, ::1], _WHOLE, _WHOLE, _WHOLE, _TABLE, _FLOATS, _WHOLES, _BYTES, _FLOATS, _FLOATS)
+    ),
+    nogil=True,
+    cache=True,
+    error_model="numpy",
+)
+def _viewed(pixels, boxes, sample, size, radius, table, norm, rule, scratch, planes, out):
+    """Every copy of a view of one sample, from the image to its places in the batch."""
+    values = 3 * size * size
+    crop, rest = scratch[:values], scratch[values:]
+    for copy in range(boxes.shape[0]):
+        row = copy * boxes.shape[1] + sample
+        _crop(pixels, boxes[copy, sample], size, radius, table[row, 11] > 0, rest, crop)
+        _finish(crop, size, table[row], norm, rule, planes, out[row * values : (row + 1) * values])
+
+
+@numba.njit(
+    numba.void(_BYTES, _WHOLE, _WHOLE, _WHOLE, _TABLE, _FLOATS, _WHOLES, _BYTES, _FLOATS, _FLOATS),
+    nogil=True,
+    cache=True,
+    error_model="numpy",
+)
+def _finished(crops, begin, end, size, table, norm, rule, mirror, planes, out):
+    """The crops from `begin` to `end`, of which `crops`, `table` and `out` have all."""
+    values = 3 * size * size
+    for n in range(begin, end):
+        source = crops[n * values : (n + 1) * values]
+        if table[n, 11] > 0:
+            for y in range(size):
+                for x in range(size):
+                    for c in range(3):
+                        mirror[3 * (y * size + x) + c] = source[3 * (y * size + size - 1 - x) + c]
+            source = mirror[:values]
+        _finish(source, size, table[n], norm, rule, planes, out[n * values : (n + 1) * values])
+
+
+numba.config.SLP_VECTORIZE = _slp
+
+
+# ---- Python
+
+_held = threading.local()
+
+
+def _scratch(height: int, size: int, reach: int) -> tuple[np.ndarray, np.ndarray]:
+    """Bytes and floats enough to crop from images of that height and finish views: this thread's own, kept."""
+    values = 3 * size * size
+    # a crop, the rows of a resize and a copy of one of the source; planes and two more with a blur's border
+    wanted = 2 * values + (height + 16) * (3 * size + 1), values + 6 * size + 2 * (size + 2 * max(reach, 6)) ** 2
+    bytes_, floats = getattr(_held, "arrays", (np.empty(0, np.uint8), np.empty(0, np.float32)))
+    if bytes_.size < wanted[0]:
+        bytes_ = np.empty(wanted[0], np.uint8)
+    if floats.size < wanted[1]:
+        floats = np.empty(wanted[1], np.float32)
+    _held.arrays = bytes_, floats
+    return bytes_, floats
+
+
+def _own(pixels: np.ndarray) -> np.ndarray:
+    """As the compiled loops take them; a copy where that must be, as of a memory map that is only for reading."""
+    return np.require(pixels, requirements="CW")
+
+
+def resize(pixels: np.ndarray, box: Sequence[int], interpolation: str, out: np.ndarray) -> None:
+    """pixels (H, W, 3) uint8 and a box (left, top, width, height) -> out (size, size, 3) uint8: Pillow's, bit for bit.
+
+    `interpolation` is "bilinear" or "bicubic", with antialiasing.
+    """
+    pixels = _own(pixels)
+    scratch, _ = _scratch(sum(pixels.shape[:2]), len(out), 0)
+    _resized(pixels, np.array(box, np.int32), len(out), _RADIUS[interpolation], False, scratch, out.reshape(-1))
+
+
+class ViewMaker:
+    """One `ViewSpec` in the form that the compiled loops take. Its methods may be called by several threads."""
+
+    def __init__(self, view: ViewSpec) -> None:
+        self._size, self._radius = view.size, _RADIUS.get(view.interpolation, 0)
+        self._norm = np.array([*(1 / s for s in view.std), *(-m / s for m, s in zip(view.mean, view.std))], np.float32)
+        gray = _GRAY_LUMA if view.gray_weights == "luma" else _GRAY_MEAN
+        reach = blur_taps(view.blur_sigma[1]) // 2 if view.blur else 0
+        self._rule = np.array([reach, gray, view.gray_first], np.int64)
+
+    def views(self, pixels: np.ndarray, boxes: np.ndarray, table: np.ndarray, sample: int, out: np.ndarray) -> None:
+        """All copies of the view of one sample, in one call.
+
+        pixels (H, W, 3) uint8; boxes (count, B, 4) int32; table (count * B, 12) float32 of `parameter_table`; out
+        (count * B, size, size, 3) float32, C-contiguous, of which `count` images are written.
+        """
+        pixels = _own(pixels)
+        scratch, planes = _scratch(sum(pixels.shape[:2]), self._size, int(self._rule[0]))
+        constants = self._norm, self._rule, scratch, planes
+        _viewed(pixels, boxes, sample, self._size, self._radius, table, *constants, out.reshape(-1))
+
+    def finish(self, crops: np.ndarray, table: np.ndarray, begin: int, end: int, out: np.ndarray) -> None:
+        """The colour half of crops[begin:end], (N, size, size, 3) uint8 -> out (N, size, size, 3) float32."""
+        scratch, planes = _scratch(0, self._size, int(self._rule[0]))
+        constants = self._norm, self._rule, scratch, planes
+        _finished(crops.reshape(-1), begin, end, self._size, table, *constants, out.reshape(-1))
+
+    def finish_batch(self, crops: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        """`finish` for a whole batch on PyTorch's number of threads: (N, 3, size, size) float32, channels-last."""
+        out = torch.empty(crops.shape, dtype=torch.float32)
+        arrays = crops.contiguous().numpy(), table.numpy()
+        threads = min(torch.get_num_threads(), len(crops)) or 1
+        ends = [len(crops) * n // threads for n in range(threads + 1)]
+        with ThreadPoolExecutor(threads, thread_name_prefix="headrace-colour") as pool:
+            list(pool.map(lambda begin, end: self.finish(*arrays, begin, end, out.numpy()), ends[:-1], ends[1:]))
+        return out.permute(0, 3, 1, 2)

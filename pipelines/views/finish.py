@@ -1,0 +1,166 @@
+"""The stages of a view around its colour half, for every loader: rare crops, and what needs whole batches on a device.
+
+`cut_view` makes the crops that fast paths do not know. `before_colour` rotates and does RandAugment on the crops,
+`operate` calls one's own functions on them, `after_colour` erases and takes parts. They follow `ViewParams`; drawn here
+are the noise of `erased` and what one's own functions ask for.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from ...errors import UserError
+from ...outside import imported
+from ..rng import drawer, uniform
+from ..spec import ViewParams, ViewSpec
+from .cut import crop_and_resize
+from .draw import stream_name
+from .randaugment import rand_augment, rotate
+
+_FILTER = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+def rare_crop(view: ViewSpec) -> str | None:
+    """What of a view's crop takes `cut_view`, in words; None: an antialiased bilinear or bicubic resize does it all."""
+    if view.crop == "window":
+        return "windows"
+    if not view.antialias:
+        return f"{view.interpolation} resizing without antialiasing"
+    return "lanczos resizing" if view.interpolation == "lanczos" else None
+
+
+def dali_problem(view: ViewSpec) -> str | None:
+    """What of a view's crop DALI cannot do, as the end of a sentence that starts with its name."""
+    if view.crop == "window":
+        return "cuts no windows"
+    if view.interpolation == "bicubic" and not view.antialias:
+        return "has another cubic than OpenCV's for resizing without antialiasing"
+    return None
+
+
+def places(params: ViewParams) -> list[list[list[int]]]:
+    """Per copy and sample: left, top, width, height of the crop; width, height after the resize; window's offset."""
+    return torch.cat([params.crop, params.resized, params.offset], dim=-1).tolist()
+
+
+def cut_view(pixels: np.ndarray, view: ViewSpec, place: list[int], out: np.ndarray) -> None:
+    """pixels (H, W, 3) uint8 of an upright image and one of `places` -> out (size, size, 3) uint8, for any view.
+
+    Rare crops that antialias are Pillow's own. All ways release the interpreter lock.
+    """
+    if rare_crop(view) is None:
+        return crop_and_resize(pixels, place[:4], view.interpolation, out)
+    left, top, width, height, *size = place[:6]
+    crop = pixels[top : top + height, left : left + width]
+    if view.antialias:
+        resized = np.asarray(Image.fromarray(crop).resize(size, _FILTER[view.interpolation]))
+    else:
+        planes = torch.from_numpy(crop.transpose(2, 0, 1).astype(np.float32))[None]
+        planes = F.interpolate(planes, tuple(size[::-1]), mode=view.interpolation, align_corners=False)[0]
+        resized = planes.round_().clamp_(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
+    if view.crop == "window":
+        resized = _window(resized, view, place[6:])
+    out[:] = resized
+
+
+def _window(pixels: np.ndarray, view: ViewSpec, offset: list[int]) -> np.ndarray:
+    """(size, size, 3) at offset (left, top) of pixels (h, w, 3), which may lie in the padding around them."""
+    outside = []
+    for axis, start in ((1, offset[0]), (0, offset[1])):
+        side, place = pixels.shape[axis], np.arange(start, start + view.size)
+        outside.append((place < 0) | (place >= side))
+        if view.padding_mode == "reflect" and side > 1:
+            place = side - 1 - np.abs(side - 1 - place % (2 * side - 2))
+        elif view.padding_mode == "symmetric":
+            place = place % (2 * side)
+            place = np.minimum(place, 2 * side - 1 - place)
+        pixels = pixels.take(place.clip(0, side - 1), axis)
+    if view.padding_mode == "constant":
+        pixels[:, outside[0]] = 0
+        pixels[outside[1]] = 0
+    return pixels
+
+
+def flips_early(view: ViewSpec) -> bool:
+    """Whether `before_colour` does the flip, because something before the colour half comes after it."""
+    return bool(view.rotate) or view.randaugment is not None or bool(view.operations)
+
+
+def before_colour(pixels: torch.Tensor, view: ViewSpec, params: ViewParams) -> torch.Tensor:
+    """Flip, rotation and RandAugment of crops (count * B, S, S, 3) uint8 on any device, where `flips_early`."""
+    if not flips_early(view):
+        return pixels
+    flip = params.flip.flatten().to(pixels.device)
+    pixels = torch.where(flip.view(-1, 1, 1, 1), pixels.flip(2), pixels)
+    if view.rotate:
+        pixels = rotate(pixels, params.angle.flatten().to(pixels.device))
+    if view.randaugment is not None:
+        pixels = rand_augment(pixels, params.policy.flatten(0, 1), view.randaugment.fill)
+    return pixels.contiguous()
+
+
+def operate(pixels: torch.Tensor, view: ViewSpec, seed: int, epoch: int, ids: torch.Tensor) -> torch.Tensor:
+    """A view's own `operations` on crops (count * B, S, S, 3) uint8 of samples ids (B,) int64, on any device.
+
+    Raises `UserError` for one that gives anything but such crops.
+    """
+    for number, operation in enumerate(view.operations):
+        streams = [stream_name(view, copy, f"/{number}/{operation.name}") for copy in range(view.count)]
+        draw = drawer(seed, streams, epoch, ids.to(pixels.device))
+        drawn = draw(1) < operation.chance
+        made = imported(operation.name, "operations")(pixels, draw, **operation.options)
+        if not torch.is_tensor(made) or made.shape != pixels.shape or made.dtype != torch.uint8:
+            got = f"{made.dtype} {tuple(made.shape)}" if torch.is_tensor(made) else type(made).__name__
+            raise UserError(f"operations: {operation.name} must give uint8 {tuple(pixels.shape)}, it gave {got}")
+        pixels = torch.where(drawn.view(-1, 1, 1, 1), made, pixels)
+    return pixels
+
+
+def after_colour(
+    x: torch.Tensor, view: ViewSpec, params: ViewParams, seed: int, epoch: int, ids: torch.Tensor
+) -> torch.Tensor:
+    """Erasing and parts of normalised views x (count, B, 3, S, S): (copies, B, 3, side, side), channels-last.
+
+    ids: (B,) int64 on the CPU. `x` may be overwritten.
+    """
+    if params.erased is not None:
+        for copy in range(view.count):
+            rows = params.erased[copy, :, 2].nonzero()[:, 0]
+            if len(rows):
+                noise = erasing_noise(view, seed, epoch, ids[rows].to(x.device), copy).to(x.dtype)
+                inside = _inside(params.erased[copy, rows].to(x.device), view.size)
+                on_device = rows.to(x.device)
+                x[copy, on_device] = torch.where(inside[:, None], noise, x[copy, on_device])
+    if view.parts is None:
+        return x
+    images = x.permute(0, 1, 3, 4, 2)  # (count, B, S, S, 3)
+    if view.parts == "rotations":
+        parts = torch.stack([torch.rot90(images, -turns, (2, 3)) for turns in range(4)], dim=1)
+    else:
+        left, top = params.patches.long().to(x.device).transpose(1, 2)[..., None].unbind(3)  # (count, 9, B, 1)
+        steps = torch.arange(view.side, device=x.device)
+        copy, sample = (torch.arange(n, device=x.device) for n in images.shape[:2])
+        rows, columns = (top + steps)[..., :, None], (left + steps)[..., None, :]
+        parts = images[copy.view(-1, 1, 1, 1, 1), sample.view(-1, 1, 1), rows, columns]
+    return parts.flatten(0, 1).contiguous().permute(0, 1, 4, 2, 3)
+
+
+def erasing_noise(view: ViewSpec, seed: int, epoch: int, ids: torch.Tensor, copy: int) -> torch.Tensor:
+    """(B, 3, size, size) float32, normal, on the device of `ids`: what takes the place of erased pixels."""
+    u = uniform(seed, stream_name(view, copy, "/noise"), epoch, ids, 3 * view.size**2)
+    return torch.special.ndtri(u + 2.0**-54).float().view(len(ids), 3, view.size, view.size)
+
+
+def _inside(boxes: torch.Tensor, size: int) -> torch.Tensor:
+    """(N, size, size) bool: which pixels are in boxes (N, 4), left, top, width, height."""
+    left, top, width, height = boxes[:, :, None].unbind(1)
+    place = torch.arange(size, device=boxes.device)
+    across, down = (place >= left) & (place < left + width), (place >= top) & (place < top + height)
+    return down[:, :, None] & across[:, None]

@@ -1,0 +1,34 @@
+"""Configurations of OpenMMLab: ``headrace import-config <config.py>`` prints the recipe that says the same."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import yaml
+
+from ...errors import UserError
+from .mmselfsup_config import translate
+from .static_config import read_config
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="headrace import-config",
+        description="Turn a configuration of MMSelfSup (0.x, 1.x) or MMPretrain into a recipe. The file is read, never "
+        "run; what has no counterpart is listed in comments.",
+    )
+    parser.add_argument("config", type=Path, help="a .py file; its _base_ files are read, too")
+    parser.add_argument("--out", type=Path, help="a new .yaml file; default: printed")
+    arguments = parser.parse_args(argv)
+    if arguments.out is not None and arguments.out.exists():
+        raise UserError(f"--out: {arguments.out} exists; give another name")
+    recipe, without = translate(read_config(arguments.config), arguments.config.stem)
+    comments = [f"# from {arguments.config.name}", *(f"# no counterpart: {line}" for line in without)]
+    text = "\n".join(comments) + "\n" + yaml.safe_dump(recipe, sort_keys=False, default_flow_style=None)
+    if arguments.out is None:
+        print(text, end="")
+    else:
+        arguments.out.write_text(text)
+        print(f"{arguments.out}: {recipe['algorithm']['name']}, {len(without)} settings without a counterpart")
+    return 0

@@ -1,0 +1,171 @@
+"""Checkpoints: written atomically, read without unpickling code, the newest readable one found."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import warnings
+import zipfile
+from pathlib import Path
+
+import torch
+
+from ...errors import UserError
+from ...models.algorithm import Algorithm
+from ...models.algorithms import find_algorithm
+from ...models.targets.frozen import without_weights
+from ..recipe import config
+
+_NAME = re.compile(r"step-(\d{8})\.pt")
+
+
+def save(folder: Path, step: int, state: dict, keep: int, keep_every: int | None = None) -> Path:
+    """Writes ``step-XXXXXXXX.pt`` after `step` finished steps, then removes old ones: all but the newest `keep` and
+    those whose step `keep_every` divides.
+
+    The file appears under its name only when it is complete and on disk. `state` holds tensors and plain Python values.
+    Raises `UserError` where it cannot be written; the older checkpoints are then all still there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step-{step:08d}.pt"
+    temporary = path.with_suffix(".pt.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(folder)
+    except (OSError, RuntimeError) as fault:  # torch's zip writer raises RuntimeError when the disk is full
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{path}: the checkpoint could not be written ({fault}); free some space or change train.out")
+    for old in checkpoints(folder)[:-keep]:
+        if keep_every is None or _step(old) % keep_every:
+            old.unlink(missing_ok=True)
+    return path
+
+
+def _sync_folder(folder: Path) -> None:
+    """Puts the new name itself on disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class Writer:
+    """Saves in a thread of its own: training waits only while the state is copied to the host.
+
+    A checkpoint that cannot be written is a warning as long as the run goes on, since the next one may do better;
+    `finish` raises the `UserError` of the last one.
+    """
+
+    def __init__(self, folder: Path, keep: int, keep_every: int | None = None) -> None:
+        self._folder, self._keep, self._keep_every = folder, keep, keep_every
+        self._thread: threading.Thread | None = None
+        self._fault: UserError | None = None
+        for left_over in folder.glob("step-*.pt.tmp"):  # of a run that was killed
+            left_over.unlink()
+
+    def save(self, step: int, state: dict) -> None:
+        self._join()
+        if self._fault:
+            warnings.warn(f"{self._fault}; the run goes on without", stacklevel=2)
+        self._thread = threading.Thread(target=self._write, args=(step, _on_host(state)), name="checkpoint")
+        self._thread.start()
+
+    def finish(self) -> None:
+        """Returns when the last one is on disk."""
+        self._join()
+        if self._fault:
+            raise self._fault
+
+    def _join(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+
+    def _write(self, step: int, state: dict) -> None:
+        self._fault = None
+        try:
+            save(self._folder, step, state, self._keep, self._keep_every)
+        except UserError as fault:
+            self._fault = fault
+
+
+def _on_host(value):
+    """A copy whose tensors are on the CPU and share no memory with the original."""
+    if torch.is_tensor(value):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _on_host(item) for key, item in value.items()}
+    return type(value)(_on_host(item) for item in value) if isinstance(value, (list, tuple)) else value
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """All checkpoints of a run, oldest first."""
+    return sorted(p for p in folder.glob("step-*.pt") if _NAME.fullmatch(p.name))
+
+
+def _step(path: Path) -> int:
+    return int(_NAME.fullmatch(path.name)[1])
+
+
+def load(path: Path) -> dict:
+    """The state on the CPU. Raises `UserError` for anything that is not a complete checkpoint of tensors.
+
+    Every record is held to the checksum it was written with, which `torch.load` alone does not do.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise UserError(f"{path}: not a readable checkpoint (the checksum of {damaged} is wrong)")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such checkpoint") from None
+    except UserError:
+        raise
+    except Exception as fault:  # torch raises a dozen kinds for truncated, foreign and hostile files
+        reason = str(fault).splitlines()[0] if str(fault) else type(fault).__name__
+        if "Weights only load failed" in reason:
+            reason = "it holds Python objects, which are never unpickled"
+        raise UserError(f"{path}: not a readable checkpoint ({reason})") from None
+    if not isinstance(state, dict) or "model" not in state:
+        raise UserError(f"{path}: not a headrace checkpoint: it has no 'model'")
+    return state
+
+
+def newest(folder: Path) -> tuple[Path, dict] | None:
+    """The newest checkpoint that can be read; unreadable newer ones are named in a warning."""
+    for path in reversed(checkpoints(folder)):
+        try:
+            return path, load(path)
+        except UserError as fault:
+            warnings.warn(f"{fault}; trying the one before", stacklevel=2)
+    return None
+
+
+def load_algorithm(path: str | Path) -> tuple[Path, Algorithm]:
+    """The algorithm of a checkpoint, or of the newest one in a run directory, with its weights, on the CPU."""
+    path = Path(path)
+    if path.is_dir():
+        found = newest(path)
+        if found is None:
+            raise UserError(f"{path}: holds no readable checkpoint (step-*.pt)")
+        path, state = found
+    else:
+        state = load(path)
+    algorithm = build_algorithm(state["config"]["algorithm"], path)
+    algorithm.load_state_dict(state["model"])
+    return path, algorithm
+
+
+def build_algorithm(section: dict, origin: Path) -> Algorithm:
+    """The algorithm of a saved configuration, untrained. Its target networks, which checkpoints do not hold and only
+    training needs, are left empty, so their files need not be at hand."""
+    kind = find_algorithm(section["name"])
+    tree = config.from_plain({"algorithm": section}, str(origin))
+    with without_weights():
+        return kind(config.build(tree, {"algorithm": kind.Config})["algorithm"])

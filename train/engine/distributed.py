@@ -1,0 +1,197 @@
+"""The process group, from torchrun's environment, and its first-minute test; a single process needs none."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
+
+from ...errors import ProcessError, UserError
+
+_LAST_WORDS = 3.0  # seconds that a process has to say that it is still there, once another is missed
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Who this process is; by default alone, on the CPU."""
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    local_world: int = 1
+    device: torch.device = torch.device("cpu")
+    control: dist.ProcessGroup | None = None  # for what processes agree on, on CPUs; None in a single process
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        if self.world > 1:
+            dist.barrier(self.control)
+
+    def gather(self, value: object) -> list:
+        """What each process gave, by rank, on all of them; tensors (N, ...) of one shape come without a detour."""
+        if self.world == 1:
+            return [value]
+        if isinstance(value, torch.Tensor):
+            parts = [torch.empty_like(value) for _ in range(self.world)]
+            dist.all_gather(parts, value.contiguous(), group=self.control)
+        else:
+            parts = [None] * self.world
+            dist.all_gather_object(parts, value, group=self.control)
+        return parts
+
+    def require_equal(self, facts: dict[str, object]) -> None:
+        """Raises `UserError` on every process if one of `facts` differs among them, naming it and who differs."""
+        if self.world == 1:
+            return
+        all_facts, problems = self.gather(facts), []
+        for key in facts:
+            values = [str(others.get(key)) for others in all_facts]
+            if other := [rank for rank in range(self.world) if values[rank] != values[0]]:
+                problems.append(f"{key}: {values[0]} on process 0, but {values[other[0]]} on {_list(other)}")
+        if problems:
+            raise UserError("\n".join(f"the processes do not agree on {problem}" for problem in problems))
+
+
+ALONE = Launch()
+
+
+def pick_device(choice: str) -> torch.device:
+    """cuda or cpu for auto | cpu | cuda; on a node with several processes, this one's GPU."""
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if choice == "cpu" or (choice == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError("train.device: cuda was asked for but torch sees no GPU; use train.device=cpu or auto")
+    if local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"train.device: process {local_rank} has no GPU of its own, there are {torch.cuda.device_count()}"
+        )
+    return torch.device("cuda", local_rank)
+
+
+@contextmanager
+def launch(device: torch.device, timeout: float = 600.0) -> Iterator[Launch]:
+    """Joins the process group (nccl on GPUs, gloo on CPUs) for as long as the context lasts.
+
+    Raises `ProcessError` that names the processes that are missing when one ends, or does not answer for `timeout`
+    seconds, be it at the start or later.
+    """
+    environment = {
+        key: int(os.environ.get(key, default))
+        for key, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1))
+    }
+    rank, world, local_rank, local_world = environment.values()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    elif local_world > 1 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_world))
+    if world == 1:
+        yield Launch(rank, world, local_rank, local_world, device)
+        return
+    patience = timedelta(seconds=timeout)
+    try:
+        on_gpu = device.type == "cuda"
+        store = _meet(next(rendezvous("env://", timeout=patience))[0], rank, world, timeout)
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo",
+            store=store,
+            rank=rank,
+            world_size=world,
+            timeout=patience,
+            device_id=device if on_gpu else None,
+        )
+        control = dist.new_group(backend="gloo", timeout=patience)
+        _self_test(device, rank, world)
+        yield Launch(rank, world, local_rank, local_world, device, control)
+    except (UserError, KeyboardInterrupt):
+        raise
+    except Exception as fault:
+        if not dist.is_initialized():
+            reason = str(fault).splitlines()[0]
+            raise ProcessError(f"process {rank} of {world}: the others did not come ({reason}); start all of them")
+        raise _explained(fault, rank, world) from fault
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _meet(store: dist.Store, rank: int, world: int, timeout: float) -> dist.Store:
+    """A part of `store` for these very processes. Raises `ProcessError` that names who did not come.
+
+    After a restart torchrun may give the store of the attempt before, with addresses of processes that are gone. So
+    each process shows a fresh token, and the first answers it with a name for the meeting that has never been used.
+    """
+    token, meeting, deadline = secrets.token_hex(8), secrets.token_hex(8), time.monotonic() + timeout
+    missing = set(range(1, world)) if rank == 0 else {0}
+    if rank > 0:
+        store.set(f"headrace/token/{rank}", token)
+    while missing:
+        if time.monotonic() > deadline:
+            raise ProcessError(f"process {rank} of {world}: {_list(sorted(missing))} did not come within {timeout:g} s")
+        if rank > 0:
+            answer = _peek(store, f"headrace/answer/{rank}").partition("/")
+            if answer[0] == token:
+                meeting, missing = answer[2], set()
+                store.set(f"headrace/{meeting}/{rank}", "here")
+        for other in missing if rank == 0 else ():
+            if shown := _peek(store, f"headrace/token/{other}"):
+                store.set(f"headrace/answer/{other}", f"{shown}/{meeting}")
+        if rank == 0:
+            missing = {other for other in missing if not store.check([f"headrace/{meeting}/{other}"])}
+        time.sleep(0.01)
+    return dist.PrefixStore(f"headrace/{meeting}", store)
+
+
+def _peek(store: dist.Store, key: str) -> str:
+    """What is stored under the key by now, or nothing."""
+    return store.get(key).decode() if store.check([key]) else ""
+
+
+def _self_test(device: torch.device, rank: int, world: int) -> None:
+    """A collective with a known result, on the device and through the network that training will use."""
+    ranks = torch.full((1 << 16,), float(rank), device=device)
+    dist.all_reduce(ranks)
+    if not bool((ranks == world * (world - 1) / 2).all()):
+        raise ProcessError(f"process {rank}: a sum over all processes is wrong; look at this node's GPU and network")
+
+
+def _explained(fault: Exception, rank: int, world: int) -> Exception:
+    """`fault`, or a `ProcessError` that names who is missing, if it comes from a collective.
+
+    Whoever is still there says so to the store (which torchrun's agent keeps, or the process of rank 0).
+    """
+    reason = (str(fault).splitlines() or [type(fault).__name__])[0]
+    if not isinstance(fault, dist.DistError) and "gloo" not in reason:
+        return fault
+    reason = re.sub(r"^\[\S+\] ", "", reason).split(". ")[0]  # without the place in gloo's sources
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        store.set(f"headrace/alive/{rank}", "yes")
+        missing, deadline = list(range(world)), time.monotonic() + _LAST_WORDS
+        while missing and time.monotonic() < deadline:
+            missing = [other for other in missing if not store.check([f"headrace/alive/{other}"])]
+            time.sleep(0.05)
+    except (RuntimeError, ValueError):  # the store itself is gone, and with it its process or node
+        missing = [0]
+    if not missing:
+        return fault
+    return ProcessError(
+        f"process {rank} of {world}: {_list(missing)} no longer answers, so this one ends ({reason[:160]}); "
+        "the same command continues from the last checkpoint"
+    )
+
+
+def _list(ranks: list[int]) -> str:
+    return ("process " if len(ranks) == 1 else "processes ") + ", ".join(map(str, ranks))

@@ -1,0 +1,97 @@
+"""What is summed on the device between two logging steps, and the meter of collapse."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...models.algorithm import StepOutput
+from ...pipelines.spec import Loader
+from .distributed import Launch
+
+_ROWS = 256  # of the embedding that the meter looks at
+_COLLAPSED = 0.01  # of `spread`; independent directions have 1, a network that has just been initialised about 0.1
+
+
+def collapse_meter(embedding: Tensor) -> dict[str, float]:
+    """How different the embeddings (B, D) of different images are. Two figures, over at most 256 rows:
+
+    ``spread``: standard deviation of the unit-length rows, times sqrt(D): 0 when all are equal, 1 when their
+    directions are random (SimSiam, arXiv 2011.10566, section 4.1).
+    ``rank``: exp of the entropy of the singular values' shares, the number of directions in use (RankMe, arXiv
+    2210.02885, of the centred rows). Neither is given where an embedding is not finite.
+    """
+    rows = F.normalize(embedding[:_ROWS].detach().to("cpu", torch.float64), dim=1)
+    if not rows.isfinite().all():
+        return {}
+    centred = rows - rows.mean(0)
+    spread = centred.square().mean(0).sqrt().mean() * rows.shape[1] ** 0.5
+    singular = torch.linalg.eigvalsh(centred @ centred.T).clamp(min=0).sqrt()
+    share = singular / singular.sum().clamp(min=1e-300)
+    rank = torch.special.entr(share).sum().exp()
+    return {"spread": spread.item(), "rank": rank.item()}
+
+
+class Interval:
+    """Means between two logging steps, over the steps that were taken."""
+
+    def __init__(self, launch: Launch, batch_size: int, loader: Loader) -> None:
+        self._launch, self._batch_size, self._loader = launch, batch_size, loader
+        self._collapsed = 0
+        self.restart()
+
+    def restart(self) -> None:
+        """Forgets what came before: time that belongs to no step is not counted."""
+        self._steps, self._taken, self._sums = 0, 0, {}
+        self._began, self._waited = time.perf_counter(), self._loader.stats().wait_seconds
+
+    def add(self, output: StepOutput) -> None:
+        """No host synchronisation."""
+        self._steps += 1
+        self._embedding = output.embedding
+        values = {"loss": output.loss.detach(), **output.metrics}
+        skipped = values.pop("skipped")
+        self._taken = self._taken + (1 - skipped)
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0) + torch.where(skipped > 0, 0.0, value.detach().float())
+
+    def row(self, step: int, epoch: int, lr: float, total_steps: int, skipped_in_row: Tensor) -> dict:
+        """Means over the interval and over ranks; starts the next interval."""
+        means = torch.stack(list(self._sums.values())) / self._taken
+        if self._launch.world > 1:
+            dist.all_reduce(means)
+            means /= self._launch.world
+        # the one synchronisation of the interval
+        taken, in_row, loss, *metrics = torch.stack([self._taken, skipped_in_row, *means.unbind()]).tolist()
+        seconds = time.perf_counter() - self._began
+        row = {
+            "step": step,
+            "epoch": epoch,
+            "loss": loss,
+            "lr": float(lr),
+            "images_per_s": self._batch_size * self._steps / seconds,
+            "data_wait": (self._loader.stats().wait_seconds - self._waited) / seconds,
+            "eta_s": (total_steps - step) * seconds / self._steps,
+            "metrics": dict(zip(list(self._sums)[1:], metrics)),
+        }
+        if taken < self._steps:
+            row |= {"skipped": round(self._steps - taken), "skipped_in_row": round(in_row)}
+        if self._embedding is not None and len(self._embedding) > 1:
+            row["metrics"] |= collapse_meter(self._embedding)
+        self.restart()
+        return row
+
+    def warning(self, row: dict) -> str | None:
+        """Once, when three rows in a row show embeddings that are all but equal."""
+        spread = row["metrics"].get("spread")
+        self._collapsed = self._collapsed + 1 if spread is not None and spread < _COLLAPSED else 0
+        if self._collapsed != 3:
+            return None
+        return (
+            f"step {row['step']}: the embeddings of different images are all but the same (spread {spread:.4f}, random "
+            "directions have 1): the training has collapsed. Try a lower optim.lr, a longer warm-up or a larger batch"
+        )

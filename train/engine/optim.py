@@ -1,0 +1,137 @@
+"""Parameter groups, optimizers, and what the schedules set before every step."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import nn
+
+from ...errors import UserError
+from ...outside import imported
+from ..recipe.schedules import half_cosine, learning_rates, length_in_steps
+from ..recipe.settings import (
+    AdamWSettings,
+    GroupRule,
+    LAMBSettings,
+    LARSSettings,
+    OptimSettings,
+    OwnOptimSettings,
+    SGDSettings,
+)
+from .lars import LAMB, LARS
+
+
+def layer_scales(model: nn.Module, decay: float) -> dict[str, float]:
+    """Parameter name -> factor on the rate, for the parameters of every module that knows its layers; 1 for the rest.
+
+    Such a module has ``num_layers`` and ``layer_of(name) -> int`` for the names of its own parameters: 0 for the
+    embedding, then one number a block, ``num_layers - 1`` for what comes after the last block. The factor is
+    ``decay ** (num_layers - 1 - layer)`` (BEiT, arXiv 2106.08254; ELECTRA, arXiv 2003.10555).
+    """
+    scales = {}
+    for prefix, module in model.named_modules():
+        if hasattr(module, "layer_of") and hasattr(module, "num_layers"):
+            for name, _ in module.named_parameters():
+                layer = module.layer_of(name)
+                scales[f"{prefix}.{name}" if prefix else name] = decay ** (module.num_layers - 1 - layer)
+    if not scales:
+        raise UserError("optim.layer_decay: the backbone does not say which layer a parameter belongs to (layer_of)")
+    return scales
+
+
+def parameter_groups(model: nn.Module, settings: OptimSettings) -> list[dict]:
+    """The trainable parameters in as few groups as `OptimSettings.exempt`, `groups` and `layer_decay` allow.
+
+    Beside the optimizer's own keys a group has ``lr_scale``, ``fixed_lr`` and ``scheduled_decay`` for `Schedules`.
+    Raises `UserError` for a rule or an exemption that no parameter matches.
+    """
+    scales = {} if settings.layer_decay is None else layer_scales(model, settings.layer_decay)
+    used, groups = set(), {}
+    for name, parameter in model.named_parameters():
+        rule = next((rule for rule in settings.groups if re.search(rule.match, name)), GroupRule(match=""))
+        patterns = settings.exempt if isinstance(settings.exempt, tuple) else ()
+        found = [pattern for pattern in patterns if re.search(pattern, name)]
+        used.update([rule.match, *found])
+        if not parameter.requires_grad:
+            continue
+        exempt = bool(found) or settings.exempt == "vectors" and sum(side > 1 for side in parameter.shape) <= 1
+        own = rule.weight_decay is not None
+        group = {
+            "lr_scale": rule.lr * scales.get(name, 1.0),
+            "fixed_lr": rule.fixed_lr,
+            "weight_decay": rule.weight_decay if own else 0.0 if exempt else settings.weight_decay,
+            "scheduled_decay": not own and not exempt,
+        }
+        if rule.momentum is not None:
+            group["momentum"] = rule.momentum
+        if isinstance(settings, (LARSSettings, LAMBSettings)):
+            group["adapt"] = not exempt if rule.adapt is None else rule.adapt
+        groups.setdefault(tuple(group.items()), []).append(parameter)
+    rules = [(f"groups[{i}].match", rule.match) for i, rule in enumerate(settings.groups)]
+    rules += [("exempt", pattern) for pattern in (settings.exempt if isinstance(settings.exempt, tuple) else ())]
+    idle = [f"optim.{key}: {pattern!r} matches no parameter" for key, pattern in rules if pattern not in used]
+    if idle:
+        some = ", ".join(name for name, _ in list(model.named_parameters())[:: max(1, len(used) * 5)][:5])
+        raise UserError("\n".join(f"{line} (names are like {some})" for line in idle))
+    return [{"params": parameters, **dict(key)} for key, parameters in groups.items()]
+
+
+def build_optimizer(model: nn.Module, settings: OptimSettings) -> torch.optim.Optimizer:
+    """The optimizer of a recipe's `optim` section; `Schedules` sets its rates and decays before every step.
+
+    Every one of ours leaves out a step whose `found_inf` is set, without asking the device for its value.
+    """
+    groups = parameter_groups(model, settings)
+    match settings:
+        case AdamWSettings():
+            return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
+        case LARSSettings():
+            options = {"trust": settings.trust, "eps": settings.eps, "form": settings.form}
+            return LARS(groups, lr=settings.lr, momentum=settings.momentum, **options)
+        case LAMBSettings():
+            return LAMB(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
+        case SGDSettings():
+            options = {"momentum": settings.momentum, "nesterov": settings.nesterov, "fused": True}
+            optimizer = torch.optim.SGD(groups, lr=settings.lr, **options)
+            for group in optimizer.param_groups:  # otherwise a skipped first step leaves them uninitialised
+                for parameter in group["params"] if group["momentum"] else ():
+                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+            return optimizer
+        case OwnOptimSettings():
+            return imported(settings.name, "optim.name")(groups, lr=settings.lr, **settings.options)
+    raise TypeError(f"not an optimizer's settings: {settings}")
+
+
+def peak_lr(settings: OptimSettings, batch_size: int) -> float:
+    """The linear scaling rule (arXiv 1706.02677): lr x batch / lr_batch."""
+    return settings.lr * (batch_size / settings.lr_batch if settings.lr_batch else 1.0)
+
+
+class Schedules:
+    """The rate and the weight decay of every step of a run, as arrays."""
+
+    def __init__(self, settings: OptimSettings, batch_size: int, total_steps: int, steps_per_epoch: int) -> None:
+        self.peak = peak_lr(settings, batch_size)
+        self.lrs = learning_rates(
+            self.peak,
+            total_steps,
+            steps_per_epoch,
+            schedule=settings.schedule,
+            warmup=length_in_steps(settings.warmup, total_steps, steps_per_epoch),
+            warmup_from=settings.warmup_from,
+            per_epoch=settings.per_epoch,
+            final=settings.final_lr,
+            power=settings.power,
+            milestones=settings.milestones,
+            gamma=settings.gamma,
+        )
+        end = settings.weight_decay if settings.weight_decay_end is None else settings.weight_decay_end
+        self.decays = half_cosine(settings.weight_decay, end, total_steps)
+
+    def apply(self, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """Sets what `step` (from 0) is taken with."""
+        for group in optimizer.param_groups:
+            group["lr"] = float(self.peak if group["fixed_lr"] else self.lrs[step]) * group["lr_scale"]
+            if group["scheduled_decay"]:
+                group["weight_decay"] = float(self.decays[step])

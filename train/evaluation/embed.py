@@ -1,0 +1,94 @@
+"""Features of a data set: every image once, in the order of the source."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ...errors import UserError
+from ...pipelines.loaders.choose import choose_loader, make_loader
+from ...pipelines.order import Order
+from ...pipelines.spec import ByteSource, InputSpec, ViewSpec
+from ..engine.distributed import ALONE, Launch
+
+_SMALL = 32  # pixels; such images show their thing from edge to edge, and have no margin to cut off
+
+
+@dataclass
+class Features:
+    """Rows of images that could be decoded."""
+
+    vectors: torch.Tensor  # (N, D) float32 on the CPU
+    labels: torch.Tensor  # (N,) int64, -1 without labels
+    left_out: list[str]  # "key: reason" of the others
+    place: Path | None = None  # the folder that holds them, if they are on disk
+
+
+def evaluation_view(training: ViewSpec) -> ViewSpec:
+    """The deterministic counterpart of a training view: its middle square at the same size and normalisation, seven
+    eighths of the short side, or all of it at 32 px."""
+    return ViewSpec(
+        name="evaluation",
+        size=training.size,
+        crop="center",
+        center_fraction=1.0 if training.size <= _SMALL else 0.875,
+        interpolation=training.interpolation,
+        flip=0.0,
+        mean=training.mean,
+        std=training.std,
+    )
+
+
+@torch.inference_mode()
+def embed_batches(
+    encoder: nn.Module,
+    source: ByteSource,
+    view: ViewSpec,
+    left_out: list[str],
+    *,
+    loader: str = "auto",
+    batch_size: int = 256,
+    process: Launch = ALONE,
+    threads: int | None = None,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """(ids (B,), vectors (B, ...) float32 on the CPU) batch by batch, in the order of the source.
+
+    The encoder is called in evaluation mode with `view`, of which one copy is made. Images that cannot be decoded have
+    no row; at the end `left_out` says which they are. Several processes share the work, `batch_size` images each at a
+    time, and all of them get all rows.
+    """
+    share = min(batch_size, -(-len(source) // process.world))
+    order = Order(len(source), share * process.world, shuffle=False, last="pad")
+    inputs = InputSpec(views=(replace(view, count=1),))
+    kind, _ = choose_loader(source, loader, process.device, inputs)
+    if kind == "webdataset":
+        raise UserError(
+            f"{source.name}: a stream, whose images come in no fixed order; copy the shards to evaluate on them"
+        )
+    place = {"device": process.device, "rank": process.rank, "world": process.world}
+    batches = make_loader(source, inputs, order, kind=kind, threads=threads, **place)
+    encoder = encoder.to(process.device).eval()
+    try:
+        for step in range(order.steps_per_epoch):
+            batch = next(batches)
+            vectors = encoder(batch.views[view.name][0]).float().cpu()
+            vectors, read = (torch.cat(process.gather(part)) for part in (vectors, batch.ids))
+            fresh = min(len(read), len(source) - step * len(read))  # the rest pads the last batch
+            asked = order.ids(step)[:fresh]
+            own = asked == read[:fresh]  # the others stand in for undecodable images
+            yield asked[own], vectors[:fresh][own]
+        left_out += sorted({line for lines in process.gather(batches.stats().replaced) for line in lines})
+    finally:
+        batches.close()
+
+
+def embed(encoder: nn.Module, source: ByteSource, view: ViewSpec, **options) -> Features:
+    """Features of all images of a source, in memory; for `options` see `embed_batches`."""
+    left_out: list[str] = []
+    ids, vectors = zip(*embed_batches(encoder, source, view, left_out, **options))
+    labels = torch.tensor([source.label(i) for i in torch.cat(ids).tolist()])
+    return Features(torch.cat(vectors), labels, left_out)

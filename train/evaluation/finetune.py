@@ -1,0 +1,85 @@
+"""``headrace finetune``: train a classifier on a pre-trained encoder, weights and all, and test it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from ...errors import UserError
+from ...models.algorithms.classifier import Classifier
+from ...models.algorithms.multihead import MultiHead
+from ...pipelines.sources import open_source
+from ...pipelines.spec import ViewSpec
+from ..engine.checkpoint import load_algorithm
+from ..engine.distributed import Launch, launch, pick_device
+from ..engine.run_directory import ENCODER_FILE
+from ..pretrain import pretrain
+from ..recipe.recipe import Recipe, load_recipe
+from .embed import Features, embed, evaluation_view
+from .embed_encoder import Encoder, digest, encoder_file
+from .evaluate import Stopwatch, accuracies, add_results, labelled_sets, record, table
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="headrace finetune",
+        description="Fine-tune a pre-trained encoder as a classifier. Everything that headrace pretrain does with a "
+        "recipe holds: several processes, checkpoints, exact resume.",
+    )
+    parser.add_argument("recipe", help="a YAML file, or a packaged recipe such as finetune/vit-tiny_cifar10")
+    parser.add_argument("encoder", help="a run directory, a checkpoint or an encoder.safetensors; scratch: none")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="data.train=..., data.val=..., ...")
+    add_results(parser)
+    arguments = parser.parse_intermixed_args(argv)
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    if not isinstance(recipe.algorithm, Classifier.Config):
+        raise UserError(f"{arguments.recipe}: trains no classifier but {recipe.algorithm.name}; see configs/finetune")
+    if recipe.data.train is None or recipe.data.val is None:
+        raise UserError("data.train, data.val: fine-tuning needs both, labelled images to learn from and to classify")
+    classes = len(labelled_sets(recipe.data.train, recipe.data.val)[0].classes)
+    given = [f"algorithm.classes={classes}"]
+    if arguments.encoder != "scratch":
+        given.append(f"algorithm.weights={encoder_file(arguments.encoder, recipe.out)}")
+    recipe = load_recipe(arguments.recipe, [*arguments.overrides, *given])
+    return run_classifier(recipe, f"finetune {recipe.name}", arguments.encoder, arguments.results)
+
+
+def run_classifier(recipe: Recipe, protocol: str, start: str, results: Path) -> int:
+    """Trains (or resumes) a recipe whose algorithm is the classifier; tests it on data.val when it is finished."""
+    watch = Stopwatch()
+    with launch(pick_device(recipe.train.device), recipe.train.timeout) as process:
+        out = pretrain(recipe, process)
+        process.barrier()  # until then the first may still write
+        if not (out / ENCODER_FILE).exists():
+            if process.is_main:
+                print(f"{out}: stopped before its end; the same command continues, and tests the classifier then")
+            return 0
+        classifier = load_algorithm(out)[1]
+        found, view = tested(classifier, recipe, process)
+    if not process.is_main:
+        return 0
+    for line in found.left_out:
+        print(f"left out: {line}")
+    figures = _figures(classifier, found)
+    encoder = Encoder(start, classifier, view, digest(classifier, str(classifier.config)))
+    data = {"train": recipe.data.train, "val": recipe.data.val}
+    record(results, protocol, encoder, data, recipe.plain(), figures, watch)
+    table(f"{protocol}, {start}", figures if isinstance(figures, list) else [figures])
+    return 0
+
+
+def _figures(classifier: Classifier | MultiHead, found: Features) -> dict | list[dict]:
+    """Accuracies; of a classifier with several heads a row for each."""
+    if isinstance(classifier, Classifier):
+        return accuracies(found.vectors, found.labels)
+    heads = zip(classifier.scorer.heads, found.vectors.unbind(1))
+    return [{"layer": layer, **accuracies(scores, found.labels)} for layer, scores in heads]
+
+
+def tested(classifier: Classifier | MultiHead, recipe: Recipe, process: Launch) -> tuple[Features, ViewSpec]:
+    """Scores of the images of data.val, (N, classes) or (N, heads, classes), on every process; and the view of them."""
+    view, source = evaluation_view(classifier.config.view), open_source(recipe.data.val)
+    threads = recipe.data.threads or max(1, (os.cpu_count() or 1) // process.local_world)
+    options = {"loader": recipe.data.loader, "threads": threads, "process": process}
+    return embed(classifier.scorer, source, view, **options), view

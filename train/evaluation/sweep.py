@@ -1,0 +1,51 @@
+"""What a module makes of every image of a source, the work shared by all processes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from ...errors import UserError
+from ...pipelines.loaders.choose import choose_loader, make_loader
+from ...pipelines.order import Order
+from ...pipelines.spec import ByteSource, InputSpec, ViewSpec
+from ..engine.distributed import Launch
+
+
+@torch.no_grad()
+def sweep(
+    module: nn.Module,
+    view: ViewSpec,
+    source: ByteSource,
+    process: Launch,
+    *,
+    batch_size: int,
+    kind: str = "auto",
+    threads: int | None = None,
+    seed: int = 0,
+) -> torch.Tensor:
+    """(N, ...) float32 on the CPU of every process: row i is ``module(image i)``, in evaluation mode.
+
+    `batch_size` is that of all processes. Row i of an image that cannot be decoded is that of its substitute.
+    """
+    order = Order(len(source), batch_size, seed=seed, shuffle=False, last="pad")
+    inputs = InputSpec(views=(replace(view, count=1),))
+    kind, _ = choose_loader(source, kind, process.device, inputs)
+    if kind == "webdataset":
+        raise UserError(f"{source.name}: a stream has no fixed order, which this algorithm needs; copy the shards")
+    share = {"seed": seed, "device": process.device, "rank": process.rank, "world": process.world}
+    loader = make_loader(source, inputs, order, kind=kind, threads=threads, **share)
+    training = module.training
+    module.eval()
+    try:
+        own = torch.cat([module(next(loader).views[view.name][0]).float().cpu() for _ in range(order.steps_per_epoch)])
+    finally:
+        loader.close()
+        module.train(training)
+    rows = own.new_empty(len(source), *own.shape[1:])
+    for rank, part in enumerate(process.gather(own)):
+        ids = [order.ids(step, rank, process.world) for step in range(order.steps_per_epoch)]
+        rows[torch.cat(ids)] = part
+    return rows

@@ -1,0 +1,8 @@
+"""What a run is.
+
+recipe.py        a recipe's sections, --smoke, `headrace recipes`
+settings.py      the sections that belong to training: data, train, optim
+schedules.py     rates and decays as arrays
+config.py        YAML recipes -> checked dataclasses
+recipe_yaml.py   YAML with positions
+"""

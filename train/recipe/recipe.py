@@ -1,0 +1,114 @@
+"""A recipe as its sections, ``--smoke``, and ``headrace recipes``."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from ...errors import UserError
+from ...models.algorithm import Algorithm
+from ...models.algorithms import find_algorithm
+from ...pipelines.sources.arrays import ArraySource
+from . import config
+from .settings import DataSettings, Optim, TrainSettings
+
+SECTIONS = ("algorithm", "data", "train", "optim", "kernels")
+_SMOKE_IMAGES, _SMOKE_STEPS = 64, 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A checked recipe; one attribute per section."""
+
+    name: str
+    resolved: str  # as YAML, with the origin of each value
+    algorithm: Algorithm.Config
+    data: DataSettings
+    train: TrainSettings
+    optim: Optim
+    kernels: dict[str, str]
+
+    def plain(self) -> dict:
+        """The sections as dicts, lists and scalars."""
+        return config.plain({key: getattr(self, key) for key in SECTIONS})
+
+    @property
+    def out(self) -> Path:
+        return Path(self.train.out or f"runs/{self.name}")
+
+
+def load_recipe(path: str, overrides: list[str]) -> Recipe:
+    """Reads and checks a recipe. Raises `UserError` naming every problem."""
+    tree = config.load(path, overrides)
+    algorithm = find_algorithm(tree.get("algorithm.name").value)
+    types = {
+        "description": str | None,
+        "algorithm": algorithm.Config,
+        "data": DataSettings,
+        "train": TrainSettings,
+        "optim": Optim,
+        "kernels": dict[str, str],
+    }
+    sections = config.build(tree, types)
+    resolved = config.show(tree, sections)
+    sections.pop("description")
+    return Recipe(name=Path(path).stem, resolved=resolved, **sections)
+
+
+def smoke(recipe: Recipe) -> Recipe:
+    """The recipe as a matter of seconds: the algorithm's own tiny configuration, 20 steps of 8 images on the CPU.
+
+    Everything else stays as it is, `data.train` too, if given.
+    """
+    steps = _SMOKE_STEPS if recipe.train.max_steps is None else min(_SMOKE_STEPS, recipe.train.max_steps)
+    train = dataclasses.replace(
+        recipe.train,
+        out=recipe.train.out or tempfile.mkdtemp(prefix="headrace-smoke-"),
+        batch_size=8,
+        accumulate=min(2, recipe.train.accumulate),
+        max_steps=steps,
+        log_every=min(5, recipe.train.log_every),
+        device="cpu",
+        precision="fp32",
+        compile=False,
+    )
+    data = recipe.data
+    if data.train is None:
+        data = dataclasses.replace(data, loader="memory", block=None)
+    tiny = dataclasses.replace(recipe, algorithm=recipe.algorithm.smoke(), train=train, data=data)
+    plain = tiny.plain()
+    return dataclasses.replace(tiny, resolved=config.show(config.from_plain(plain, "--smoke"), plain))
+
+
+def smoke_images() -> ArraySource:
+    """64 smooth random images of 48 px in four classes, whose brightness differs."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(_SMOKE_IMAGES) % 4
+    coarse = rng.uniform(0, 128, (_SMOKE_IMAGES, 6, 6, 3)) + 40 * labels[:, None, None, None]
+    return ArraySource(coarse.repeat(8, 1).repeat(8, 2).astype(np.uint8), labels, name="generated images")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="headrace recipes",
+        description="What can be trained, one line each: of headrace pretrain, then of the commands that folders are "
+        "named after.",
+    )
+    parser.add_argument("word", nargs="?", default="", help="only recipes with this word in name or description")
+    word = parser.parse_args(argv).word
+    rows = {name: _description(name) for name in config.packaged()}
+    rows = {name: text for name, text in rows.items() if word.lower() in f"{name} {text}".lower()}
+    if not rows:
+        raise UserError(f"recipes: none has {word!r} in its name or description; headrace recipes lists them all")
+    width = max(map(len, rows))
+    print("\n".join(f"{name:<{width}}  {text}" for name, text in rows.items()))
+    return 0
+
+
+def _description(name: str) -> str:
+    node = config.load(name).root.value.get("description")
+    return str(node.value) if node else ""

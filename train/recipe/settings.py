@@ -1,0 +1,219 @@
+"""The recipe sections `data`, `train` and `optim`. An algorithm's section is its own `Config`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from ...outside import called
+from .schedules import SCHEDULES, length_in_steps, milestone_in_steps, own_factors
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    train: str | None = None  # a folder of shards or a plain folder of images
+    loader: Literal["auto", "cpu", "dali", "webdataset", "ffcv", "memory"] = "auto"
+    threads: int | None = None  # CPU threads a process decodes with; default: its share of the cores
+    hw_decoder_load: float | None = None  # dali on a GPU: the share of JPEGs for its JPEG engine; default: DALI's own
+    last_batch: Literal["drop", "pad"] = "drop"  # what becomes of the samples that do not fill an epoch's last batch
+    block: int | Literal["shard"] | None = (
+        None  # shuffle blocks of so many samples, or shards, and then within a window
+    )
+    val: str | None = None  # labelled images for train.knn_every; the training set is the bank of neighbours
+    max_bad: float = 0.01  # the share of undecodable images above which the run stops; one is always let pass
+
+    def __post_init__(self) -> None:
+        if isinstance(self.block, int) and self.block < 1:
+            raise ValueError(f"block: must be at least 1, not {self.block}")
+        for key in ("max_bad", "hw_decoder_load"):
+            if not 0 <= (getattr(self, key) or 0) <= 1:
+                raise ValueError(f"{key}: a share lies in [0, 1], not {getattr(self, key)}")
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    out: str | None = None  # run directory; default runs/<recipe name>
+    batch_size: int = 256  # global: of all processes and micro-batches together
+    accumulate: int = 1  # micro-batches of a step, where a batch does not fit in memory
+    epochs: int | None = None
+    max_steps: int | None = None  # the length of the run in optimizer steps; takes precedence over epochs
+    seed: int = 0
+    deterministic: bool = False  # only operations whose result does not vary from run to run on a GPU; slower
+    save_every: int = 1000  # steps between checkpoints; one is always written at the end
+    keep: int = 2  # how many of the newest checkpoints stay
+    keep_every: int | None = None  # those of steps that this divides stay, too
+    resume: str = "auto"  # auto: from the newest readable checkpoint in `out`, if any; never; or a path
+    log_every: int = 10
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # bf16, fp16: autocast, weights stay fp32
+    max_skipped: int = 10  # steps in a row that may be left out because loss or gradient were not finite
+    checkpointing: bool = False  # transformer blocks recompute their activations in the backward pass
+    compile: bool = False  # torch.compile of the algorithm's forward
+    unused_parameters: bool = False  # of several processes: some parameters take no part in some steps
+    shard: bool = False  # of several processes: FSDP2, weights and optimizer state shared out over them
+    timeout: float = 600.0  # seconds after which a process that others wait for is given up
+    profile: str | None = None  # "100:110": a trace of these steps, trace.json in the run directory
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()  # beside metrics.jsonl
+    knn_every: int | None = None  # epochs between k-NN scores on data.val
+
+    def __post_init__(self) -> None:
+        if self.epochs is None and self.max_steps is None:
+            raise ValueError("epochs: give train.epochs or train.max_steps")
+        positive = ("batch_size", "accumulate", "epochs", "max_steps", "save_every", "keep", "keep_every", "log_every")
+        for key in (*positive, "max_skipped", "timeout", "knn_every"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise ValueError(f"{key}: must be at least 1, not {value}")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"accumulate: {self.accumulate} does not divide a batch of {self.batch_size}")
+        if self.profile is not None and not re.fullmatch(r"\d+:\d+", self.profile):
+            raise ValueError(f"profile: needs first:last step such as 100:110, not {self.profile!r}")
+
+
+@dataclass(frozen=True)
+class GroupRule:
+    """What the parameters with a name that `match` is found in do differently. The first rule that matches counts."""
+
+    match: str  # regular expression, searched in the full parameter name: "predictor", "\\.norm\\d\\.", "bias$"
+    lr: float = 1.0  # factor on the rate
+    fixed_lr: bool = False  # the peak rate from the first step to the last (SimSiam's predictor)
+    weight_decay: float | None = None  # a value of its own, outside the weight-decay schedule and whatever is exempt
+    momentum: float | None = None  # sgd and lars
+    adapt: bool | None = None  # lars and lamb: whether the layer-wise ratio applies, whatever is exempt
+
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.match)
+        except re.error as fault:
+            raise ValueError(f"match: {self.match!r} is not a regular expression: {fault}") from None
+        if self.lr < 0 or (self.weight_decay or 0) < 0:
+            raise ValueError(f"lr, weight_decay: are not negative, got {self.lr}, {self.weight_decay}")
+
+
+@dataclass(frozen=True)
+class OptimSettings:
+    """What every optimizer shares. docs/training.md explains the fields with the recipes they come from."""
+
+    lr: float = 1.5e-4
+    lr_batch: int | None = 256  # the global batch that `lr` is stated for; scaled linearly; null: used as it stands
+    warmup: float | str = 0.0  # "10 epochs", "500 steps", or a number: a share of the run
+    warmup_from: float | None = None  # the first step's share of the peak; null: 1 / warm-up steps
+    # after the warm-up: cosine, poly, multistep, constant, or a function of one's own by its dotted name
+    schedule: str = "cosine"
+    per_epoch: bool = False  # the cosine moves once per epoch instead of at every step
+    final_lr: float = 0.0  # where cosine and poly end, as a share of the peak
+    power: float = 0.9  # of poly: 1 is a straight line
+    # of multistep: the epochs, or "18000 steps", after which the rate is multiplied by `gamma`
+    milestones: tuple[float | str, ...] = ()
+    gamma: float = 0.1
+    weight_decay: float = 0.05
+    weight_decay_end: float | None = None  # where a half cosine takes it over the run (DINO: 0.04 -> 0.4)
+    # without weight decay and layer-wise adaptation: "vectors" (biases, norms, tokens: at most one dimension above 1),
+    # "none", or a list of regular expressions that are searched in the full parameter names
+    exempt: tuple[str, ...] | Literal["vectors", "none"] = "vectors"
+    groups: tuple[GroupRule, ...] = ()
+    layer_decay: float | None = None  # factor on the rate per layer, from the last one down (fine-tuning)
+    clip_grad: float | None = None  # largest norm of the whole gradient
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0 or (self.lr_batch is not None and self.lr_batch < 1):
+            raise ValueError(f"lr: needs lr > 0 and lr_batch >= 1, got {self.lr}, {self.lr_batch}")
+        for key in ("final_lr", "warmup_from"):
+            if not 0 <= (getattr(self, key) or 0) <= 1:
+                raise ValueError(f"{key}: a share lies in [0, 1], not {getattr(self, key)}")
+        try:
+            length_in_steps(self.warmup, total_steps=1, steps_per_epoch=1)
+        except ValueError as fault:
+            raise ValueError(f"warmup: {fault}") from None
+        if self.schedule not in SCHEDULES:
+            own_factors(self.schedule, np.arange(8) / 8)
+        try:
+            milestones = [milestone_in_steps(one, steps_per_epoch=1) for one in self.milestones]
+        except ValueError as fault:
+            raise ValueError(f"milestones: {fault}") from None
+        if (self.schedule == "multistep") != bool(self.milestones):
+            raise ValueError("milestones: belong to schedule multistep, which needs them")
+        if milestones != sorted(milestones):
+            raise ValueError(f"milestones: must rise, got {list(self.milestones)}")
+        if self.schedule != "cosine" and self.per_epoch:
+            raise ValueError("per_epoch: has an effect with schedule cosine only")
+        if self.schedule not in ("cosine", "poly") and self.final_lr:
+            raise ValueError("final_lr: has an effect with schedules cosine and poly only")
+        if self.power <= 0:
+            raise ValueError(f"power: must be positive, not {self.power}")
+        if min(self.weight_decay, self.weight_decay_end or 0) < 0:
+            raise ValueError("weight_decay, weight_decay_end: are not negative")
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay: lies in (0, 1], not {self.layer_decay}")
+        if self.clip_grad is not None and self.clip_grad <= 0:
+            raise ValueError(f"clip_grad: must be positive, not {self.clip_grad}")
+        takes = {
+            "momentum": isinstance(self, SGDSettings | LARSSettings),
+            "adapt": isinstance(self, LARSSettings | LAMBSettings),
+        }
+        for key, taken in takes.items():
+            if not taken and any(getattr(rule, key) is not None for rule in self.groups):
+                raise ValueError(f"groups: this optimizer takes no {key}")
+
+
+@dataclass(frozen=True)
+class SGDSettings(OptimSettings):
+    name: Literal["sgd"] = "sgd"
+    momentum: float = 0.9
+    nesterov: bool = False
+
+
+@dataclass(frozen=True)
+class AdamWSettings(OptimSettings):
+    name: Literal["adamw"] = "adamw"
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+
+
+@dataclass(frozen=True)
+class LARSSettings(OptimSettings):
+    name: Literal["lars"] = "lars"
+    momentum: float = 0.9
+    trust: float = 1e-3  # the trust coefficient
+    eps: float = 1e-8
+    # paper: arXiv 1708.03888, the rate inside the momentum, |w| / (|g| + decay |w|) (SimCLR, BYOL, SwAV as published by
+    # MMSelfSup); update: the rate outside, |w| / |g + decay w| (the authors' MoCo v3, Barlow Twins, MAE linear probing)
+    form: Literal["paper", "update"] = "paper"
+
+
+@dataclass(frozen=True)
+class LAMBSettings(OptimSettings):
+    name: Literal["lamb"] = "lamb"
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-6
+
+
+@dataclass(frozen=True)
+class OwnOptimSettings(OptimSettings):
+    """Any `torch.optim.Optimizer` by the dotted name of its class; `options` are its keywords but for `lr`.
+
+    One without ``_step_supports_amp_scaling``, which says that it leaves out steps by itself where `found_inf` is set,
+    makes the host wait for the device once a step.
+    """
+
+    name: str = ""
+    options: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        taken = {"lr", "weight_decay"} & self.options.keys()
+        if taken:
+            raise ValueError(f"options: {' and '.join(sorted(taken))} belong into the section itself, beside `options`")
+        called(self.name, ("parameters", "lr"), self.options, _is_optimizer, "optimizer")
+
+
+def _is_optimizer(thing: object) -> bool:
+    return isinstance(thing, type) and issubclass(thing, torch.optim.Optimizer)
+
+
+# a recipe's `optim` section
+Optim = AdamWSettings | SGDSettings | LARSSettings | LAMBSettings | OwnOptimSettings
