@@ -1,5 +1,6 @@
 """Commands as a person types them: what goes wrong ends in one line and exit code 2, with nothing half-written."""
 
+import importlib
 import subprocess
 import sys
 
@@ -97,3 +98,8 @@ def test_show_prints_the_recipe_with_origins(tmp_path):
 def test_usage_lists_every_command(tmp_path):
     result = headrace(cwd=tmp_path)
     assert result.returncode == 0 and all(f"  {name} " in result.stdout for name in COMMANDS)
+
+
+def test_every_command_is_where_the_table_says():
+    modules = {name: importlib.import_module(f"headrace.{module}") for name, (module, _) in COMMANDS.items()}
+    assert [name for name, module in modules.items() if not callable(getattr(module, "main", None))] == []
