@@ -11,7 +11,8 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from .images.decode import IMAGE_SUFFIXES, DecodeError, decode
+from .images.decode import DecodeError, decode
+from .images.formats import IMAGE_SUFFIXES
 from .sources import tar
 from .sources.shards import INDEX_FILE
 

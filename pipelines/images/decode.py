@@ -17,7 +17,6 @@ from .jpeg import ORIENTATION, jpeg_header
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # to `_check_size` that is an error
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 
 
 class DecodeError(ValueError):

@@ -25,7 +25,8 @@ from webdataset.gopen import Pipe
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from ...errors import UserError
-from ..images.decode import IMAGE_SUFFIXES, DecodeError, image_size
+from ..images.decode import DecodeError, image_size
+from ..images.formats import IMAGE_SUFFIXES
 from ..order import permute
 from ..rng import stream_key
 from ..views.cut import decode_fast

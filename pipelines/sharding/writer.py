@@ -24,8 +24,9 @@ from PIL import Image
 
 from ...errors import UserError
 from ..images import jpeg
-from ..images.decode import IMAGE_SUFFIXES, DecodeError
+from ..images.decode import DecodeError
 from ..images.encode import Encoding
+from ..images.formats import IMAGE_SUFFIXES
 from ..sources import tar
 from ..sources.shards import INDEX
 from .workspace import Workspace
@@ -135,7 +136,7 @@ _CHANGED = "put it back and run the same again, which keeps the finished shards,
 def member_name(position: int, name: str, data) -> tuple[str, str]:
     """Key and extension of an image in a tar: no dots in the key, and both together within ustar's 100 bytes.
 
-    The extension is ``jpg`` for JPEGs, else that of `name`, else what Pillow calls the format.
+    The extension is ``jpg`` for JPEGs, else that of `name`, else one that readers know for the format.
     """
     stem, suffix = os.path.splitext(name.rpartition("/")[2])
     suffix = suffix.lower().replace("jpeg", "jpg")
@@ -143,7 +144,8 @@ def member_name(position: int, name: str, data) -> tuple[str, str]:
         suffix = ".jpg"
     elif suffix not in IMAGE_SUFFIXES:
         with Image.open(io.BytesIO(data)) as image:
-            suffix = f".{image.format.lower()}"
+            known = Image.registered_extensions()
+            suffix = next((s for s in IMAGE_SUFFIXES if known.get(s) == image.format), f".{image.format.lower()}")
     return f"{position:08d}_{re.sub(r'[^A-Za-z0-9_-]', '_', stem)[:80]}", suffix[1:]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import UserError
-from ..images.decode import IMAGE_SUFFIXES
+from ..images.formats import IMAGE_SUFFIXES, passed_over
 from .files import FileSource, text
 
 _SUFFIXES = frozenset(suffix.encode() for suffix in IMAGE_SUFFIXES)
@@ -60,8 +60,7 @@ class FolderSource(FileSource):
         others: Counter[str] = Counter()
         paths = sorted(image_files(Path(root), others))
         if not paths:
-            seen = ", ".join(f"{count:,} {suffix}" for suffix, count in others.most_common(5))
-            found = f"{others.total():,} other files ({seen})" if others else "it is empty, hidden files aside"
+            found = passed_over(others) if others else "it is empty, hidden files aside"
             raise UserError(f"{root}: no image in this folder: {found}; images end in {' '.join(IMAGE_SUFFIXES)}")
         folders = {path.partition(b"/")[0] for path in paths if b"/" in path}
         if len(folders) < 2 or not all(b"/" in path for path in paths):

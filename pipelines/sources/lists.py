@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import UserError
-from ..images.decode import IMAGE_SUFFIXES
+from ..images.formats import IMAGE_SUFFIXES
 from .files import FileSource, text
 from .lookup import existing
 

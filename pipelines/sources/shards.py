@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import UserError
-from ..images.decode import IMAGE_SUFFIXES
+from ..images.formats import IMAGE_SUFFIXES
 from .mapped import INDEX, MappedSource
 from .tar import BLOCK, members, name_in
 
