@@ -2,15 +2,25 @@
 
 ``pipelines`` turns image bytes into batches on the device, ``kernels`` holds the operators and their implementations,
 ``models`` the backbones and algorithms, ``train`` the loop and the evaluations, ``tools`` what people look through.
+
+Here is what one needs from Python; these names are imported when they are first used:
+
+    loader        batches of multi-view, masked images, for a loop of one's own
+    pretrain      a recipe -> a run          embed   features of a data set       knn   how good they are
+    list_models, get_model                   encoders by name
+    UserError     what all of them raise when the fault is in what they were given
 """
 
-__version__ = "0.1.0"
+from .lazy import face
 
+__version__ = "0.2.0"
 
-def __getattr__(name: str):
-    """`list_models` and `get_model`, imported when they are first asked for."""
-    if name in ("list_models", "get_model"):
-        from .tools import models_api
-
-        return getattr(models_api, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__, __all__ = face(
+    __name__,
+    {
+        "errors": "UserError",
+        "pipelines.loaders.epochs": "loader",
+        "train.notebook": "pretrain embed knn",
+        "tools.models_api": "list_models get_model",
+    },
+)

@@ -20,7 +20,9 @@ To use a kernel of one's own: `use("patch_loss", my_function)`, or `kernels: {pa
 recipe; then `headrace kernels check patch_loss my_pkg.my_function`. docs/kernels.md shows it step by step.
 """
 
-from .overview import report
-from .registry import configure, operator, operator_names, use
+from ..lazy import face
 
-__all__ = ["configure", "operator", "operator_names", "report", "use"]
+__getattr__, __dir__, __all__ = face(
+    __name__,
+    {"overview": "report", "registry": "Implementation configure operator operator_names use without_triton"},
+)

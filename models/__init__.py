@@ -12,3 +12,21 @@ stage_pools.py   the stages of a ResNet as linear probes see them
 distributed.py   gathers with gradients, shuffling, synchronised batch normalisation
 smoke.py         tiny counterparts of views and backbones         weights.py       weights for another image size
 """
+
+from ..lazy import face
+
+__getattr__, __dir__, __all__ = face(
+    __name__,
+    {
+        "algorithm": "Algorithm Progress StepOutput",
+        "algorithms": "algorithm_names find_algorithm inputs_of",
+        "backbones": "AnyBackboneConfig BackboneConfig build_backbone HiViT MixMIMTransformer ResNet Swin ViT",
+        "decoders": "MAEDecoder MixMIMDecoder",
+        "distributed": "gather_with_gradient synchronize_batch_norm",
+        "heads": "DINOHead projection_mlp",
+        "memory": "Queue SampleMemory",
+        "smoke": "tiny_backbone tiny_view",
+        "teacher": "Teacher cosine_momentum",
+        "weights": "load_weights",
+    },
+)

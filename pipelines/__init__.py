@@ -11,5 +11,27 @@ views/            what a view or a mask is, what is drawn for it, how its pixels
 loaders/          batches: one loader for each way to get at pixels
 
 Who knows whom: images -> nobody; sources -> images; views -> images; sharding -> images, sources; loaders -> all but
-sharding. Nothing is imported here: the workers of `shard.py` start without torch.
+sharding. Nothing is imported here before it is asked for: the workers of `shard.py` start without torch.
 """
+
+from ..lazy import face
+
+__getattr__, __dir__, __all__ = face(
+    __name__,
+    {
+        "spec": "Batch ByteSource InputSpec Loader LoaderStats Operation RandAugment RandomErasing ViewParams ViewSpec"
+        " BlockMask CellMask Mask MaskSpec RandomMask SharedMask TargetBlocksMask VariedMask WeightedMask",
+        "order": "Order",
+        "sources": "open_source",
+        "sources.arrays": "ArraySource",
+        "sources.dataset": "DatasetSource",
+        "views.recipes": "VIEWS view MASKS mask",
+        "views.draw": "draw_views",
+        "views.masks": "draw_mask",
+        "views.reference": "reference_views",
+        "loaders.base": "LoaderError",
+        "loaders.choose": "choose_loader make_loader",
+        "loaders.epochs": "EpochLoader loader",
+        "loaders.quarantine": "Quarantine",
+    },
+)

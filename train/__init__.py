@@ -1,6 +1,7 @@
 """From batches to an encoder, and how good it is.
 
 pretrain.py      the entry of torchrun: recipe -> run
+notebook.py      the same from Python: `headrace.pretrain`, `embed`, `knn`
 recipe/          YAML -> checked dataclasses: what a run is
 engine/          the loop, the step, checkpoints, processes: how it goes
 evaluation/      features of an encoder, and what they are worth
@@ -9,3 +10,21 @@ dense/           detectors and segmenters on encoders
 Who knows whom: recipe -> nobody; engine -> recipe; evaluation -> engine, recipe; dense -> all three. `pretrain.py` puts
 them together; fine-tuning and dense training are runs of its making.
 """
+
+from ..lazy import face
+
+__getattr__, __dir__, __all__ = face(
+    __name__,
+    {
+        "recipe.recipe": "Recipe load_recipe smoke",
+        "engine.checkpoint": "load_algorithm",
+        "engine.distributed": "Launch launch pick_device",
+        "engine.metrics": "read_metrics",
+        "engine.optim": "build_optimizer",
+        "engine.step": "Stepper",
+        "evaluation.embed": "Features embed evaluation_view",
+        "evaluation.embed_encoder": "Encoder load_encoder",
+        "evaluation.knn": "knn_accuracy knn_table nearest",
+        "evaluation.linear_sweep": "fit_heads",
+    },
+)

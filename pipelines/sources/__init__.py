@@ -8,7 +8,8 @@ places205.py, inaturalist.py, cifar.py, cue_conflict.py                        l
 voc.py, coco.py, segmentation.py                                               sets with boxes and masks
 files.py, mapped.py       the two tables behind all these: files under a root, byte ranges of large files
 lookup.py, annotations.py, unpickle.py, png.py, tar.py                         formats and names
-subset.py, arrays.py      some samples of another source; images that are arrays already
+given.py                  what people hand over in Python: arrays.py, paths.py, dataset.py (torch.utils.data)
+subset.py                 some samples of another source
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Views of published methods by name: ``view("moco_v2")``, ``view("byol.first")``, or all of a method's in `VIEWS`.
+"""Views of published methods by name: ``view("moco_v2")``, ``view("byol.first")``, or all of a method's in `VIEWS`;
+and their masks: ``mask("mae")``.
 
 A recipe file says ``view: moco_v2`` or ``view: {recipe: moco_v2, size: 96}``. Where the published order of operations
 differs in a way that pixels show, the entry says so: elsewhere flips, which commute with what is done to colours, and
@@ -10,7 +11,18 @@ from __future__ import annotations
 import difflib
 from dataclasses import replace
 
-from ..spec import RandAugment, RandomErasing, ViewSpec
+from ..spec import (
+    BlockMask,
+    CellMask,
+    MaskSpec,
+    RandAugment,
+    RandomErasing,
+    RandomMask,
+    SharedMask,
+    TargetBlocksMask,
+    VariedMask,
+    ViewSpec,
+)
 
 CIFAR_MEAN = (125.307 / 255, 122.961 / 255, 113.8575 / 255)
 CIFAR_STD = (51.5865 / 255, 50.847 / 255, 51.255 / 255)
@@ -112,6 +124,21 @@ VIEWS: dict[str, tuple[ViewSpec, ...]] = {
     "dino_cifar": (*(_cifar(v) for v in _DINO), _cifar(_DINO_SMALL, size=16)),
 }
 
+# What methods hide, by name: (pixels on the side of a patch, the mask at the published size).
+MASKS: dict[str, tuple[int, MaskSpec]] = {
+    "mae": (16, RandomMask()),
+    "pixmim": (16, RandomMask()),
+    "simmim": (4, CellMask()),
+    "simmim_vit": (16, CellMask(grid=(14, 14), cell=2)),
+    "maskfeat": (16, BlockMask(count=78, min_block=15)),
+    "beit": (16, BlockMask()),
+    "beitv2": (16, BlockMask()),
+    "cae": (16, BlockMask()),
+    "mixmim": (32, SharedMask()),
+    "ibot": (16, VariedMask()),
+    "ijepa": (16, TargetBlocksMask()),
+}
+
 
 def view(name: str) -> ViewSpec:
     """The one view of a method, or one of several as ``method.view``: "byol.first".
@@ -126,3 +153,21 @@ def view(name: str) -> ViewSpec:
     near = difflib.get_close_matches(name, names, 1)
     hint = f"it is one of {', '.join(members)}" if members else f"did you mean {near[0]}?" if near else "see VIEWS"
     raise ValueError(f"no view is named {name!r}; {hint}")
+
+
+def mask(name: str, size: int = 224) -> MaskSpec:
+    """The mask of a method for views of `size` pixels; what is hidden keeps its share of the patches.
+
+    Raises `ValueError` for other names and for sizes that patches do not divide.
+    """
+    if name not in MASKS:
+        near = difflib.get_close_matches(name, MASKS, 1)
+        raise ValueError(f"no mask is named {name!r}; {f'did you mean {near[0]}?' if near else 'see MASKS'}")
+    patch, spec = MASKS[name]
+    if size % patch:
+        raise ValueError(f"the mask {name!r} hides patches of {patch} px, which do not divide a view of {size}")
+    side = size // patch
+    share = side**2 / spec.patches
+    count = {"count": round(spec.count * share)} if isinstance(spec, BlockMask) else {}
+    kept = {"kept": round(spec.kept * share)} if isinstance(spec, TargetBlocksMask) else {}
+    return replace(spec, grid=(side, side), **count, **kept)

@@ -16,7 +16,7 @@ import headrace
 
 from ...errors import UserError
 from ...models.stage_pools import LAYERS
-from ...pipelines.sources import open_source
+from ...pipelines.sources.given import as_source
 from ...pipelines.spec import ByteSource
 from ...pipelines.views import recipes
 from ..engine.distributed import Launch, pick_device
@@ -82,9 +82,9 @@ def options_of(arguments: argparse.Namespace, process: Launch | None = None) -> 
     return options | {"process": process or Launch(device=pick_device(arguments.device))}
 
 
-def labelled_sets(train: str, val: str) -> tuple[ByteSource, ByteSource]:
-    """Both sources. Raises `UserError` unless they have labels of the same classes."""
-    sources = open_source(train), open_source(val)
+def labelled_sets(train, val) -> tuple[ByteSource, ByteSource]:
+    """Both sources, of whatever `as_source` takes. Raises `UserError` unless they have labels of the same classes."""
+    sources = as_source(train), as_source(val)
     for flag, source in zip(("--train", "--val"), sources):
         if source.classes is None:
             raise UserError(f"{flag}: {source.name} has no labels; give a folder per class")

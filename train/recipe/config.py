@@ -26,6 +26,7 @@ from .recipe_yaml import Node, parse, render
 RECIPES = Path(__file__).parents[2] / "configs"
 MAX_BASES = 2
 COMMAND_LINE = "command line"
+ARGUMENT = "argument"  # of a call from Python
 NAMED = {ViewSpec: view}  # dataclasses that a word may stand for -> what it stands for, or ValueError
 _NEEDS = {bool: "true or false", int: "an integer", float: "a finite number", str: "a string", Path: "a path"}
 
@@ -77,8 +78,9 @@ def packaged() -> list[str]:
     return sorted(names, key=lambda name: (name.count("/"), name))
 
 
-def load(recipe: str | Path, overrides: Sequence[str] = ()) -> Tree:
-    """Reads a recipe (see `find_recipe`), its bases and then `overrides` of the form ``section.key=value``.
+def load(recipe: str | Path, overrides: Sequence[str | tuple[str, Any]] = ()) -> Tree:
+    """Reads a recipe (see `find_recipe`), its bases and then `overrides` of the form ``section.key=value``, as text or
+    as pairs of ``section.key`` and any value that `plain` takes.
 
     `base: other.yaml`, relative to the file that says so, names one parent; a recipe has at most two ancestors. The
     later layer wins: mappings merge, lists and scalars replace. Where the two mappings of a section or below carry
@@ -131,13 +133,16 @@ def _base(layer: Node, chain: list[Path]) -> Path | None:
     return path
 
 
-def _override(text: str) -> Node:
-    key, equals, value = text.partition("=")
+def _override(given: str | tuple[str, Any]) -> Node:
+    key, equals, value = given.partition("=") if isinstance(given, str) else (given[0], "=", given[1])
     names = key.strip().split(".")
     if not equals or not all(names):
-        raise UserError(f"{COMMAND_LINE}: {text!r}: an override reads section.key=value")
-    node = parse(value, lambda line: COMMAND_LINE, ".".join(names))
-    return functools.reduce(lambda inner, name: Node({name: inner}, COMMAND_LINE), reversed(names), node)
+        raise UserError(f"{COMMAND_LINE}: {given!r}: an override reads section.key=value")
+    if isinstance(given, str):
+        origin, node = COMMAND_LINE, parse(value, lambda line: COMMAND_LINE, ".".join(names))
+    else:
+        origin, node = ARGUMENT, from_plain(plain(value), ARGUMENT).root
+    return functools.reduce(lambda inner, name: Node({name: inner}, origin), reversed(names), node)
 
 
 def _merge(under: Node, over: Node) -> Node:
@@ -147,7 +152,7 @@ def _merge(under: Node, over: Node) -> Node:
             merged[key] = Node({"recipe": merged[key]}, merged[key].origin)
         merged[key] = _merge(merged[key], node) if _same_type(merged.get(key), node) else node
     # An override that sets one key of a section did not write the section.
-    return Node(merged, under.origin if over.origin == COMMAND_LINE else over.origin)
+    return Node(merged, under.origin if over.origin in (COMMAND_LINE, ARGUMENT) else over.origin)
 
 
 def _same_type(under: Node | None, over: Node) -> bool:

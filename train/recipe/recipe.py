@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -41,8 +43,8 @@ class Recipe:
         return Path(self.train.out or f"runs/{self.name}")
 
 
-def load_recipe(path: str, overrides: list[str]) -> Recipe:
-    """Reads and checks a recipe. Raises `UserError` naming every problem."""
+def load_recipe(path: str, overrides: Sequence[str | tuple[str, Any]] = ()) -> Recipe:
+    """Reads and checks a recipe; for `overrides` see `config.load`. Raises `UserError` naming every problem."""
     tree = config.load(path, overrides)
     algorithm = find_algorithm(tree.get("algorithm.name").value)
     types = {

@@ -1,0 +1,46 @@
+"""What people hand over in Python, as a source."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from ...errors import UserError
+from ..spec import ByteSource
+from . import open_source
+from .arrays import ArraySource
+from .dataset import DatasetSource
+from .paths import PathSource
+
+
+def as_source(data) -> ByteSource:
+    """The source that `data` of `headrace.loader` stands for. Raises `UserError`."""
+    if isinstance(data, (str, os.PathLike)):
+        return open_source(data)
+    if isinstance(data, Dataset):
+        return DatasetSource(data)
+    if isinstance(data, ByteSource):
+        return data
+    images, labels = data if isinstance(data, tuple) and len(data) == 2 and not _is_path(data[0]) else (data, None)
+    if isinstance(images, torch.Tensor):
+        images = images.numpy()
+    if isinstance(images, Sequence) and len(images) and all(map(_is_path, images)):
+        return PathSource(images, labels)
+    shapes = [images.shape[1:]] if isinstance(images, np.ndarray) else [np.shape(image) for image in images]
+    if not len(images) or any(len(shape) != 3 or shape[2] != 3 for shape in shapes):
+        raise UserError(
+            "data: needs a name, a source, a data set, a list of paths, or images of (H, W, 3); "
+            f"got {type(data).__name__}" + (f" of {images.shape}" if isinstance(images, np.ndarray) else "")
+        )
+    kinds = {np.asarray(images[i]).dtype for i in range(0, len(images), max(1, len(images) // 16))}
+    if kinds != {np.dtype(np.uint8)}:
+        raise UserError(f"data: images hold {', '.join(map(str, kinds))}; give uint8, 0 to 255")
+    return ArraySource(images, labels)
+
+
+def _is_path(thing) -> bool:
+    return isinstance(thing, (str, os.PathLike))

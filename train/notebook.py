@@ -1,0 +1,148 @@
+"""Commands as functions, for notebooks and scripts: plain arguments in, plain objects out, `UserError` for faults."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..errors import UserError
+from ..pipelines.sources.given import as_source
+from ..pipelines.spec import ViewSpec
+from ..pipelines.views import recipes
+from .engine.distributed import launch, pick_device
+from .evaluation.embed import Features, embed_batches
+from .evaluation.embed_encoder import Encoder, digest, load_encoder
+from .evaluation.evaluate import labelled_sets
+from .evaluation.knn import knn_table
+from .recipe.recipe import load_recipe, smoke_images
+from .recipe.recipe import smoke as made_tiny
+
+
+@dataclass
+class Embedding:
+    """Features of a data set; a row for every image that could be decoded, in the order of the source."""
+
+    vectors: np.ndarray  # (N, D) float32
+    labels: np.ndarray  # (N,) int64, -1 without labels
+    keys: list[str]  # what the source calls the images
+    left_out: list[str]  # "key: reason" of the others
+
+
+def pretrain(recipe: str | os.PathLike, data: Any = None, *, smoke: bool = False, **overrides: Any) -> Path:
+    """``headrace pretrain``: runs a recipe, or continues it; progress is printed line by line.
+
+    Args:
+        recipe: a YAML file, or the name of a packaged recipe such as "mae_vit-tiny".
+        data: the images: whatever `headrace.loader` takes; or the section `data` of the recipe as a mapping.
+        smoke: 20 steps of a tiny model on the CPU, on generated images unless there are `data`.
+        overrides: sections as mappings, ``train={"max_steps": 50}``, or ``**{"train.max_steps": 50}``.
+
+    Returns:
+        The run directory: config.yaml, metrics.jsonl (`headrace.train.read_metrics`), checkpoints, encoder.safetensors.
+
+    Raises:
+        UserError: what the command would print.
+    """
+    from .pretrain import pretrain as run  # which imports every evaluation
+
+    given = [(key, value) for section, values in overrides.items() for key, value in _keys(section, values)]
+    source = None
+    if isinstance(data, Mapping):
+        given += _keys("data", data)
+    elif isinstance(data, (str, os.PathLike)):
+        given.append(("data.train", os.fspath(data)))
+    elif data is not None:
+        source = as_source(data)
+    built = load_recipe(os.fspath(recipe), given)
+    if smoke:
+        built = made_tiny(built)
+        source = smoke_images() if source is None and built.data.train is None else source
+    with launch(pick_device(built.train.device), built.train.timeout) as process:
+        return run(built, process, source)
+
+
+def _keys(section: str, values: Any) -> list[tuple[str, Any]]:
+    if "." not in section and not isinstance(values, Mapping):
+        raise UserError(f"pretrain: {section}: needs a mapping, as in train={{'max_steps': 50}}, got {values!r}")
+    return [(section, values)] if "." in section else [(f"{section}.{key}", value) for key, value in values.items()]
+
+
+def embed(
+    encoder: str | os.PathLike | nn.Module,
+    data: Any,
+    *,
+    layer: str | None = None,
+    view: str | ViewSpec | None = None,
+    batch_size: int = 256,
+    device: str = "auto",
+    loader: str = "auto",
+    threads: int | None = None,
+) -> Embedding:
+    """Features of all images of `data` (whatever `headrace.loader` takes), in memory.
+
+    Args:
+        encoder: a run directory, a checkpoint, an encoder.safetensors, ``timm:NAME`` and the other names of
+            ``headrace embed``; or a module (B, 3, S, S) -> (B, D), which needs a `view`.
+        layer: feat1 to feat5 of a ResNet, for its last features.
+        view: a published view such as "eval" or "knn", or a `ViewSpec`; default: the encoder's own, undistorted.
+
+    Raises:
+        UserError: what the command would print.
+    """
+    source, taken = as_source(data), _encoder(encoder, layer, view)
+    left_out: list[str] = []
+    with launch(pick_device(device)) as process:
+        options = {"batch_size": batch_size, "loader": loader, "threads": threads, "process": process}
+        parts = list(embed_batches(taken.module, source, taken.view, left_out, **options))
+    kept = torch.cat([ids for ids, _ in parts]).tolist()
+    vectors = torch.cat([vectors for _, vectors in parts]).numpy()
+    labels = np.array([source.label(i) for i in kept], np.int64)
+    return Embedding(vectors, labels, [source.key(i) for i in kept], left_out)
+
+
+def knn(
+    encoder: str | os.PathLike | nn.Module,
+    train: Any,
+    val: Any,
+    *,
+    k: int | Sequence[int] = (10, 20, 100, 200),
+    temperature: float | Sequence[float] = 0.07,
+    **options: Any,
+) -> list[dict[str, float]]:
+    """``headrace knn``: a row ``{k, temperature, top1, top5}`` for each pair; accuracies lie in [0, 1].
+
+    `train` and `val` are labelled, and whatever `headrace.loader` takes; for `encoder` and `options` see `embed`.
+    Nothing is written.
+
+    Raises:
+        UserError: what the command would print.
+    """
+    sets = labelled_sets(train, val)
+    made = [embed(encoder, source, **options) for source in sets]
+    bank, queries = (Features(torch.from_numpy(e.vectors), torch.from_numpy(e.labels), e.left_out) for e in made)
+    return knn_table(bank, queries, ks=_several(k), temperatures=_several(temperature))
+
+
+def _several(values) -> list:
+    return sorted({values} if isinstance(values, (int, float)) else set(values))
+
+
+def _encoder(encoder: str | os.PathLike | nn.Module, layer: str | None, view: str | ViewSpec | None) -> Encoder:
+    try:
+        view = recipes.view(view) if isinstance(view, str) else view
+    except ValueError as fault:
+        raise UserError(f"view: {fault}") from None
+    if not isinstance(encoder, nn.Module):
+        found = load_encoder(os.fspath(encoder), layer)
+        return found if view is None else replace(found, view=replace(view, name="evaluation"))
+    if view is None or layer is not None:
+        raise UserError("encoder: a module of your own needs a view, such as view='eval', and has no named layers")
+    name = type(encoder).__name__
+    return Encoder(name, encoder, replace(view, name="evaluation"), digest(encoder, name))
