@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from headrace.cores import cores
 from headrace.pipelines.images.decode import image_size
 from headrace.pipelines.images.encode import Encoding
 from headrace.pipelines.loaders.choose import make_loader
@@ -180,7 +181,7 @@ def shrink(data: Path, out: Path, side: int) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(bytes(encoding.apply(source.read(index))[0]))
 
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         list(pool.map(write, range(len(source))))
     return out
 

@@ -28,6 +28,7 @@ from pathlib import Path
 
 import numpy as np
 
+from headrace.cores import cores
 from headrace.errors import UserError, run_command
 from headrace.pipelines.loaders.choose import choose_loader
 from headrace.pipelines.views.recipes import VIEWS
@@ -122,7 +123,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--jobs", nargs="+", choices=JOBS, default=list(JOBS))
     parser.add_argument("--seconds", type=float, default=2.0, help="of one turn")
     parser.add_argument("--repeat", type=int, default=5, help="turns of each contender")
-    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--workers", type=int, default=cores())
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--cold", action="store_true", help="measure from the disk, too")
     parser.add_argument("--table", action="store_true", help="print the recorded rows as Markdown and end")

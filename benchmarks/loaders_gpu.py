@@ -8,7 +8,6 @@ with p20 and p80, rows in the ledger ``loaders_gpu.jsonl``. What cannot run here
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from functools import partial
 
 import torch
 
+from headrace.cores import cores
 from headrace.errors import run_command
 from headrace.kernels.commands import table
 from headrace.pipelines.loaders.choose import choose_loader, make_loader
@@ -36,7 +36,7 @@ def contenders(
 ) -> dict[str, Callable[[], Loader]]:
     def make(kind: str, **options) -> Loader:
         kind, _ = choose_loader(source, kind, device, inputs)
-        options |= {"threads": os.cpu_count(), "device": device}
+        options |= {"threads": cores(), "device": device}
         return make_loader(source, inputs, Order(len(source), batch), kind=kind, **options)
 
     found = {"headrace dali": partial(make, "dali")}

@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from headrace.cores import cores
 from headrace.errors import UserError, run_command
 from headrace.pipelines.loaders.choose import make_loader
 from headrace.pipelines.order import Order, shard_sizes
@@ -173,12 +174,11 @@ def index(sizes: Sequence[int], repeat: int) -> Iterator[dict]:
 
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m headrace.benchmarks.scaling", description=__doc__.split(":")[0])
-    cores = len(os.sched_getaffinity(0))
-    most = torch.cuda.device_count() or cores
+    most = torch.cuda.device_count() or cores()
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="of the recipe for processes")
     parser.add_argument("--data", type=Path, help="a folder of images or of shards; threads and processes need it")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--threads", type=int, nargs="+", default=list(range(1, cores + 1)))
+    parser.add_argument("--threads", type=int, nargs="+", default=list(range(1, cores() + 1)))
     parser.add_argument("--processes", type=int, nargs="+", default=list(range(1, most + 1)))
     parser.add_argument("--recipe", default="simclr_resnet18", help="for processes (%(default)s)")
     parser.add_argument("--steps", type=int, default=12, help="of a run with processes")

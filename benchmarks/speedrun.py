@@ -28,6 +28,7 @@ import numpy as np
 import torch
 
 from headrace import kernels
+from headrace.cores import cores
 from headrace.errors import UserError, run_command
 from headrace.models.algorithm import Algorithm, Progress
 from headrace.models.algorithms import find_algorithm
@@ -84,7 +85,7 @@ def decoded(source: ByteSource, count: int | None) -> ArraySource:
     """Every so many-th image of a source, `count` in all, and its labels, in memory. All are of one size."""
     count = min(count or len(source), len(source))
     ids = [index * len(source) // count for index in range(count)]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         images = list(pool.map(lambda index: decode_fast(source.read(index)), ids))
     if len(shapes := {image.shape for image in images}) > 1:
         raise UserError(f"{source.name}: images of {len(shapes)} sizes; this is for sets of small images of one size")

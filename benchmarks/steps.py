@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import gc
 import itertools
-import os
 import statistics
 import sys
 import time
@@ -31,6 +30,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from headrace import kernels
+from headrace.cores import cores
 from headrace.errors import UserError, run_command
 from headrace.kernels import bench
 from headrace.kernels.commands import table
@@ -89,7 +89,7 @@ class Run:
     def _loader(self, source: ByteSource, inputs) -> Loader:
         self.kind, _ = choose_loader(source, "auto", self.device, inputs)
         bf16 = self.recipe.train.precision == "bf16" and self.device.type == "cuda"
-        options = {"threads": os.cpu_count(), "dtype": torch.bfloat16 if bf16 else torch.float32, "device": self.device}
+        options = {"threads": cores(), "dtype": torch.bfloat16 if bf16 else torch.float32, "device": self.device}
         return make_loader(source, inputs, Order(len(source), self.batch), kind=self.kind, **options)
 
     def choose(self, which: str) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..cores import cores
 from ..errors import UserError
 from .check_tar import Problem, TarCheck
 from .images.decode import DecodeError, decode, image_size
@@ -73,7 +74,7 @@ def check(data: str | os.PathLike, decode: bool = False, workers: int | None = N
     """
     start, report = time.monotonic(), Report(str(data), decode)
     path = Path(data).expanduser()
-    workers = workers or len(os.sched_getaffinity(0))
+    workers = workers or cores()
     manifest = None
     if path.is_dir():
         manifest = _manifest(path, report.problems) if (path / MANIFEST).exists() else read_manifest(path)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..cores import cores
 from ..errors import UserError
 from .images.encode import Encoding
 from .sharding.plan import Plan, ShardOptions, Survey, differences, make_plan, survey, without_duplicates
@@ -83,10 +84,10 @@ def shard(
         jobs = _jobs(plan, seen, workspace, part, progress)
         if options.encoding.max_side is None:  # else the sizes are known afterwards
             _check_space(out, int(plan.bytes[[job.number for job in jobs]].sum()))
-        cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        share = cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         with _counter(sum(len(job.ids) for job in jobs), progress) as count:
             writer = ShardWriter(source, workspace, options.encoding, skip_bad)
-            bad = write_shards(writer, jobs, max(1, min(workers or cores, len(jobs))), count)
+            bad = write_shards(writer, jobs, max(1, min(workers or share, len(jobs))), count)
         if bad and not skip_bad:
             raise UserError(_bad_images(source, plan, bad, "mend or remove them, or leave them out with --skip-bad"))
         if all(workspace.finished(number) for number in range(len(plan))):

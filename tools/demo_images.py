@@ -9,13 +9,14 @@ Run as a script: ``python demo_images.py FOLDER [--train N] [--val N] [--seed N]
 
 import argparse
 import colorsys
-import os
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
+
+from ..cores import cores
 
 SHAPES = ("cross", "disc", "ring", "star", "triangle")
 TEXTURES = ("solid", "striped")
@@ -47,7 +48,7 @@ def write_demo_images(folder, *, train=3000, val=600, seed=0):
 
         jobs = [(split, index) for split, count in zip(SPLITS, (train, val)) for index in range(count)]
         # Threads rather than processes: nothing to import again, and Pillow encodes without the interpreter lock.
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(cores()) as pool:
             for _ in pool.map(write, *zip(*jobs)):
                 pass
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..cores import cores
 from ..errors import UserError
 from ..pipelines.images.decode import DecodeError, decode
 from ..pipelines.spec import ByteSource
@@ -41,7 +41,7 @@ def write_thumbnails(source: ByteSource, folder: Path) -> list[str]:
         image.save(parent / f"{index:08d}.jpg", quality=90)
         return None
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes and resizes without the interpreter lock
+    with ThreadPoolExecutor(cores()) as pool:  # Pillow decodes and resizes without the interpreter lock
         left_out = [line for line in pool.map(write, sorted(chosen.tolist())) if line]
     if len(left_out) == len(chosen):
         raise UserError(f"{source.name}: none of {len(chosen)} images can be decoded, e.g. {left_out[0]}")

@@ -109,7 +109,7 @@ def pretrain(
     kind, why = "workers", "annotations belong to the images"
     if batches is None:
         kind, why = choose_loader(source, recipe.data.loader, process.device, algorithm.inputs())
-    threads = recipe.data.threads or max(1, (os.cpu_count() or 1) // process.local_world)
+    threads = recipe.data.threads or process.cores
     score = knn_score(recipe, process, algorithm, source, threads)
 
     with locked(out) if process.is_main else nullcontext():

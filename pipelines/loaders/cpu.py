@@ -6,7 +6,6 @@ are turned or go through RandAugment are cropped here and finished batch by batc
 
 from __future__ import annotations
 
-import os
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -14,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 import numpy as np
 import torch
 
+from ...cores import cores
 from ..spec import ViewSpec
 from ..views.cut import decode_fast
 from ..views.finish import cut_view, flips_early, places, rare_crop
@@ -51,7 +51,7 @@ class CpuLoader(BaseLoader):
     def __init__(self, source, inputs, order, *, threads: int | None = None, **rest) -> None:
         super().__init__(source, inputs, order, **rest)
         self._planner = ThreadPoolExecutor(1, thread_name_prefix="headrace-plan")
-        self._cutters = ThreadPoolExecutor(threads or os.cpu_count() or 1, thread_name_prefix="headrace-cut")
+        self._cutters = ThreadPoolExecutor(threads or cores(), thread_name_prefix="headrace-cut")
         self._coming: dict[int, Future] = {}  # step -> what `_prepare` returns
         self._whole = {view.name for view in inputs.views if view.name in self._makers and not flips_early(view)}
         pin = self.device.type == "cuda"  # copies to the device are then twice as fast

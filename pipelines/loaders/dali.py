@@ -9,7 +9,6 @@ batches with eight among 50; 0 of 80 with one). A data set with many such images
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -20,6 +19,7 @@ import torch
 from nvidia.dali import pipeline_def
 from nvidia.dali.plugin.pytorch import feed_ndarray
 
+from ...cores import cores
 from ...errors import UserError
 from ..images.decode import DecodeError, decode
 from ..images.jpeg import MAGIC, jpeg_header
@@ -66,7 +66,7 @@ class DaliLoader(BaseLoader):
             decoder["hw_decoder_load"] = hw_decoder_load
         self._common = {
             "decoder": decoder,
-            "num_threads": threads or os.cpu_count() or 1,
+            "num_threads": threads or cores(),
             "device_id": device_id,
         }
         self._through_pillow: set[int] = set()  # readable images that DALI refused

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ...cores import cores
 from ...errors import UserError
 from ..images.decode import DecodeError
 from ..sources import open_source
@@ -67,7 +68,7 @@ def write_beton(
     bad, samples = [], 0
     partial = out.with_name(f".{out.name}.part")
     try:
-        with open(partial, "wb") as file, ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as threads:
+        with open(partial, "wb") as file, ThreadPoolExecutor(workers or cores()) as threads:
             for start in range(0, len(order), _AHEAD):
                 ids = order[start : start + _AHEAD].tolist()
                 for index, prepared in zip(ids, threads.map(prepare, ids), strict=True):

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ... import kernels
+from ...cores import cores
 from ...errors import UserError
 from ...models.algorithm import Algorithm, Progress
 from ...models.algorithms import find_algorithm
@@ -66,7 +67,7 @@ def measure(source: ByteSource, recipe: Recipe, seconds: float, with_model: bool
     together = stages.pop("together")
     if device.type == "cuda":
         stages["copy to GPU"] = _copy(inputs, batch, device, share)
-    threads = recipe.data.threads or os.cpu_count() or 1
+    threads = recipe.data.threads or cores()
     height, width = sizes.double().mean(0).tolist()
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     whole, model, training = {}, None, None
@@ -94,7 +95,7 @@ def measure(source: ByteSource, recipe: Recipe, seconds: float, with_model: bool
         together=together,
         loaders=whole,
         loader=chosen,
-        cores=len(os.sched_getaffinity(0)),
+        cores=cores(),
         threads=threads,
         torch_threads=torch.get_num_threads(),
         gpu=torch.cuda.get_device_name(device) if device.type == "cuda" else None,

@@ -8,8 +8,8 @@ from html import escape
 from pathlib import Path
 
 from ...errors import UserError
-from ..look import page
 from ..columns import aligned
+from ..look import page
 from .curves import short_names
 from .report_page import REPORT_STYLE, charts_html
 from .run_figures import charts, figures, scores

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...errors import UserError
-from .charts import Chart, Curve, save_png, smooth
 from ..columns import aligned
+from .charts import Chart, Curve, save_png, smooth
 from .run_logs import Log, epoch_length, read_log
 from .timing import elapsed, step_times
 

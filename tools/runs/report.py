@@ -20,9 +20,9 @@ from ...pipelines.spec import ByteSource
 from ...train.engine.checkpoint import load_algorithm
 from ...train.recipe.recipe import load_recipe
 from ..look.reconstruct import Restoration, restore
+from ..look.samples import Sample, first_samples
 from .report_page import render_report
 from .run_record import Record, read_record
-from ..look.samples import Sample, first_samples
 
 
 def report(

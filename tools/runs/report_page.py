@@ -11,11 +11,11 @@ import torch
 
 from ..look import page
 from ..look.browse_page import SAMPLES_STYLE, samples_html
-from .charts import Chart, to_svg
 from ..look.reconstruct import Restoration
+from ..look.samples import Sample
+from .charts import Chart, to_svg
 from .run_figures import charts, figures, scores
 from .run_record import Record
-from ..look.samples import Sample
 
 REPORT_STYLE = """
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(360px, 100%), 1fr)); gap: .5rem 1.5rem;

@@ -91,7 +91,7 @@ def run(task: Task, argv: list[str] | None) -> int:
                 print(f"{out}: stopped before its end; the same command continues, and tests then")
             return 0
         trained = load_algorithm(out)[1].to(device).eval()
-        threads = recipe.data.threads or max(1, (os.cpu_count() or 1) // process.local_world)
+        threads = recipe.data.threads or process.cores
         scored = task.score(trained, val, recipe, process, threads)
         if not process.is_main:
             return 0

@@ -8,13 +8,14 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
+from ...cores import core_ids, cores, shared_cores
 from ...errors import ProcessError, UserError
 
 _LAST_WORDS = 3.0  # seconds that a process has to say that it is still there, once another is missed
@@ -30,6 +31,7 @@ class Launch:
     local_world: int = 1
     device: torch.device = torch.device("cpu")
     control: dist.ProcessGroup | None = None  # for what processes agree on, on CPUs; None in a single process
+    cores: int = field(default_factory=cores)  # of the node, the part for this process
 
     @property
     def is_main(self) -> bool:
@@ -95,9 +97,8 @@ def launch(device: torch.device, timeout: float = 600.0) -> Iterator[Launch]:
     rank, world, local_rank, local_world = environment.values()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    elif local_world > 1 and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_world))
     if world == 1:
+        _bound_threads(cores())
         yield Launch(rank, world, local_rank, local_world, device)
         return
     patience = timedelta(seconds=timeout)
@@ -114,7 +115,11 @@ def launch(device: torch.device, timeout: float = 600.0) -> Iterator[Launch]:
         )
         control = dist.new_group(backend="gloo", timeout=patience)
         _self_test(device, rank, world)
-        yield Launch(rank, world, local_rank, local_world, device, control)
+        process = Launch(rank, world, local_rank, local_world, device, control)
+        everyone = process.gather((rank - local_rank, core_ids()))  # the first rank of a node stands for the node
+        part = shared_cores(core_ids(), [ids for node, ids in everyone if node == rank - local_rank])
+        _bound_threads(part)
+        yield replace(process, cores=part)
     except (UserError, KeyboardInterrupt):
         raise
     except Exception as fault:
@@ -125,6 +130,12 @@ def launch(device: torch.device, timeout: float = 600.0) -> Iterator[Launch]:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _bound_threads(most: int) -> None:
+    """PyTorch's own threads: no more than cores, which it counts without an eye for quotas and neighbours."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(torch.get_num_threads(), most))
 
 
 def _meet(store: dist.Store, rank: int, world: int, timeout: float) -> dist.Store:

@@ -20,6 +20,7 @@ import torch
 import headrace
 
 from ... import kernels
+from ...cores import cores
 from ...errors import UserError
 
 LOCK = ".lock"
@@ -73,7 +74,7 @@ def environment(device: torch.device, world: int) -> dict:
         "device": torch.cuda.get_device_name(device) if on_gpu else platform.processor() or platform.machine(),
         "cuda": torch.version.cuda if on_gpu else None,
         "processes": world,
-        "cores": os.cpu_count(),
+        "cores": cores(),
         "command": sys.argv,
         "kernels": {row.op: f"{row.chosen} ({row.why})" for row in kernels.report(device.type)},
     }

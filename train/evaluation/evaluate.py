@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import time
 from dataclasses import asdict, replace
@@ -78,7 +77,7 @@ def options_of(arguments: argparse.Namespace, process: Launch | None = None) -> 
     """The keywords of `embed.embed_batches`, of this process alone unless it is said which it is of several."""
     options = {name: getattr(arguments, name) for name in ("batch_size", "loader", "threads")}
     if options["threads"] is None and process is not None:
-        options["threads"] = max(1, (os.cpu_count() or 1) // process.local_world)
+        options["threads"] = process.cores
     return options | {"process": process or Launch(device=pick_device(arguments.device))}
 
 

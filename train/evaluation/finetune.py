@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 from ...errors import UserError
@@ -80,6 +79,6 @@ def _figures(classifier: Classifier | MultiHead, found: Features) -> dict | list
 def tested(classifier: Classifier | MultiHead, recipe: Recipe, process: Launch) -> tuple[Features, ViewSpec]:
     """Scores of the images of data.val, (N, classes) or (N, heads, classes), on every process; and the view of them."""
     view, source = evaluation_view(classifier.config.view), open_source(recipe.data.val)
-    threads = recipe.data.threads or max(1, (os.cpu_count() or 1) // process.local_world)
+    threads = recipe.data.threads or process.cores
     options = {"loader": recipe.data.loader, "threads": threads, "process": process}
     return embed(classifier.scorer, source, view, **options), view

@@ -6,13 +6,13 @@ Goyal et al., "Scaling and Benchmarking Self-Supervised Visual Representation Le
 from __future__ import annotations
 
 import argparse
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
+from ...cores import cores
 from ...errors import UserError
 from ...pipelines.rng import stream_key
 from ...pipelines.sources.voc import CATEGORIES, VocSource
@@ -163,7 +163,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--draws", type=positive, default=5)
     parser.add_argument("--cost", type=float, nargs="+", default=COSTS, help="default: the nineteen published ones")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", type=positive, default=os.cpu_count(), help="processes that fit SVMs (all cores)")
+    parser.add_argument("--jobs", type=positive, default=cores(), help="processes that fit SVMs (all cores)")
     add_outputs(parser)
     arguments = parser.parse_args(argv)
     if min(arguments.cost) <= 0:

@@ -12,9 +12,9 @@ from PIL import Image
 
 from headrace.errors import UserError
 from headrace.pipelines.sources import open_source
+from headrace.tools.look.reconstruct import restore
 from headrace.tools.runs import compare, report
 from headrace.tools.runs.compare import caveats, differing_environments, differing_settings, outcomes
-from headrace.tools.look.reconstruct import restore
 from headrace.tools.runs.run_figures import charts, duration, figures
 from headrace.tools.runs.run_record import read_record
 from headrace.train import pretrain
