@@ -6,6 +6,7 @@ hugging_face.py     all that transformers has
 swin.py mixmim.py hivit.py resnet.py     the other encoders
 methods.py    whole pre-training methods: decoders, projectors, teachers, queues
 read.py       files -> tensors, without running what is in them
+pickled.py    what torch.save wrote, with stand-ins for objects         sharded.py    who joins a checkpoint in pieces
 shapes.py     an encoder's configuration, read off its tensors
 recognise.py  whose checkpoint it is
 convert.py    the encoder of a checkpoint, and back; the report

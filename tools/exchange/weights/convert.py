@@ -14,7 +14,8 @@ from ....errors import UserError
 from ....models.algorithms.classifier import Classifier
 from ....models.weights import adapt
 from ....pipelines.spec import ViewSpec
-from .names import Layout, Names
+from .names import Layout, Names, unwrapped
+from .read import AVERAGE, TRAINED
 from .recognise import recognise
 from .shapes import State, Wishes, shape_of
 
@@ -32,6 +33,13 @@ NORMALIZATIONS = {
     "imagenet": (ViewSpec().mean, ViewSpec().std),
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+}
+
+
+# what a report says of a second set of the same weights in the file, by its names' beginning
+_BESIDE = {
+    AVERAGE: "of the weights, also in the file; --teacher takes it",
+    TRAINED: "of the weights, by MMEngine's EMAHook, which keeps those without averaging beside it",
 }
 
 
@@ -70,6 +78,9 @@ class Imported:
         lines += [some(what, names) for what, names in shown.items()]
         lines.append("shapes      all fit")
         lines.append(f"classifier  {f'{config.classes} classes' if self.scores else 'none'}")
+        for start, said in _BESIDE.items():
+            if not self.prefix.startswith(start) and any(name.startswith(start) for name in self.left_over):
+                lines.append(f"average     {said}")
         return "\n".join(lines)
 
 
@@ -98,7 +109,7 @@ def convert(state: State, options: Options | None = None) -> Imported:
     Raises `UserError` where no encoder is recognised, where one is not there as a whole, and where it has parts that
     ours do not.
     """
-    options = options or Options()
+    options, state = options or Options(), unwrapped(state)
     result = Imported(*recognise(state, options.family, options.teacher))
     with one_line(result.family):
         _convert(state, options, result)
@@ -257,10 +268,11 @@ def _with_windows(config: object, windows: tuple[int, ...]) -> object:
 
 def _head(state: State, layout: Layout, prefix: str) -> State | None:
     """A linear classifier on the encoder's features, with the batch normalisation before it of MAE's linear probe."""
-    if prefix not in ("", "module.", "backbone.", "model.", "vit."):  # pre-training ends in other layers
+    network = AVERAGE if prefix.startswith(AVERAGE) else ""
+    if prefix.removeprefix(network) not in ("", "backbone.", "model.", "vit."):  # pre-training ends in other layers
         return None
     for name in (*layout.classifiers, "head.1"):
-        for start in dict.fromkeys(("", prefix)):
+        for start in dict.fromkeys((network, prefix)):
             weight = state.get(f"{start}{name}.weight")
             if weight is None or weight.dim() != 2 or len(weight) < 2:
                 continue

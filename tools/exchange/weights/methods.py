@@ -1,7 +1,7 @@
 """Whole pre-training methods: what OpenMMLab and the authors call decoders, projectors, teachers and queues.
 
 The encoders in them are found as everywhere; the pairs here are of the rest, by full names. A method's pairs hold the
-spellings of all code bases side by side, since none is the beginning of another one's.
+spellings of all code bases side by side, since none is the beginning of another one's. Wrappers in names are gone by then.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ....models.algorithm import Algorithm
 from ....models.algorithms import find_algorithm
 from ....train.recipe.recipe import load_recipe
 from .convert import Imported, encoder_tensors, one_line, some
-from .names import Names, Pair
+from .names import Names, Pair, unwrapped
 from .recognise import recognise
 
 
@@ -68,22 +68,20 @@ def _same(theirs: str, ours: str) -> tuple[Pair, ...]:
     return ((f"{theirs}.{{i}}", f"{ours}.{{i}}"),)
 
 
-_MOMENTUM = ("target_net.module.1", "target_net.1")  # 1.x, 0.x
 _MOCO = (
-    *((theirs, ours) for theirs, ours in (("neck.mlp", "head"), ("encoder_k.module.1.mlp", "teacher.head"))),
+    ("neck.mlp", "head"),
     ("encoder_k.1.mlp", "teacher.head"),
     ("neck.fc", "head"),
-    ("encoder_k.module.1.fc", "teacher.head"),
     ("encoder_k.1.fc", "teacher.head"),
-    ("module.encoder_q.fc", "head"),
-    ("module.encoder_k.fc", "teacher.head"),
-    *((f"{start}queue", "queue.rows") for start in ("", "module.")),
-    *((f"{start}queue_ptr", "queue.next") for start in ("", "module.")),
+    ("encoder_q.fc", "head"),
+    ("encoder_k.fc", "teacher.head"),
+    ("queue", "queue.rows"),
+    ("queue_ptr", "queue.next"),
 )
 _BYOL = (
     *_neck(2, "neck", "head"),
     *_neck(2, "head.predictor", "predictor"),
-    *(pair for theirs in _MOMENTUM for pair in _neck(2, theirs, "teacher.head")),
+    *_neck(2, "target_net.1", "teacher.head"),
 )
 _MASKED_WORDS = (
     ("mask_token", "mask_token"),
@@ -142,11 +140,7 @@ METHODS: dict[str, tuple[Pair, ...]] = {
     "densecl": (
         ("neck.mlp", "head.whole"),
         ("neck.mlp2", "head.dense"),
-        *(
-            (f"{network}.{theirs}", f"teacher.head.{ours}")
-            for network in ("encoder_k.module.1", "encoder_k.1")
-            for theirs, ours in (("mlp", "whole"), ("mlp2", "dense"))
-        ),
+        *((f"encoder_k.1.{theirs}", f"teacher.head.{ours}") for theirs, ours in (("mlp", "whole"), ("mlp2", "dense"))),
         ("queue", "queue.rows"),
         ("queue_ptr", "queue.next"),
         ("queue2", "dense_queue.rows"),
@@ -155,38 +149,37 @@ METHODS: dict[str, tuple[Pair, ...]] = {
     "mocov3": (
         *_neck(3, "neck", "head"),
         *_neck(3, "head.predictor", "predictor"),
-        *_neck(3, "momentum_encoder.module.1", "teacher.head"),
         *_neck(3, "momentum_encoder.1", "teacher.head"),
-        *_same("module.base_encoder.head", "head"),
-        *_same("module.base_encoder.fc", "head"),
-        *_same("module.predictor", "predictor"),
-        *_same("module.momentum_encoder.head", "teacher.head"),
-        *_same("module.momentum_encoder.fc", "teacher.head"),
+        *_same("base_encoder.head", "head"),
+        *_same("base_encoder.fc", "head"),
+        *_same("predictor", "predictor"),
+        *_same("momentum_encoder.head", "teacher.head"),
+        *_same("momentum_encoder.fc", "teacher.head"),
     ),
     "simclr": _neck(2, "neck", "head"),
     "byol": _BYOL,
     "simsiam": (
         *_neck(3, "neck", "head"),
         *_neck(2, "head.predictor", "predictor"),
-        *_same("module.encoder.fc", "head"),
-        *_same("module.predictor", "predictor"),
+        *_same("encoder.fc", "head"),
+        *_same("predictor", "predictor"),
     ),
     "swav": (
         *_same("neck.projection_neck", "head"),
-        *_same("module.projection_head", "head"),
+        *_same("projection_head", "head"),
         ("head.loss.prototypes", "prototypes"),
         ("head.loss_module.prototypes", "prototypes"),
-        ("module.prototypes", "prototypes"),
+        ("prototypes", "prototypes"),
     ),
-    "barlowtwins": (*_neck(3, "neck", "head"), *_same("module.projector", "head")),
+    "barlowtwins": (*_neck(3, "neck", "head"), *_same("projector", "head")),
     "dino": (
         *_same("neck.mlp", "head.0"),
-        *_same("teacher.module.1.mlp", "teacher.head.0"),
-        *_same("student.module.head.mlp", "head.0"),
+        *_same("teacher.1.mlp", "teacher.head.0"),
+        *_same("student.head.mlp", "head.0"),
         *_same("teacher.head.mlp", "teacher.head.0"),
         ("neck.last_layer.weight_v", "head.1.weight"),
-        ("teacher.module.1.last_layer.weight_v", "teacher.head.1.weight"),
-        ("student.module.head.last_layer.weight_v", "head.1.weight"),
+        ("teacher.1.last_layer.weight_v", "teacher.head.1.weight"),
+        ("student.head.last_layer.weight_v", "head.1.weight"),
         ("teacher.head.last_layer.weight_v", "teacher.head.1.weight"),
         ("head.center", "center"),
         ("dino_loss.center", "center"),
@@ -221,7 +214,7 @@ def import_method(state: dict[str, torch.Tensor], recipe: str) -> tuple[Algorith
 
 def load_method(algorithm: Algorithm, state: dict[str, torch.Tensor], pairs: tuple[Pair, ...]) -> str:
     """Loads what `import_method` does, and reports."""
-    own, names, found = algorithm.state_dict(), Names(pairs), {}
+    own, names, found, state = algorithm.state_dict(), Names(pairs), {}, unwrapped(state)
     copies = [(algorithm.encoder, False)]
     for name, module in _children(getattr(algorithm, "teacher", None)):
         if getattr(algorithm, name) is algorithm.encoder:

@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
+
 # (theirs, ours): names of tensors or of modules, whose tensors keep the rest of their names. {i} is a number, the same
 # on both sides. Several of theirs are one of ours, joined along the first dimension.
 Pair = tuple[str | tuple[str, ...], str]
@@ -17,6 +19,27 @@ def blocks(theirs: str, pairs: tuple[Pair, ...], ours: str = "blocks.{i}") -> tu
         (f"{theirs}.{a}" if isinstance(a, str) else tuple(f"{theirs}.{part}" for part in a), f"{ours}.{b}")
         for a, b in pairs
     )
+
+
+_WRAPPERS = re.compile(  # what stands inside of names where a module was wrapped, and is none of its own
+    r"(?:(?<=\.)|^)(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module|_fpw_module)\."
+)
+_PARTS = ((".parametrizations.weight.original0", ".weight_g"), (".parametrizations.weight.original1", ".weight_v"))
+
+
+def unwrapped(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors without the wrappers in their names: of DDP, FSDP, torch.compile, checkpointing and EMA.
+
+    The two parts of a normalised weight have the older one of PyTorch's two pairs of names. Where two names would
+    become one, both stay as they are.
+    """
+    found: dict[str, list[str]] = {}
+    for name in state:
+        short = _WRAPPERS.sub("", name)
+        for new, old in _PARTS:
+            short = short.replace(new, old)
+        found.setdefault(short, []).append(name)
+    return {short if len(names) == 1 else name: state[name] for short, names in found.items() for name in names}
 
 
 class Place(NamedTuple):

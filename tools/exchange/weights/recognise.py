@@ -10,6 +10,7 @@ import torch
 from ....errors import UserError
 from . import hivit, hugging_face, mixmim, resnet, swin, vit
 from .names import Layout
+from .read import TRAINED
 
 FIXED = (  # HiViT's depend on its depths
     *vit.LAYOUTS,
@@ -30,12 +31,16 @@ def recognise(state: dict[str, torch.Tensor], family: str | None = None, teacher
             continue
         names = layout.names
         for prefix in _prefixes(state, layout):
+            if prefix.startswith(TRAINED):
+                continue
             inner = [name[len(prefix) :] for name in state if name.startswith(prefix)]
             known = all(any(name.startswith(need) for name in inner) for need in layout.needs)
             if known and not any(name.startswith(layout.lacks) for name in inner):
                 candidates.append((sum(names.ours(name) is not None for name in inner), layout, prefix))
     candidates = [c for c in candidates if not _TARGET.search(c[2])] or candidates
     fit = [c for c in candidates if bool(_FOLLOWS.search(c[2])) == teacher]
+    if teacher and not fit and any(name.startswith(TRAINED) for name in state):
+        raise UserError("--teacher: MMEngine's EMAHook has put the average where the weights were; leave --teacher out")
     if teacher and not fit:
         raise UserError("--teacher: this checkpoint holds no second network (teacher, momentum encoder, target)")
     if not candidates:
