@@ -36,6 +36,9 @@ setup(
     ],
     extras_require={
         "ffcv": ["ffcv"],
+        "lightning": ["lightning"],  # loops that docs/loader.md shows
+        "accelerate": ["accelerate", "transformers"],
+        "lightly": ["lightly"],
         "peers": ["albumentations", "kornia", "lightly", "timm"],  # what benchmarks/loaders.py compares with
         "timm": ["timm"],
         "eval": ["scikit-learn"],

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import headrace
 from headrace.cores import cores
 from headrace.pipelines.images.decode import image_size
 from headrace.pipelines.images.encode import Encoding
@@ -37,6 +38,7 @@ JOBS: dict[str, tuple[str, int | None]] = {
     "two-views-512": ("moco_v2", 512),
 }
 CEILINGS = ("read only", "decode only", "decode and resize", "copy views", "synthetic")
+OWN_LOOP = "headrace.loader"  # the first of our loaders, in a loop of one's own
 DECODED = "headrace memory"  # all images decoded beforehand; it crops on one thread
 
 
@@ -75,6 +77,8 @@ class Job:
         if contender == DECODED:
             images = [decode_fast(self.source.read(i)) for i in range(min(256, len(self.source)))]
             return self._batches(self._loader("memory", ArraySource(images)))
+        if contender == OWN_LOOP:
+            return self._own_loop()
         if contender.startswith("headrace "):
             return self._batches(self._loader(contender.removeprefix("headrace "), self.source))
         if contender == "synthetic":
@@ -99,6 +103,15 @@ class Job:
         torch.set_num_threads(self.workers)
         order = Order(len(source), self.batch)
         return make_loader(source, self.inputs, order, kind=kind, threads=self.workers)
+
+    def _own_loop(self) -> Iterator:
+        """Epoch after epoch of `headrace.loader`, made as a stranger would."""
+        options = {"batch_size": self.batch, "loader": "cpu", "threads": self.workers}
+        torch.set_num_threads(self.workers)
+        with headrace.loader(self.data, views=self.views, **options) as loader:
+            while True:
+                for batch in loader:
+                    yield [copy for view in batch.views.values() for copy in view]
 
     def _batches(self, loader: Loader) -> Iterator:
         with closing(loader):

@@ -33,7 +33,7 @@ from headrace.errors import UserError, run_command
 from headrace.pipelines.loaders.choose import choose_loader
 from headrace.pipelines.views.recipes import VIEWS
 
-from .jobs import CEILINGS, DECODED, JOBS, Job, shrink
+from .jobs import CEILINGS, DECODED, JOBS, OWN_LOOP, Job, shrink
 from .peers import PEERS
 from .record import add_out, append, read, spread
 
@@ -152,7 +152,7 @@ def main(argv: Sequence[str]) -> int:
 def compare(job: Job, name: str, peers: Sequence[str], args: argparse.Namespace) -> None:
     """Checks, measures, records and prints everybody at one job."""
     ours = [f"headrace {kind}" for kind in OURS if _runs(job, kind)]
-    contenders = [*ours, *peers, DECODED, *CEILINGS]
+    contenders = [*ours, OWN_LOOP, *peers, DECODED, *CEILINGS]
     wrong = job.check(contenders)
     for contender, fault in wrong.items():
         print(f"skipped: {contender}: {fault}")
@@ -177,7 +177,7 @@ def ratios(rows: Sequence[dict], label: str) -> str:
     """How many times as fast as each peer our first loader is, and its share of decoding alone."""
     rates = {row["contender"]: row["images_per_second"] for row in rows}
     own = rates[rows[0]["contender"]]
-    over = ", ".join(f"{own / rate:.2f} x {name}" for name, rate in rates.items() if name in PEERS)
+    over = ", ".join(f"{own / rate:.2f} x {name}" for name, rate in rates.items() if name in PEERS or name == OWN_LOOP)
     share = f"{own / rates['decode only']:.0%} of decoding alone" if "decode only" in rates else ""
     return f"{label}: {rows[0]['contender']}: " + "; ".join(filter(None, (over, share)))
 

@@ -15,11 +15,15 @@ from ..algorithm import Algorithm
 
 
 def algorithm_names() -> list[str]:
+    """The methods, as recipes call them."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
 def find_algorithm(name: str) -> type[Algorithm]:
-    """The `Algorithm` of models/algorithms/<name>.py, or the class that a dotted name leads to."""
+    """The `Algorithm` of models/algorithms/<name>.py, or the class that a dotted name leads to.
+
+    Raises `UserError` where there is none.
+    """
     if "." in name:
         return imported(name, "algorithm.name", _is_algorithm, "Algorithm")
     if name not in algorithm_names():

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import Dataset
 
+from ...cores import cores
 from ...errors import UserError
 from ..order import Order, shard_sizes
 from ..sources.given import as_source
@@ -223,4 +224,4 @@ def process_of(rank: int | None, world: int | None) -> tuple[int, int]:
 def threads_of(world: int) -> int:
     """This process's share of the cores that its node lets it use, when there are `world` processes in all."""
     a_node = os.environ.get("LOCAL_WORLD_SIZE") or torch.cuda.device_count() or world  # where nobody says: a GPU each
-    return max(1, len(os.sched_getaffinity(0)) // min(world, int(a_node)))
+    return max(1, cores() // min(world, int(a_node)))

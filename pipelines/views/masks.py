@@ -34,7 +34,10 @@ _LARGEST = 1 - 2**-24  # the largest float32 below 1
 
 
 def draw_mask(spec: MaskSpec, seed: int, epoch: int, ids: torch.Tensor) -> Mask:
-    """Masks for sample ids (B,) int64, on the device of `ids`; all shapes are known beforehand."""
+    """Masks for sample ids (B,) int64, on the device of `ids`; all shapes are known beforehand.
+
+    Raises `TypeError` for a rule that has no `scores` and is none of ours.
+    """
     if type(spec).scores is not MaskSpec.scores:
         return _by_scores(spec, seed, epoch, ids)
     if isinstance(spec, WeightedMask):

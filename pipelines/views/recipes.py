@@ -132,7 +132,7 @@ MASKS: dict[str, tuple[int, MaskSpec]] = {
     "simmim_vit": (16, CellMask(grid=(14, 14), cell=2)),
     "maskfeat": (16, BlockMask(count=78, min_block=15)),
     "beit": (16, BlockMask()),
-    "beitv2": (16, BlockMask()),
+    "beitv2": (16, BlockMask(max_block=75)),
     "cae": (16, BlockMask()),
     "mixmim": (32, SharedMask()),
     "ibot": (16, VariedMask()),

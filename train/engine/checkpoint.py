@@ -148,7 +148,10 @@ def newest(folder: Path) -> tuple[Path, dict] | None:
 
 
 def load_algorithm(path: str | Path) -> tuple[Path, Algorithm]:
-    """The algorithm of a checkpoint, or of the newest one in a run directory, with its weights, on the CPU."""
+    """The algorithm of a checkpoint, or of the newest one in a run directory, with its weights, on the CPU.
+
+    Raises `UserError` where there is none that can be read.
+    """
     path = Path(path)
     if path.is_dir():
         found = newest(path)

@@ -70,7 +70,10 @@ ALONE = Launch()
 
 
 def pick_device(choice: str) -> torch.device:
-    """cuda or cpu for auto | cpu | cuda; on a node with several processes, this one's GPU."""
+    """cuda or cpu for auto | cpu | cuda; on a node with several processes, this one's GPU.
+
+    Raises `UserError` for cuda where there is none, or none for this process.
+    """
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if choice == "cpu" or (choice == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")

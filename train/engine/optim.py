@@ -80,7 +80,8 @@ def parameter_groups(model: nn.Module, settings: OptimSettings) -> list[dict]:
 def build_optimizer(model: nn.Module, settings: OptimSettings) -> torch.optim.Optimizer:
     """The optimizer of a recipe's `optim` section; `Schedules` sets its rates and decays before every step.
 
-    Every one of ours leaves out a step whose `found_inf` is set, without asking the device for its value.
+    Every one of ours leaves out a step whose `found_inf` is set, without asking the device for its value. Raises
+    `UserError` for an optimizer of one's own that does not take the options.
     """
     groups = parameter_groups(model, settings)
     match settings:
