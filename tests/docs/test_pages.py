@@ -1,5 +1,6 @@
 """Every command that a page shows is run, on small made data, or for a stated reason only parsed."""
 
+import importlib
 import re
 import shlex
 import shutil
@@ -148,3 +149,15 @@ def test_a_page_that_lies_is_found(tmp_path):
     )
     with page.inside(), pytest.raises(AssertionError, match="ViT-Huge' was not printed"):
         page.carry_out()
+
+
+def test_one_batch_from_tar_to_step():
+    """docs/architecture.md follows it through at most eight functions, each where the page says."""
+    rows = re.findall(r"^\| \d \| `([\w.]+)` in `([\w/]+)\.py`", pages()["architecture.md"], re.MULTILINE)
+    assert 5 <= len(rows) <= 8
+    for name, file in rows:
+        thing = importlib.import_module(f"headrace.{file.replace('/', '.')}")
+        for part in name.split("."):
+            assert part in vars(thing), f"{file}.py has no {name}"  # its own, not one that it inherits
+            thing = vars(thing)[part]
+        assert callable(thing)
