@@ -19,11 +19,19 @@ class ProcessError(UserError):
     """A `UserError` that one of several processes may come upon alone, and then says so itself."""
 
 
+def show_any_text() -> None:
+    """From now on standard output shows a question mark for what its encoding lacks: a dot between figures, where the
+    locale is C, or a file's name that is no text."""
+    if hasattr(sys.stdout, "reconfigure"):  # a notebook's has no encoding
+        sys.stdout.reconfigure(errors="replace")
+
+
 def run_command(main: Callable[[], int]) -> int:
     """Runs a command's `main` and turns a `UserError` into plain lines and exit code 2; Ctrl-C into 130.
 
     Of several processes that torchrun started on a node, the first speaks for all, unless it is a `ProcessError`.
     """
+    show_any_text()
     try:
         return main()
     except UserError as fault:

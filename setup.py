@@ -12,7 +12,7 @@ DALI_CUDA = os.environ.get("HEADRACE_DALI_CUDA", "130")
 FOLDERS = ("pipelines", "kernels", "models", "train", "tools", "benchmarks")
 
 setup(
-    version=re.search(r'__version__ = "(.+)"', Path(__file__).with_name("__init__.py").read_text())[1],
+    version=re.search(r'__version__ = "(.+)"', Path(__file__).with_name("__init__.py").read_text(encoding="utf-8"))[1],
     packages=[
         "headrace",
         *(f"headrace.{name}" for name in find_packages(include=[p for f in FOLDERS for p in (f, f"{f}.*")])),

@@ -102,7 +102,7 @@ class Scores:
         return {"finetuned": _percent(self._last()["top1"])}
 
     def _last(self) -> dict | list[dict]:
-        return json.loads(self.results.read_text().splitlines()[-1])["figures"]
+        return json.loads(self.results.read_text(encoding="utf-8").splitlines()[-1])["figures"]
 
 
 def _percent(share: float) -> float:

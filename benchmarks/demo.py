@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
         began = time.perf_counter()
         demo.main(["--out", folder, *args.overrides])
         seconds = round(time.perf_counter() - began, 1)
-        found = json.loads((Path(folder) / "results.json").read_text())
+        found = json.loads((Path(folder) / "results.json").read_text(encoding="utf-8"))
     figures = {name: round(100 * share, 2) for name, share in found["figures"].items()}
     row = {"job": "demo", "contender": found["measure"], **figures, "seconds": seconds}
     append("demo", row | {"config": {"recipe": demo.RECIPE, "overrides": args.overrides}}, folder=args.out)

@@ -73,14 +73,14 @@ class Bench:
 
     def said(self, name: str) -> str:
         """The last line of the run that is meant for its user."""
-        lines = (self.folder / f"{name}.log").read_text().splitlines()
+        lines = (self.folder / f"{name}.log").read_text(encoding="utf-8").splitlines()
         lines = [line.removeprefix("headrace: ") for line in lines if line.startswith("headrace: ")]
         return lines[-1] if lines else ""
 
     def whole(self, world: int = 1) -> dict[str, torch.Tensor]:
         name = f"whole-{world}-{len(list(self.folder.iterdir()))}"
         if world not in self._whole:
-            assert self.run(name, world=world) == [0] * world, (self.folder / f"{name}.log").read_text()
+            assert self.run(name, world=world) == [0] * world, (self.folder / f"{name}.log").read_text(encoding="utf-8")
             self._whole[world] = self.weights(name)
         return self._whole[world]
 
@@ -199,7 +199,7 @@ def cycles(bench: Bench, count: int, seed: int = 0) -> tuple[int, int, float, bo
         at = _step(bench.folder / "cycled") + rng.randint(1, 12) - 1
         fault = ("kill", at, 0, rng.uniform(0, 0.01)) if kills < count else None
         code = processes.run(bench.arguments("cycled", steps=steps), bench.folder / "cycled.log", fault=fault)[0]
-        assert code in (0, -9), (bench.folder / "cycled.log").read_text()[-2000:]
+        assert code in (0, -9), (bench.folder / "cycled.log").read_text(encoding="utf-8")[-2000:]
         kills += code == -9
     return kills, steps, time.perf_counter() - began, _same(bench.weights("long"), bench.weights("cycled"))
 
@@ -230,8 +230,8 @@ def main(argv: list[str] | None = None) -> int:
         text += f"weights {'are the same bits as' if same else 'DIFFER from'} those of the undisturbed run."
     print(text)
     if arguments.write:
-        before, _, rest = PAGE.read_text().partition(BEGIN)
-        PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}")
+        before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+        PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
     return 0
 
 

@@ -72,7 +72,7 @@ def _said(*command: str) -> str:
     """What a command prints; empty where there is no such command."""
     if shutil.which(command[0]) is None:
         return ""
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(command, capture_output=True, encoding="utf-8").stdout.strip()
 
 
 def check_one(name: str, device: str) -> list[dict[str, Any]]:
@@ -193,7 +193,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--table", type=Path, metavar="JSONL", help="print the rows of that file as Markdown and end")
     args = parser.parse_args(argv)
     if args.table:
-        print(markdown(args.table.read_text().splitlines()))
+        print(markdown(args.table.read_text(encoding="utf-8").splitlines()))
         return 0
     if not args.tiny and not torch.cuda.is_available():
         print("benchmarks.kernels: there is no GPU here; --tiny tries the machinery on the CPU", file=sys.stderr)
@@ -204,7 +204,7 @@ def main(argv: Sequence[str]) -> int:
     path = args.out / f"kernels-{name}-{time.strftime('%Y%m%d-%H%M', time.gmtime())}.jsonl"
     # A kernel that hangs must not hold the machine.
     faulthandler.dump_traceback_later(60 * args.minutes, exit=True, file=sys.__stderr__)
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8") as file:
         rows = run(args.ops, device, args.minutes, file)
     faulthandler.cancel_dump_traceback_later()
     shown = [row for row in rows if row.dir == bench.BOTH or not operator(row.op).gradients]

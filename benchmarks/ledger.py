@@ -227,7 +227,7 @@ def demo(rows: Sequence[Row]) -> list[str]:
 
 def kernels(folder: Path) -> list[str]:
     files = sorted(folder.glob("kernels-*.jsonl"))
-    return kernel_table(files[-1].read_text().splitlines()).splitlines() if files else [NOT_YET]
+    return kernel_table(files[-1].read_text(encoding="utf-8").splitlines()).splitlines() if files else [NOT_YET]
 
 
 def _of(ledger: str, form: Callable = plain, keep: Callable[[Row], bool] = lambda row: True) -> Callable:

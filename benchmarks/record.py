@@ -31,7 +31,7 @@ def append(name: str, row: dict[str, Any], packages: tuple[str, ...] = (), folde
     facts["command"] = [Path(word).name if os.path.isabs(word) else word for word in facts["command"]]
     facts |= {"run": RUN, "processor": processor(), "load": os.getloadavg()[0]}
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / f"{name}.jsonl", "a") as file:
+    with open(folder / f"{name}.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **row, **facts}) + "\n")
 
 
@@ -49,10 +49,10 @@ def spread(name: str, values: Sequence[float]) -> dict[str, float]:
 def read(name: str, folder: Path = RESULTS) -> list[dict[str, Any]]:
     """The rows of a ledger, oldest first; none where there is no such ledger."""
     path = folder / f"{name}.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def processor() -> str:
     """The model of this machine's processor, as the system names it."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")

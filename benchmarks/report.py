@@ -117,11 +117,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     stale = []
     for name in PAGES:
         path = ROOT / name
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         if (made := page(text, args.results)) != text:
             stale.append(name)
             if not args.check:
-                path.write_text(made)
+                path.write_text(made, encoding="utf-8")
     for name, rows in plotted(args.results).items():
         if not is_current(ROOT / IMAGES / name, rows):
             stale.append(f"{IMAGES}/{name}")

@@ -75,7 +75,7 @@ def training(data: Path, counts: Sequence[int], recipe: str, overrides: Sequence
             arguments = [recipe, *(f"{key}={value}" for key, value in given.items()), *overrides]
             codes = processes.finish(processes.start(arguments, Path(folder, f"{world}.log"), world=world), timeout=600)
             if codes != [0] * world:
-                said = Path(folder, f"{world}.log").read_text().splitlines()[-5:]
+                said = Path(folder, f"{world}.log").read_text(encoding="utf-8").splitlines()[-5:]
                 raise UserError(f"scaling: {world} processes ended with {codes}:\n" + "\n".join(said))
             rates[world] = [row["images_per_s"] for row in read_metrics(out)[1:]]
     yield from _scaled("training processes", "images_per_second", rates)
@@ -129,12 +129,12 @@ def write_index(folder: Path, samples: int) -> None:
             file.truncate(size)
     classes = [f"n{label:08}" for label in range(21_841)]
     manifest = {"format": FORMAT, "version": VERSION, "samples": samples, "classes": classes, "label_source": "folder"}
-    (folder / MANIFEST).write_text(json.dumps(manifest | {"shards": shards}))
+    (folder / MANIFEST).write_text(json.dumps(manifest | {"shards": shards}), encoding="utf-8")
 
 
 def resident() -> int:
     """Bytes of this process in memory, pages of the mapped index among them: those are shared between processes."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _open(folder: str, results) -> None:

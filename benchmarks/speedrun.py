@@ -76,8 +76,8 @@ def _process_start() -> float:
     stat = Path("/proc/self/stat")
     if not stat.exists():
         return time.monotonic()
-    ticks = int(stat.read_text().rpartition(")")[2].split()[19])
-    since_boot = float(Path("/proc/uptime").read_text().split()[0])
+    ticks = int(stat.read_text(encoding="utf-8").rpartition(")")[2].split()[19])
+    since_boot = float(Path("/proc/uptime").read_text(encoding="utf-8").split()[0])
     return time.monotonic() - max(0.0, since_boot - ticks / os.sysconf("SC_CLK_TCK"))
 
 

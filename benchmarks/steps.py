@@ -142,7 +142,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats()
             return
         try:
-            Path("/proc/self/clear_refs").write_text("5")
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
         except OSError:  # no Linux, or not allowed: then it is the peak of the process's life
             pass
 
@@ -150,7 +150,7 @@ class PeakMemory:
         if self._gpu:
             return torch.cuda.max_memory_allocated() / 1e6
         status = Path("/proc/self/status")
-        lines = status.read_text().splitlines() if status.exists() else []
+        lines = status.read_text(encoding="utf-8").splitlines() if status.exists() else []
         return next((float(line.split()[1]) * 1.024e-3 for line in lines if line.startswith("VmHWM")), None)
 
 

@@ -103,7 +103,7 @@ def _cubin_figures(cubin: bytes) -> tuple[int, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        text = subprocess.check_output([tool, "--dump-resource-usage", file.name], text=True)
+        text = subprocess.check_output([tool, "--dump-resource-usage", file.name], encoding="utf-8")
     registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", text).groups()
     return int(registers), int(stack)
 
@@ -150,7 +150,7 @@ def main(argv: Sequence[str]) -> int:
         if args.op and op not in args.op:
             continue
         anew = args.record and not args.target and not args.raising
-        recorded = json.loads(record.read_text()) if record.exists() and not anew else {}
+        recorded = json.loads(record.read_text(encoding="utf-8")) if record.exists() and not anew else {}
         for build in importlib.import_module(f".{op}.triton_impl", __package__).builds():
             for name in (name for name in args.target or GATE if name in build.targets):
                 try:
@@ -170,7 +170,7 @@ def main(argv: Sequence[str]) -> int:
                 failed += bool(fault)
         if args.record:
             lines = (f"  {json.dumps(build)}: {json.dumps(targets)}" for build, targets in recorded.items())
-            record.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+            record.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
     print(table(("operator", "build", "target", "registers", "stack", "shared", "verdict"), rows))
     print(f"{len(rows)} builds, {failed} failed")
     return 1 if failed else 0

@@ -35,7 +35,7 @@ def write(path: Path, content: Any) -> None:
     partial = path.with_suffix(f".{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(content, indent=1) + "\n")
+        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         os.replace(partial, path)
     except OSError as error:
         raise UserError(f"kernels: cannot write {path}: {error.strerror}; name another folder in {CACHE}") from error
@@ -44,7 +44,7 @@ def write(path: Path, content: Any) -> None:
 def read(path: Path) -> Any:
     """The JSON at that path, None where there is none that can be read."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 

@@ -188,7 +188,7 @@ def main(argv: list[str] | None = None) -> int:
     report = check(options.data, options.decode, options.workers)
     if options.json:
         try:
-            Path(options.json).write_text(report.to_json() + "\n")
+            Path(options.json).write_text(report.to_json() + "\n", encoding="utf-8")
         except OSError as fault:
             raise UserError(f"{options.json}: cannot be written ({fault.strerror}); choose another file") from None
     print(report)

@@ -89,7 +89,9 @@ def demo(out: Path, data: Path | None, overrides: list[str]) -> dict[str, float]
     plot_reconstruction(trained.cpu(), queries, out / "reconstruction.png")
     shown = first_samples(train_set, trained.inputs(), 6, seed=recipe.train.seed)
     plot_samples(shown, out / "views.png", "What the algorithm sees")
-    (out / "results.json").write_text(json.dumps({"measure": title, "figures": figures}, indent=2) + "\n")
+    (out / "results.json").write_text(
+        json.dumps({"measure": title, "figures": figures}, indent=2) + "\n", encoding="utf-8"
+    )
     _table(title, figures, out)
     return figures
 
@@ -109,12 +111,12 @@ def _own(out: Path, data: Path) -> tuple[ByteSource, ByteSource, ByteSource]:
     thumbnails = out / "images"
     marker = out / "images-of.txt"
     wanted = str(data.expanduser().resolve())
-    if marker.exists() and marker.read_text() != wanted:
-        raise UserError(f"{out}: holds a demo of {marker.read_text()}; delete it or give another --out")
+    if marker.exists() and marker.read_text(encoding="utf-8") != wanted:
+        raise UserError(f"{out}: holds a demo of {marker.read_text(encoding='utf-8')}; delete it or give another --out")
     if not thumbnails.exists():
         for line in write_thumbnails(open_source(data.expanduser()), thumbnails):
             print(f"left out: {line}")
-        marker.write_text(wanted)
+        marker.write_text(wanted, encoding="utf-8")
     train = _sharded(thumbnails, out / "shards" / "train")
     ids = range(len(train))
     return (

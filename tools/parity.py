@@ -160,6 +160,6 @@ def main(argv: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         name = args.data or write_photos(Path(folder))
         text = report(open_source(name), "photographs" if args.data else "generated, JPEG")
-    args.out.write_text(text)
+    args.out.write_text(text, encoding="utf-8")
     print(f"{args.out}: {len(OPERATIONS)} operations, {len(VIEWS)} named views, {', '.join(BACK_ENDS)}")
     return 0

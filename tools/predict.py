@@ -59,7 +59,7 @@ def _names(path: Path | None, classes: int) -> list[str]:
     if path is None:
         return [f"class {index}" for index in range(classes)]
     try:
-        names = path.read_text().splitlines()
+        names = path.read_text(encoding="utf-8").splitlines()
     except OSError as fault:
         raise UserError(f"--classes: {path}: {fault.strerror}") from None
     if len(names) != classes:

@@ -182,7 +182,7 @@ def _train(
     settings, out = recipe.train, recipe.out
     trackers, writer, began = [], None, time.perf_counter()
     if process.is_main:
-        (out / "config.yaml").write_text(recipe.resolved)
+        (out / "config.yaml").write_text(recipe.resolved, encoding="utf-8")
         (out / ENCODER_FILE).unlink(missing_ok=True)  # of the same run when it was shorter
         write_environment(out, process.device, process.world)
         writer = checkpoint.Writer(out, settings.keep, settings.keep_every)
@@ -251,7 +251,7 @@ def _find_resume(recipe: Recipe, out: Path) -> tuple[Path, dict] | None:
         raise UserError(f"{out}: holds an encoder without the checkpoints of its run; choose another train.out")
     if resume == "never":
         return None
-    found = checkpoint.newest(out) if resume == "auto" else (Path(resume), checkpoint.load(Path(resume)))
+    found = checkpoint.newest(out) if resume == "auto" else (path := Path(resume).expanduser(), checkpoint.load(path))
     if found and found[1]["config"]["algorithm"] != recipe.plain()["algorithm"]:
         raise UserError(
             f"{found[0]}: comes from another algorithm section than this recipe's; choose another train.out, "

@@ -182,7 +182,7 @@ def _shard_name(url: str) -> str:
 
 def _hash(text: str) -> int:
     """63 bits: an int64 that is not negative."""
-    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+    return int.from_bytes(blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "big") >> 1
 
 
 def _open(url: str):

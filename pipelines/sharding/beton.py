@@ -60,7 +60,7 @@ def write_beton(
     described = np.zeros(len(fields), FieldDescType)
     for number, (name, kind) in enumerate(zip(fields, (2, 1), strict=True)):  # FFCV's numbers of the two types
         described[number]["type_id"] = kind
-        described[number]["name"][: len(name)] = np.frombuffer(name.encode(), np.uint8)
+        described[number]["name"][: len(name)] = np.frombuffer(name.encode("utf-8", "surrogateescape"), np.uint8)
     rows = np.zeros(len(order), get_metadata_type(list(fields.values())))
     table = np.zeros(len(order), ALLOC_TABLE_TYPE)
     page = max(_PAGE, 1 << int(sizes.max()).bit_length())

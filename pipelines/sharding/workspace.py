@@ -56,7 +56,7 @@ class Workspace:
         """Makes the workspace, or checks that the one it finds has the same plan; `UserError` says what differs."""
         while self._lock is None or not os.fstat(self._lock.fileno()).st_nlink:  # another run may have tidied it away
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.folder / "lock", "a")
+            self._lock = open(self.folder / "lock", "a", encoding="utf-8")
             with contextlib.suppress(OSError):  # some network disks know no locks; then nothing is tidied away
                 fcntl.flock(self._lock, fcntl.LOCK_SH)
         plan = self.folder / "plan.json"
@@ -85,7 +85,7 @@ class Workspace:
     def finish_shard(self, shard: int, rows: np.ndarray, idx: str, size: int, sha256: str, bad: list) -> None:
         """Makes the record of a tar that is complete on the disk: `rows` of INDEX, `size` in bytes."""
         self.file(shard, "npy").write_bytes(_npy(rows))
-        self.file(shard, "idx").write_text(idx)
+        self.file(shard, "idx").write_text(idx, encoding="utf-8")
         record = {"plan": self._plan_id, "samples": len(rows), "bytes": size, "idx": len(idx), "sha256": sha256}
         write_file(self.file(shard, "json"), json.dumps(record | {"bad": bad}).encode())
 

@@ -204,7 +204,7 @@ class _TarFile:
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
     """Holds `path` against other processes until the body, or this process, ends."""
-    with open(path, "a") as file:
+    with open(path, "a", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

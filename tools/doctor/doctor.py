@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
             "advice": advice,
         }
         try:
-            given.json.write_text(json.dumps(report, indent=1) + "\n")
+            given.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         except OSError as fault:
             raise UserError(f"{given.json}: cannot be written ({fault.strerror}); choose another file") from None
     print("\n".join([*_setting(given.data, recipe.name, measured, installed), "", *table(measured), "", *advice]))

@@ -35,7 +35,7 @@ def missing_packages() -> dict[str, str]:
         "simplejpeg": "pip install simplejpeg (decodes JPEGs in two thirds of Pillow's time)",
     }
     found = {name: line for name, line in lines.items() if not _installed(name)}
-    vendors = (path.read_text().strip() for path in Path("/sys/bus/pci/devices").glob("*/vendor"))
+    vendors = (path.read_text(encoding="utf-8").strip() for path in Path("/sys/bus/pci/devices").glob("*/vendor"))
     if not torch.cuda.is_available() and "0x10de" in vendors:
         found["GPU driver"] = (
             "a card of NVIDIA's is here: apt-get install nvidia-driver, or pip install torch with CUDA"

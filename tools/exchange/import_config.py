@@ -29,6 +29,6 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.out is None:
         print(text, end="")
     else:
-        arguments.out.write_text(text)
+        arguments.out.write_text(text, encoding="utf-8")
         print(f"{arguments.out}: {recipe['algorithm']['name']}, {len(without)} settings without a counterpart")
     return 0

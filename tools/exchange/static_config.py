@@ -64,7 +64,7 @@ def _read(path: Path, depth: int) -> dict[str, Any]:
     if depth > _DEEPEST:
         raise UserError(f"{path}: _base_ files nest more than {_DEEPEST} deep; do they name each other?")
     try:
-        tree = ast.parse(path.read_text(), str(path))
+        tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
     except OSError as fault:
         raise UserError(f"{path}: {fault.strerror}") from None
     except (SyntaxError, ValueError, RecursionError, MemoryError) as fault:

@@ -123,7 +123,7 @@ def browse(
     try:
         out.mkdir(parents=True, exist_ok=True)
         plot_samples(shown, picture, "; ".join(f"{name}: {fact}" for name, fact in facts.items()))
-        page.write_text(render_page(shown, facts), encoding="utf-8")
+        page.write_text(render_page(shown, facts), "utf-8", "replace")
     except OSError as fault:
         raise UserError(f"--out: {out} cannot be written ({fault.strerror}); give another folder") from None
     return picture, page

@@ -6,14 +6,11 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
-import torch
-
-matplotlib.use("Agg")  # no display is needed, and none is opened
 import matplotlib.pyplot as plt
+import torch
 from matplotlib.patches import Rectangle
 
-from ...errors import UserError
+from .figures import save_figure
 from .samples import Sample, crop_color
 
 _TILE = 2.6  # inches of a tile in a sheet of samples, and the letters that fit above and below it
@@ -51,8 +48,7 @@ def plot_samples(samples: Sequence[Sample], path: Path, title: str) -> None:
         for axes in row[len(pictures) :]:
             axes.remove()
     figure.suptitle(textwrap.fill(title, _LETTERS * columns), fontsize=8)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def _wrap(*lines: str) -> str:
@@ -72,8 +68,4 @@ def plot_rows(rows: list[tuple[str, torch.Tensor]], path: Path, title: str) -> N
         axes[row, 0].set_ylabel(name, fontsize=9)
     lines = [textwrap.fill(line, round(13 * size[0])) for line in title.splitlines()]
     figure.suptitle("\n".join(lines), fontsize=9)
-    try:
-        figure.savefig(path, dpi=110)
-    except OSError as fault:
-        raise UserError(f"{path}: cannot be written ({fault.strerror}); give another file") from None
-    plt.close(figure)
+    save_figure(figure, path)

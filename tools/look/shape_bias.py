@@ -65,7 +65,7 @@ def load_classifier(name: str) -> Encoder:
 def write_decisions(path: Path, name: str, source: CueConflictSource, decisions: list[int]) -> None:
     """The table that the authors' own scripts read: one row an image."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="") as file:
+    with open(path, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(_COLUMNS)
         for index, decision in enumerate(decisions):

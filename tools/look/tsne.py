@@ -17,6 +17,7 @@ from ...pipelines.sources.subset import Subset
 from ...pipelines.spec import ByteSource
 from ...train.evaluation.embed_store import stored_features
 from ...train.evaluation.evaluate import add_arguments, encoder_of, options_of, positive
+from .figures import save_figure
 from .pca import principal_components
 
 
@@ -74,8 +75,7 @@ def plot(points: np.ndarray, labels: np.ndarray, classes: list[str], path: Path,
     axes.set(xticks=[], yticks=[])
     axes.legend(fontsize=8)
     axes.set_title(title, fontsize=9)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -11,12 +11,10 @@ from html import escape
 from pathlib import Path
 
 import matplotlib
-
-matplotlib.use("Agg")  # no display is needed, and none is opened
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from ...errors import UserError
+from ..look.figures import plain_text, save_figure
 
 _POINTS = 1000  # of a curve at most, the extremes of so many halves of buckets: a picture has no more columns
 _FEW = 12  # points that are marked each, since one or two make no line
@@ -66,13 +64,7 @@ def save_png(charts: Sequence[Chart], path: Path, title: str = "") -> None:
     for chart, axes in zip(charts, rows[:, 0]):
         _draw(chart, axes, _COLORS)
     figure.suptitle(title, fontsize=10)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=120)
-    except OSError as fault:
-        raise UserError(f"{path}: cannot be written ({fault.strerror}); give another file") from None
-    finally:
-        plt.close(figure)
+    save_figure(figure, path, dpi=120)
 
 
 def to_svg(chart: Chart, number: int) -> str:
@@ -85,6 +77,7 @@ def to_svg(chart: Chart, number: int) -> str:
         _draw(chart, axes, stand_ins)
         buffer = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        plain_text(figure)
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
         plt.close(figure)
     drawing = buffer.getvalue()
@@ -103,11 +96,11 @@ def _draw(chart: Chart, axes: Axes, colors: Sequence[str]) -> None:
         x, y = _thin(curve.x, curve.y)
         look = {"linewidth": 1.0, "alpha": 0.35} if curve.faint else {"linewidth": 1.6}
         look |= {"marker": "o", "markersize": 3} if len(x) <= _FEW else {}
-        label = None if curve.faint else curve.label.replace("$", r"\$")
+        label = None if curve.faint else curve.label
         labels += label is not None
         axes.plot(x, y, color=colors[curve.color % len(colors)], label=label, **look)
     axes.set_xlabel(chart.xlabel)
-    axes.set_title(chart.name.replace("$", r"\$"), fontsize=10, loc="left")
+    axes.set_title(chart.name, fontsize=10, loc="left")
     if chart.log:
         axes.set_yscale("log")
     axes.grid(alpha=0.2, color=axes.spines["left"].get_edgecolor())

@@ -120,7 +120,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.html:
         try:
             arguments.html.parent.mkdir(parents=True, exist_ok=True)
-            arguments.html.write_text(render_comparison(records, names), encoding="utf-8")
+            arguments.html.write_text(render_comparison(records, names), "utf-8", "replace")
         except OSError as fault:
             raise UserError(f"--html: {arguments.html} cannot be written ({fault.strerror})") from None
         print(f"\n{arguments.html}")

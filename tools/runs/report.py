@@ -36,7 +36,7 @@ def report(
     seen, restored = _pictures(record, data, samples)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(render_report(record, seen, restored), encoding="utf-8")
+        out.write_text(render_report(record, seen, restored), "utf-8", "replace")
     except OSError as fault:
         raise UserError(f"--out: {out} cannot be written ({fault.strerror}); give another file") from None
     return record

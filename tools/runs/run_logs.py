@@ -99,7 +99,7 @@ def _own(file: Path, lines: list[dict]) -> list[dict[str, float]]:
 
 def _batch_size(config: Path) -> int | None:
     try:
-        return int(yaml.safe_load(config.read_text())["train"]["batch_size"])
+        return int(yaml.safe_load(config.read_text(encoding="utf-8"))["train"]["batch_size"])
     except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
         return None
 

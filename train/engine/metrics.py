@@ -45,9 +45,13 @@ class MetricsLog:
         if not enabled:
             return
         path = folder / "metrics.jsonl"
-        kept = [line for line in path.read_text().splitlines() if _step(line) <= first_step] if path.exists() else []
-        path.write_text("".join(line + "\n" for line in kept))
-        self._file = open(path, "a", buffering=1)
+        kept = (
+            [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= first_step]
+            if path.exists()
+            else []
+        )
+        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        self._file = open(path, "a", encoding="utf-8", buffering=1)
         self._progress = None
         if sys.stdout.isatty():
             columns = (
@@ -94,5 +98,5 @@ def _step(line: str) -> float:
 
 def read_metrics(folder: Path) -> list[dict]:
     """All complete rows of a run, in order."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines if _step(line) != float("inf")]

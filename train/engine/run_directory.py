@@ -36,7 +36,7 @@ def locked(folder: Path) -> Iterator[None]:
     """
     new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK, "a+") as file:
+    with open(folder / LOCK, "a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -82,7 +82,7 @@ def environment(device: torch.device, world: int) -> dict:
 
 def write_environment(folder: Path, device: torch.device, world: int) -> None:
     """One line of ``environment.jsonl`` for each start of the run."""
-    with open(folder / "environment.jsonl", "a") as file:
+    with open(folder / "environment.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps(environment(device, world)) + "\n")
 
 
@@ -90,7 +90,7 @@ def _commit() -> str | None:
     """Of the source tree, with a + behind it where files differ from that; None outside of git."""
     root = Path(headrace.__file__).parent
     try:
-        options = {"cwd": root, "capture_output": True, "text": True, "timeout": 10, "check": True}
+        options = {"cwd": root, "capture_output": True, "encoding": "utf-8", "timeout": 10, "check": True}
         top, commit = subprocess.run(["git", "rev-parse", "--show-toplevel", "HEAD"], **options).stdout.split()
         changed = subprocess.run(["git", "status", "--porcelain", "-uno"], **options).stdout
     except (OSError, subprocess.SubprocessError, ValueError):

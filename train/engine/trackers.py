@@ -38,9 +38,14 @@ class WeightsAndBiases:
         wandb = _required("wandb", "wandb")
         identity = folder / "wandb-id"
         if not identity.exists():
-            identity.write_text(wandb.util.generate_id())
+            identity.write_text(wandb.util.generate_id(), encoding="utf-8")
         self._run = wandb.init(
-            project="headrace", name=name, id=identity.read_text(), resume="allow", config=config, dir=str(folder)
+            project="headrace",
+            name=name,
+            id=identity.read_text(encoding="utf-8"),
+            resume="allow",
+            config=config,
+            dir=str(folder),
         )
 
     def __call__(self, step: int, values: dict[str, float]) -> None:

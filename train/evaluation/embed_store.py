@@ -30,7 +30,7 @@ def fingerprint(source: ByteSource) -> str:
     """16 hexadecimal digits of what is in a source, wherever it lies: keys, labels, and the bytes of 1,024 images."""
     total = hashlib.sha256(json.dumps([len(source), source.classes]).encode())
     for index in range(len(source)):
-        total.update(f"{source.key(index)}\n{source.label(index)}\n".encode())
+        total.update(f"{source.key(index)}\n{source.label(index)}\n".encode("utf-8", "surrogateescape"))
     for index in range(0, len(source), max(1, len(source) // _SAMPLED)):
         try:
             total.update(memoryview(source.read(index)))
@@ -62,7 +62,7 @@ def stored_features(encoder: Encoder, source: ByteSource, folder: Path, **option
         process.barrier()
         if not (place / "about.json").exists():
             raise ProcessError(f"{place}: not seen by process {process.rank}; all processes need the same folder")
-    about = json.loads((place / "about.json").read_text())
+    about = json.loads((place / "about.json").read_text(encoding="utf-8"))
     # mode c: torch wants writable memory; what is written there would not reach the file
     vectors, labels = (torch.from_numpy(np.load(place / f"{n}.npy", mmap_mode="c")) for n in ("features", "labels"))
     return Features(vectors, labels, about["left_out"], place)
@@ -85,8 +85,8 @@ def _write(place: Path, encoder: Encoder, source: ByteSource, about: dict, optio
             file.seek(0)
             _header(file, len(kept), vectors.shape[1])  # as long as the first: numpy leaves room for the number of rows
         np.save(temporary / "labels.npy", np.array([source.label(i) for i in kept], np.int64))
-        (temporary / "keys.txt").write_text("".join(f"{source.key(i)}\n" for i in kept))
-        (temporary / "about.json").write_text(json.dumps(about, indent=2) + "\n")
+        (temporary / "keys.txt").write_text("".join(f"{source.key(i)}\n" for i in kept), "utf-8", "surrogateescape")
+        (temporary / "about.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         if place.exists():  # without about.json: of a foreign hand
             shutil.rmtree(place)
         os.replace(temporary, place)

@@ -132,7 +132,7 @@ def record(
     }
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with open(file, "a") as out:
+        with open(file, "a", encoding="utf-8") as out:
             out.write(json.dumps(row) + "\n")
     except OSError as fault:
         raise UserError(f"{file}: cannot be written ({fault.strerror}); give another --results") from None

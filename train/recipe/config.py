@@ -21,7 +21,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from ...errors import UserError
 from ...pipelines.spec import ViewSpec
 from ...pipelines.views.recipes import view
-from .recipe_yaml import Node, parse, render
+from .recipe_yaml import Node, parse, render, typed
 
 RECIPES = Path(__file__).parents[2] / "configs"
 MAX_BASES = 2
@@ -88,6 +88,9 @@ def load(recipe: str | Path, overrides: Sequence[str | tuple[str, Any]] = ()) ->
     recipe that switches the backbone does not inherit the options of the old one. Of two equal overrides the last wins.
     A mapping over a word keeps the word as its `recipe`: `view.size=96` changes one thing of ``view: moco_v2``.
 
+    On the command line the type of the field says what was typed: of a text or path every character counts, and only
+    nothing at all or the word null stand for none; anything else is YAML.
+
     Raises `UserError` for missing files, bad YAML, doubled keys, cycles and malformed overrides.
     """
     chain: list[Path] = []
@@ -139,7 +142,7 @@ def _override(given: str | tuple[str, Any]) -> Node:
     if not equals or not all(names):
         raise UserError(f"{COMMAND_LINE}: {given!r}: an override reads section.key=value")
     if isinstance(given, str):
-        origin, node = COMMAND_LINE, parse(value, lambda line: COMMAND_LINE, ".".join(names))
+        origin, node = COMMAND_LINE, typed(value, COMMAND_LINE, ".".join(names))
     else:
         origin, node = ARGUMENT, from_plain(plain(value), ARGUMENT).root
     return functools.reduce(lambda inner, name: Node({name: inner}, origin), reversed(names), node)
@@ -149,10 +152,10 @@ def _merge(under: Node, over: Node) -> Node:
     merged = dict(under.value)
     for key, node in over.value.items():
         if key in merged and isinstance(merged[key].value, str) and isinstance(node.value, dict):
-            merged[key] = Node({"recipe": merged[key]}, merged[key].origin)
+            merged[key] = Node({"recipe": merged[key]}, merged[key].origin, merged[key].text)
         merged[key] = _merge(merged[key], node) if _same_type(merged.get(key), node) else node
     # An override that sets one key of a section did not write the section.
-    return Node(merged, under.origin if over.origin in (COMMAND_LINE, ARGUMENT) else over.origin)
+    return Node(merged, under.origin if over.origin in (COMMAND_LINE, ARGUMENT) else over.origin, over.text)
 
 
 def _same_type(under: Node | None, over: Node) -> bool:
@@ -212,16 +215,19 @@ class _Checker:
         origin, args = get_origin(kind), get_args(kind)
         if origin in (Union, UnionType):
             members = [member for member in args if member is not NoneType]
-            if node.value is None and NoneType in args:
+            as_text = {str, Path}.intersection(members) and node.text not in (None, "", "null")  # such as ~ or #2
+            if node.value is None and NoneType in args and not as_text:
                 return None
             if len(members) == 1:
                 return self.value(node, members[0], key, default)
             if str in members and type(node.value) is str:  # a text in the place of another scalar
-                return node.value
+                return _text(node)
             if all(member is str or get_origin(member) is Literal for member in members[1:]):  # or a word in its place
                 words = [word for member in members[1:] for word in get_args(member)]
                 return node.value if node.value in words else self.value(node, members[0], key, default)
             return self.member(node, members, key, default)
+        if node.fault and kind not in (str, Path, Any):
+            return self.problems.append(node.fault)
         if kind is Any:
             return plain_node(node)
         if is_dataclass(kind):
@@ -238,13 +244,13 @@ class _Checker:
         if kind not in _NEEDS:
             raise TypeError(f"{key}: a recipe cannot hold {kind}")
         value, given = node.value, type(node.value)
+        if kind in (str, Path) and (text := _text(node)) is not None:
+            return text if kind is str else Path(text).expanduser()
         if kind is float:
             if given in (int, float) and abs(value) <= sys.float_info.max:
                 return float(value)
         elif kind is int and given is float and value.is_integer():
             return int(value)
-        elif kind is Path and given is str:
-            return Path(value)
         elif given is kind:
             return value
         return self.needs(node, key, _NEEDS[kind])
@@ -366,10 +372,17 @@ def from_plain(values: Any, origin: str) -> Tree:
 
 
 def plain_node(node: Node) -> Any:
-    """What a node holds as dicts, lists and scalars."""
+    """What a node holds as dicts, lists and scalars; of a text that was typed, every character."""
     if isinstance(node.value, dict):
         return {key: plain_node(item) for key, item in node.value.items()}
+    if isinstance(node.value, str):
+        return _text(node)
     return [plain_node(item) for item in node.value] if isinstance(node.value, list) else node.value
+
+
+def _text(node: Node) -> str | None:
+    """The node as a text, where the field is one: a folder may be called 2024 or 1e3."""
+    return node.value if node.text is None and isinstance(node.value, str) else node.text
 
 
 def _default(field: dataclasses.Field) -> Any:

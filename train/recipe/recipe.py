@@ -40,7 +40,7 @@ class Recipe:
 
     @property
     def out(self) -> Path:
-        return Path(self.train.out or f"runs/{self.name}")
+        return Path(self.train.out or f"runs/{self.name}").expanduser()
 
 
 def load_recipe(path: str, overrides: Sequence[str | tuple[str, Any]] = ()) -> Recipe:

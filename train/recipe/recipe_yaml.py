@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import yaml
@@ -25,6 +25,8 @@ class Node:
 
     value: dict[str, Node] | list[Node] | Scalar
     origin: str  # "configs/x.yaml:12", "command line"
+    text: str | None = None  # as it was written: an unquoted scalar of a file, all that was typed on the command line
+    fault: str = ""  # why that is no value, unless it is meant as a text
 
     def __str__(self) -> str:
         """How messages quote the value."""
@@ -88,9 +90,26 @@ def parse(text: str, where: Callable[[int], str], key: str = "") -> Node:
     return node
 
 
+def typed(text: str, origin: str, key: str) -> Node:
+    """What was typed on the command line for the dotted key: a value, or a text of which every character counts.
+
+    Which one it is, the type of the field says; so broken syntax is not raised but kept as the node's `fault`.
+    """
+    try:
+        node = parse(text, lambda line: origin, key)
+        rest = yaml.compose(text, Loader=_Loader)
+    except UserError as fault:
+        return Node(text, origin, text, str(fault))
+    if rest is not None and text[rest.end_mark.index :].strip():
+        message = _message(origin, key, f"{text!r}: a space and # begin a comment; leave it out")
+        return Node(text, origin, text, message)
+    return replace(node, text=text)
+
+
 def _convert(node: yaml.Node, where: Callable[[int], str], key: str, line: int, problems: list[str]) -> Node:
     if isinstance(node, yaml.ScalarNode):
-        return Node(_CONVERT.get(node.tag, str)(node.value), where(line))
+        value = _CONVERT.get(node.tag, str)(node.value)
+        return Node(value, where(line), node.value if type(value) in (int, float) else None)
     if isinstance(node, yaml.SequenceNode):
         items = enumerate(node.value)
         return Node([_convert(item, where, f"{key}[{i}]", _line(item), problems) for i, item in items], where(line))

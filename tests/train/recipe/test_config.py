@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Optional
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from headrace.errors import UserError
 from headrace.pipelines.spec import ViewSpec
@@ -114,6 +117,83 @@ def everything(text: str) -> Everything:
     return build(types={"s": Everything})["s"]
 
 
+@dataclass(frozen=True)
+class Texts:
+    text: str = ""
+    maybe: str | None = "x"
+    path: Path | None = None
+    either: float | str = 0.0
+    word: tuple[str, ...] | Literal["all"] = "all"
+    options: dict[str, Any] = field(default_factory=dict)
+    table: dict[str, str] = field(default_factory=dict)
+    whole: int = 0
+
+
+def typed(key: str, text: str) -> Any:
+    value = build(f"s.{key}={text}", types={"s": Texts})["s"]
+    for name in key.split("."):
+        value = value[name] if isinstance(value, dict) else getattr(value, name)
+    return value
+
+
+AS_TYPED = (
+    "photos #2", "#2", "a: b", "{x}", "[a, b]", "'a'", '"a', " a ", "yes", "true", "2024", "1e3", "0x1F", "007", "-",
+    "~", "null", "", "!x", "&a", "*", "a\tb", "a\nb", "%", "@x", "`", "|", ">", "?", ": ", "\udce4", "\x07", "{", "a=b",
+    "---",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", AS_TYPED)
+def test_what_is_typed_for_a_text_is_taken_as_typed(write, text):
+    write(x="s: {text: before, path: before, table: {a: before}}\n")
+    assert (typed("text", text), typed("table.a", text)) == (text, text)
+    if text not in ("", "null"):  # nothing, where that can be
+        assert (typed("maybe", text), typed("path", text)) == (text, Path(text).expanduser())
+    else:
+        assert typed("maybe", text) is None
+
+
+@given(st.text())
+def test_any_text_is_taken_as_typed(text):
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "x.yaml").write_text("", encoding="utf-8")
+        tree = config.load(f"{folder}/x.yaml", [f"s.text={text}"])
+    assert config.build(tree, {"s": Texts})["s"].text == text
+
+
+@pytest.mark.parametrize(
+    "key, text, value",
+    [
+        ("either", "0.5", 0.5), ("either", "10 epochs", "10 epochs"), ("either", "a #1", "a #1"),
+        ("word", "all", "all"), ("word", "[a, 2024]", ("a", "2024")),
+        ("options.a", "5", 5), ("options.a", "photos #2", "photos #2"), ("options.a", "[1, 2]", [1, 2]),
+        ("options.a", "a: b: c", "a: b: c"), ("whole", " 1e3 ", 1000),
+    ],
+)  # fmt: skip
+def test_the_type_of_the_field_says_what_is_a_text(write, key, text, value):
+    write(x="")
+    assert typed(key, text) == value
+
+
+@pytest.mark.parametrize(
+    "key, text, reason",
+    [
+        ("whole", "5 #2", "'5 #2': a space and # begin a comment; leave it out"),
+        ("word", "[a, b] # c", "'[a, b] # c': a space and # begin a comment; leave it out"),
+        ("whole", "{5", "YAML error: while parsing a flow mapping, expected ',' or '}', but got '<stream end>'"),
+        ("whole", "a", "needs an integer, got 'a'"),
+    ],
+)
+def test_typed_values_are_checked(write, key, text, reason):
+    write(x="")
+    assert problems(typed, key, text) == [f"command line: s.{key}: {reason}"]
+
+
+def test_numbers_are_texts_where_the_field_is_one(write):
+    write(x="s:\n  text: 2024\n  maybe: 1e3\n  path: 007\n  word: [1.50, 0x10]\n  either: 7\n")
+    assert build(types={"s": Texts})["s"] == Texts("2024", "1e3", Path("007"), 7.0, ("1.50", "0x10"))
+
+
 @pytest.mark.parametrize(
     "text, value",
     [
@@ -151,14 +231,14 @@ def test_accepted(write, text, value):
         ("real: .nan", "real: needs a finite number, got .nan"),
         ("real: 1e999", "real: needs a finite number, got .inf"),
         (f"real: 1{'0' * 400}", f"real: needs a finite number, got 1{'0' * 400}"),
-        ("text: 5", "text: needs a string, got 5"),
+        ("text: [5]", "text: needs a string, got a list"),
         ("path: [a]", "path: needs a path, got a list"),
         ("maybe: a", "maybe: needs an integer, got 'a'"),
         ("choice: centre", "choice: needs one of random, center, 3, got 'centre'; did you mean center?"),
         ("choice: 3.0", "choice: needs one of random, center, 3, got 3.0"),
         ("pair: [1]", "pair: needs a list of 2, got a list of 1"),
         ("pair: {a: 1}", "pair: needs a list, got a mapping"),
-        ("pair: [1, 2]", "pair[1]: needs a string, got 2"),
+        ("pair: [1, true]", "pair[1]: needs a string, got true"),
         ("many: 3", "many: needs a list, got 3"),
         ("names: abc", "names: needs a list, got 'abc'"),
         ("table: [a]", "table: needs a mapping, got a list"),
@@ -202,7 +282,7 @@ train:
     - 0.9
     - large
 kernels:
-  augment: 3
+  augment: true
 trian: {}
 """,
     )
@@ -217,7 +297,7 @@ trian: {}
         "root.yaml:2: train.lr: needs a finite number, got a list",
         "command line: train.amp: needs true or false, got 'maybe'",
         "x.yaml:13: train.betas[1]: needs a finite number, got 'large'",
-        "x.yaml:15: kernels.augment: needs a string, got 3",
+        "x.yaml:15: kernels.augment: needs a string, got true",
     ]
 
 
@@ -279,7 +359,7 @@ def test_show(write):
         root="s:\n  names: [a, 'on', '1e3']\n  whole: 3\n  table: {}\n",
         x="base: root.yaml\ns:\n  real: 1e-5\n  either:\n    name: vit_small\n  views:\n    - name: small\n",
     )
-    tree = config.load("x.yaml", ["s.whole=4", "s.text='2: x'"])
+    tree = config.load("x.yaml", ["s.whole=4", "s.text=2: x"])
     lines = config.show(tree, config.build(tree, {"s": Everything})).splitlines()
     assert lines[:16] == [
         "s:",
