@@ -29,6 +29,7 @@ from headrace.train.engine.distributed import Launch, pick_device
 from headrace.train.engine.loop import train
 from headrace.train.engine.metrics import MetricsLog
 from headrace.train.engine.optim import Schedules, build_optimizer
+from headrace.train.engine.precision import resolved
 from headrace.train.engine.step import Stepper
 from headrace.train.recipe.recipe import load_recipe
 
@@ -48,7 +49,7 @@ def measure(recipe_name: str, overrides: list[str], steps: int) -> dict:
     optimizer = build_optimizer(algorithm, recipe.optim)
     loader = MemoryLoader(ArraySource(images), algorithm.inputs(), Order(batch_size, batch_size), device=device)
     schedules = Schedules(recipe.optim, batch_size, 100 * steps, 1000)
-    options = {"precision": recipe.train.precision, "clip_grad": recipe.optim.clip_grad}
+    options = {"precision": resolved(recipe.train.precision, process), "clip_grad": recipe.optim.clip_grad}
     stepper = Stepper(algorithm, algorithm, optimizer, schedules, **options)
     model = _Timed(device)
     algorithm.forward = model(algorithm.forward)

@@ -39,6 +39,7 @@ from headrace.pipelines.spec import ByteSource
 from headrace.pipelines.views.cut import decode_fast
 from headrace.train.engine.distributed import ALONE, Launch, pick_device
 from headrace.train.engine.optim import Schedules, build_optimizer
+from headrace.train.engine.precision import resolved
 from headrace.train.engine.step import Stepper
 from headrace.train.evaluation.embed import embed, evaluation_view
 from headrace.train.evaluation.evaluate import labelled_sets
@@ -125,12 +126,13 @@ class Training:
 
     def __init__(self, recipe: Recipe, algorithm: Algorithm, source: ArraySource, process: Launch) -> None:
         train, self.device, self.step = recipe.train, process.device, 0
-        bf16 = train.precision == "bf16" and self.device.type == "cuda"
+        precision = resolved(train.precision, process)
+        bf16 = precision == "bf16" and self.device.type == "cuda"
         options = {"seed": train.seed, "device": self.device, "dtype": torch.bfloat16 if bf16 else torch.float32}
         order = Order(len(source), train.batch_size, seed=train.seed)
         self.loader = make_loader(source, algorithm.inputs(), order, kind="memory", **options)
         schedules = Schedules(recipe.optim, train.batch_size, _TICKS, _TICKS // 100)
-        options = {"precision": train.precision, "clip_grad": recipe.optim.clip_grad}
+        options = {"precision": precision, "clip_grad": recipe.optim.clip_grad}
         optimizer = build_optimizer(algorithm, recipe.optim)
         self.stepper = Stepper(algorithm, algorithm, optimizer, schedules, **options)
 

@@ -34,6 +34,7 @@ from headrace.train.engine.distributed import Launch, launch, pick_device
 from headrace.train.engine.loop import train, wrap
 from headrace.train.engine.metrics import MetricsLog, duration
 from headrace.train.engine.optim import Schedules, build_optimizer
+from headrace.train.engine.precision import cost, resolved
 from headrace.train.engine.run_directory import ENCODER_FILE, locked, write_environment
 from headrace.train.engine.sharding import check_shardable, gathered, shard, shared_model, shared_optimizer
 from headrace.train.engine.step import Stepper
@@ -106,6 +107,7 @@ def pretrain(
         check_shardable(settings, recipe.optim)
         shard(algorithm, process)
     optimizer = build_optimizer(algorithm, recipe.optim)
+    precision = resolved(settings.precision, process)
     kind, why = "workers", "annotations belong to the images"
     if batches is None:
         kind, why = choose_loader(source, recipe.data.loader, process.device, algorithm.inputs())
@@ -120,11 +122,11 @@ def pretrain(
         process.barrier()
         quarantine = Quarantine(source, recipe.data.max_bad, out / QUARANTINE_FILE)
         share = {"seed": settings.seed, "device": process.device, "rank": process.rank, "world": process.world}
-        batches = batches or partial(_views, kind=kind, recipe=recipe, quarantine=quarantine)
+        batches = batches or partial(_views, kind=kind, recipe=recipe, quarantine=quarantine, precision=precision)
         loader = batches(source, algorithm, order, threads=threads, **share)
         try:
             if process.is_main:
-                _announce(recipe, process, source, f"{kind} ({why})", algorithm, order, total_steps, resumed)
+                _announce(recipe, process, source, f"{kind} ({why})", algorithm, order, total_steps, resumed, precision)
             first_step = resumed[1]["step"] if resumed else 0
             if first_step >= total_steps:
                 return out
@@ -136,7 +138,7 @@ def pretrain(
                 algorithm,
                 optimizer,
                 schedules,
-                precision=settings.precision,
+                precision=precision,
                 accumulate=settings.accumulate,
                 clip_grad=recipe.optim.clip_grad,
             )
@@ -155,7 +157,9 @@ def pretrain(
     return out
 
 
-def _views(source: ByteSource, algorithm: Algorithm, order: Order, *, recipe: Recipe, **share) -> Loader:
+def _views(
+    source: ByteSource, algorithm: Algorithm, order: Order, *, recipe: Recipe, precision: str, **share
+) -> Loader:
     """The loader of a method that learns from views of images."""
     on_gpu = share["device"].type == "cuda"
     return make_loader(
@@ -163,7 +167,7 @@ def _views(source: ByteSource, algorithm: Algorithm, order: Order, *, recipe: Re
         algorithm.inputs(),
         order,
         hw_decoder_load=recipe.data.hw_decoder_load,
-        dtype=torch.bfloat16 if recipe.train.precision == "bf16" and on_gpu else torch.float32,
+        dtype=torch.bfloat16 if precision == "bf16" and on_gpu else torch.float32,
         **share,
     )
 
@@ -276,7 +280,7 @@ def _restore(state: dict, stepper: Stepper, loader: Loader) -> None:
     loader.load_state_dict(state["loader"])
 
 
-def _announce(recipe, process, source, loader, algorithm, order, total_steps, resumed) -> None:
+def _announce(recipe, process, source, loader, algorithm, order, total_steps, resumed, precision) -> None:
     """The start-up block: every choice that was made."""
     settings, device = recipe.train, str(process.device)
     if process.device.type == "cuda":
@@ -286,7 +290,7 @@ def _announce(recipe, process, source, loader, algorithm, order, total_steps, re
     batch = f"global batch {settings.batch_size}"
     if settings.accumulate > 1:
         batch += f" in {settings.accumulate} parts"
-    how = [settings.precision]
+    how = [precision if precision == settings.precision else f"{precision} (auto)"]
     how += [key for key in ("deterministic", "checkpointing", "compile", "shard") if getattr(settings, key)]
     rows = {
         "recipe": f"{recipe.name} -> {recipe.out}",
@@ -302,6 +306,8 @@ def _announce(recipe, process, source, loader, algorithm, order, total_steps, re
         rows[f"{row.chosen} kernels"] = ", ".join(filter(None, (rows.get(f"{row.chosen} kernels"), operator)))
     width = max(map(len, rows))
     print("\n".join(f"{key:<{width}}  {value}" for key, value in rows.items()), flush=True)
+    if warning := cost(settings.precision, process.device):
+        print(f"headrace: {warning}", file=sys.stderr, flush=True)
 
 
 def _summary(steps: int, seconds: float, recipe: Recipe, loader: Loader) -> str:

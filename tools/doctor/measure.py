@@ -29,8 +29,9 @@ from ...pipelines.spec import Batch, ByteSource, InputSpec, Loader
 from ...pipelines.views import cut
 from ...pipelines.views.draw import draw_views
 from ...pipelines.views.finish import cut_view, places
-from ...train.engine.distributed import pick_device
+from ...train.engine.distributed import Launch, pick_device
 from ...train.engine.optim import Schedules, build_optimizer
+from ...train.engine.precision import resolved
 from ...train.engine.step import Stepper
 from ...train.recipe.recipe import Recipe
 from ...train.recipe.settings import DataSettings
@@ -283,7 +284,10 @@ def _model(
     """Training steps at a rate of all but 0: on one batch again and again, then on what the loader brings."""
     algorithm = algorithm.to(device, memory_format=torch.channels_last).train()
     optimizer, still = build_optimizer(algorithm, recipe.optim), replace(recipe.optim, lr=1e-30)
-    options = {"precision": recipe.train.precision, "clip_grad": recipe.optim.clip_grad}
+    options = {
+        "precision": resolved(recipe.train.precision, Launch(device=device)),
+        "clip_grad": recipe.optim.clip_grad,
+    }
     stepper = Stepper(algorithm, algorithm, optimizer, Schedules(still, 1, 1000, 1000), **options)
 
     def step(batch: Batch) -> int:

@@ -49,7 +49,8 @@ class TrainSettings:
     resume: str = "auto"  # auto: from the newest readable checkpoint in `out`, if any; never; or a path
     log_every: int = 10
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # bf16, fp16: autocast, weights stay fp32
+    # bf16, fp16: autocast, weights stay fp32; auto: bf16 where the device has it, else fp32
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     max_skipped: int = 10  # steps in a row that may be left out because loss or gradient were not finite
     checkpointing: bool = False  # transformer blocks recompute their activations in the backward pass
     compile: bool = False  # torch.compile of the algorithm's forward
