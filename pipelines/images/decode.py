@@ -1,49 +1,64 @@
 """Encoded bytes -> upright RGB pixels: the definition that every loader follows.
 
-Any format Pillow reads; the first frame of animations; EXIF orientation applied; alpha composited on nothing (its
-channel is dropped); grayscale repeated three times; 16-bit grayscale brought to 8 bits. A truncated file is an error,
-never a half-grey picture.
+Any format of `formats.py`, by its bytes; the first frame of animations; EXIF orientation applied; alpha composited on
+nothing (its channel is dropped); grayscale repeated three times; more than eight bits as `deep.py` says. A truncated
+file is an error, never a half-grey picture. Memory is reserved by the header's size before it is taken.
 """
 
 from __future__ import annotations
 
+import functools
 import io
 import warnings
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from .jpeg import ORIENTATION, jpeg_header
+from . import deep
+from .budget import reserve
+from .jpeg import ORIENTATION, arithmetic, jpeg_header
+from .rules import rules
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # to `_check_size` that is an error
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # to `check_size` that is an error
+Image.MAX_IMAGE_PIXELS = None  # `check_size` asks `rules`; Pillow would stop at twice its own number all the same
+_KINDS = "JPEG MPO PNG WEBP AVIF GIF BMP DIB TIFF JPEG2000 PPM TGA SGI PCX QOI SUN DDS ICO".split()
+_STRAIGHT = {"La": "LA", "RGBa": "RGBA"}  # alpha multiplied into the colours -> not
 
 
 class DecodeError(ValueError):
     """These bytes are not a complete image; the message says why."""
 
 
-def _open(data) -> Image.Image:
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Pillow's names of what is read. It knows others, some of which start programs."""
+    Image.init()
+    return tuple(kind for kind in _KINDS if kind in Image.OPEN)
+
+
+def open_image(encoded: bytes, most: int | None = None) -> Image.Image:
+    """The header of an image of at most `most` pixels, by default `rules().max_pixels`. Raises `DecodeError`."""
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(encoded), formats=_formats())
     except UnidentifiedImageError:
-        raise DecodeError("not an image in any known format" if len(data) else "empty file") from None
-    except Image.DecompressionBombError as fault:
-        raise DecodeError(f"more pixels than PIL.Image.MAX_IMAGE_PIXELS allows ({fault})") from None
+        raise DecodeError("not an image in any known format" if len(encoded) else "empty file") from None
     except Exception as fault:  # Pillow's plug-ins raise almost anything on hostile headers
         raise DecodeError(f"unreadable header ({fault})") from None
-    _check_size(*image.size, len(data) if image.format == "JPEG" else None)
+    check_size(*image.size, encoded if image.format in ("JPEG", "MPO") else None, most)
+    if image.format in ("JPEG", "MPO"):
+        image.decodermaxblock = len(encoded)  # libjpeg cannot pause in the midst of arithmetic coding
     return image
 
 
-def _check_size(width: int, height: int, jpeg_bytes: int | None) -> None:
-    """Raises `DecodeError` for a header that asks for more memory than the image can be worth."""
-    most = Image.MAX_IMAGE_PIXELS
-    if most is not None and width * height > most:
-        raise DecodeError(f"more pixels than PIL.Image.MAX_IMAGE_PIXELS allows ({width}x{height})")
-    # every 8x8 block takes a Huffman code of at least one bit
-    if jpeg_bytes is not None and width * height > 512 * jpeg_bytes:
-        raise DecodeError(f"too few bytes for a JPEG of {width}x{height} pixels ({jpeg_bytes:,})")
+def check_size(width: int, height: int, jpeg=None, most: int | None = None) -> None:
+    """Raises `DecodeError` for a header that asks for more memory than the image can be worth; `jpeg`: its bytes."""
+    most = most or rules().max_pixels
+    if width * height > most:
+        raise DecodeError(f"{width}x{height} pixels, more than the {most:,} that data.max_pixels allows")
+    # every 8x8 block takes a Huffman code of at least one bit; arithmetic coding spends less on what it expects
+    if jpeg is not None and width * height > 512 * len(jpeg) and not arithmetic(jpeg):
+        raise DecodeError(f"too few bytes for a JPEG of {width}x{height} pixels ({len(jpeg):,})")
 
 
 def _jpeg_scan(encoded: bytes) -> int:
@@ -66,10 +81,18 @@ def _check_complete(image: Image.Image, encoded: bytes) -> None:
         if encoded.rfind(b"IEND") < 0:
             raise DecodeError("truncated PNG (no end chunk)")
     elif image.format != "WEBP":
-        try:
-            image.load()
-        except Exception as fault:
-            raise DecodeError(f"undecodable pixels ({fault})") from None
+        _load(image, encoded)
+
+
+def _load(image: Image.Image, encoded: bytes) -> deep.Samples | None:
+    """Decodes in place; of a binary PNM, returns the samples instead. Raises `DecodeError`."""
+    try:
+        if image.format == "PPM" and (samples := deep.pnm(image, encoded)) is not None:
+            return samples
+        image.load()
+    except Exception as fault:
+        raise DecodeError(f"undecodable pixels ({fault})") from None
+    return None
 
 
 def image_size(data) -> tuple[int, int]:
@@ -78,11 +101,16 @@ def image_size(data) -> tuple[int, int]:
     Raises `DecodeError`.
     """
     if (header := jpeg_header(data)) is not None:
-        _check_size(header.width, header.height, len(data))
+        check_size(header.width, header.height, data)
         return header.height, header.width
     encoded = bytes(data)
-    image = _open(encoded)
-    _check_complete(image, encoded)
+    image = open_image(encoded)
+    with reserve(image.width * image.height):
+        _check_complete(image, encoded)
+        return _upright_size(image, encoded)
+
+
+def _upright_size(image: Image.Image, encoded: bytes) -> tuple[int, int]:
     width, height = image.size  # of a TIFF, Pillow has turned the decoded pixels already, and forgotten the tag
     if image.format == "PNG" and b"eXIf" not in encoded:  # Pillow decodes all of a PNG to look for EXIF at its end
         return height, width
@@ -95,16 +123,44 @@ def image_size(data) -> tuple[int, int]:
 
 def decode(data) -> np.ndarray:
     """(H, W, 3) uint8 RGB. Raises `DecodeError`."""
-    image = _open(data)
+    encoded = bytes(data)
+    image = open_image(encoded)
+    with reserve(image.width * image.height):
+        samples = read_samples(image, encoded)
+        if isinstance(samples, deep.Samples):
+            try:
+                pixels = samples.as_bytes(rules().range)
+            except deep.RangeError as fault:
+                raise DecodeError(str(fault)) from None
+            return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
+        return samples
+
+
+def read_samples(image: Image.Image, encoded: bytes) -> deep.Samples | np.ndarray:
+    """The pixels of an opened image, upright: RGB bytes (H, W, 3), or samples of another kind, still as they are.
+
+    Raises `DecodeError`.
+    """
     try:
         image.seek(0)
-        image.load()
     except Exception as fault:
         raise DecodeError(f"undecodable pixels ({fault})") from None
+    if (samples := _load(image, encoded)) is not None:
+        return samples
+    try:
+        ends = deep.declared(image)
+    except deep.RangeError as fault:
+        raise DecodeError(str(fault)) from None
     try:
         image = ImageOps.exif_transpose(image)
     except Exception:  # as in image_size: pixels count, metadata does not
         pass
-    if image.mode.startswith("I;16"):  # Pillow's own conversion clips at 255 instead of scaling
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return np.array(image.convert("RGB"))
+    if ends is not None:
+        return deep.opened(image, ends)
+    image.info.pop("transparency", None)  # of which Pillow would warn
+    try:
+        if image.mode in _STRAIGHT:
+            image = image.convert(_STRAIGHT[image.mode])
+        return np.array(image.convert("RGB"))
+    except ValueError as fault:
+        raise DecodeError(f"undecodable pixels ({fault})") from None

@@ -60,6 +60,22 @@ def jpeg_header(data) -> JpegHeader | None:
     return JpegHeader(height, width, orientation, components)
 
 
+def arithmetic(data) -> bool:
+    """Whether the bytes of a JPEG are coded arithmetically, by the marker of its frame (SOF9 to SOF15)."""
+    offset = 2
+    while offset + 4 <= len(data):
+        marker = int(data[offset + 1])
+        if marker == 0xFF:  # a fill byte
+            offset += 1
+            continue
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return marker > 0xC8
+        if marker == 0xDA:
+            return False
+        offset += 2 + (int(data[offset + 2]) << 8 | int(data[offset + 3]))
+    return False
+
+
 def _orientation(tiff: bytes) -> int | None:
     """EXIF's orientation, 1 where the block has none; None where the block is broken. `struct.error` past its end."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])

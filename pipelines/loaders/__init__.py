@@ -9,5 +9,6 @@ memory.py         images held in memory: on the device, or for the threads of cp
 stream.py         shards behind an address, through the webdataset library
 ffcv_file.py      .beton files with the pixels that FFCV makes of them
 quarantine.py     images that are set aside, and what stands in for them
+sound.py          bytes that our own decoder has proven, for software that damage may end
 device.py         small tensors to the device in one copy
 """

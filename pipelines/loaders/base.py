@@ -36,6 +36,7 @@ class Plan:
     epoch: int
     ids: torch.Tensor  # (B,) int64
     encoded: list  # per sample: bytes as a 1-D uint8 array, or what a subclass keeps instead
+    sizes: tuple[tuple[int, int], ...]  # (height, width) of the upright images
     params: dict[str, ViewParams]
 
 
@@ -168,7 +169,7 @@ class BaseLoader:
             params = draw_views(self.inputs, self.seed, epoch, ids, torch.tensor(sizes))
         except Exception as fault:
             raise LoaderError(f"draw: step {step}: {type(fault).__name__}: {fault}") from fault
-        return Plan(step=step, epoch=epoch, ids=ids, encoded=list(encoded), params=params)
+        return Plan(step=step, epoch=epoch, ids=ids, encoded=list(encoded), sizes=sizes, params=params)
 
     def _gather(self, step: int) -> list[tuple[int, object, tuple[int, int]]]:
         """(index, bytes, (height, width)) of every sample of this rank's batch."""

@@ -17,6 +17,8 @@ from .memory import MemoryLoader
 
 DALI_HINT = "pip install nvidia-dali-cuda130 (or nvidia-dali-cuda120 for a CUDA 12 driver)"
 
+NO_PROOF = "is given only what simplejpeg has found sound, and that is not installed: pip install simplejpeg"
+
 
 def choose_loader(
     source: ByteSource, kind: str, device: torch.device | str = "cpu", inputs: InputSpec | None = None
@@ -36,13 +38,13 @@ def choose_loader(
         return "webdataset", "the images are streamed"
     if beyond_dali:
         return "cpu", f"dali {beyond_dali}"
-    if torch.device(device).type == "cuda" and _installed("nvidia", "nvidia.dali"):
-        return "dali", "a GPU, DALI is installed"
-    if torch.device(device).type == "cuda":
-        return "cpu", f"DALI, which decodes on the GPU, is not installed: {DALI_HINT}"
-    if _installed("simplejpeg") or not _installed("nvidia", "nvidia.dali"):
+    if torch.device(device).type != "cuda":
         return "cpu", "no GPU"
-    return "dali", "no GPU, and the faster cpu lacks simplejpeg: pip install simplejpeg"
+    if not _installed("nvidia", "nvidia.dali"):
+        return "cpu", f"DALI, which decodes on the GPU, is not installed: {DALI_HINT}"
+    if not _installed("simplejpeg"):
+        return "cpu", f"dali {NO_PROOF}"
+    return "dali", "a GPU, DALI is installed"
 
 
 def _problem(source: ByteSource, kind: str, beyond_dali: str | None) -> str | None:
@@ -51,6 +53,8 @@ def _problem(source: ByteSource, kind: str, beyond_dali: str | None) -> str | No
         return f"dali {beyond_dali}; use data.loader=cpu"
     if kind == "dali" and not _installed("nvidia", "nvidia.dali"):
         return f"dali is not installed: {DALI_HINT}"
+    if kind == "dali" and not _installed("simplejpeg"):
+        return f"dali {NO_PROOF}"
     if kind == "ffcv" and not isinstance(source, BetonSource):
         return f"ffcv reads .beton files, and {source.name} is none; use data.loader=auto"
     if kind == "webdataset":

@@ -6,6 +6,7 @@ are turned or go through RandAugment are cropped here and finished batch by batc
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 
 from ...cores import cores
+from ..images.budget import reserve
 from ..spec import ViewSpec
 from ..views.cut import decode_fast
 from ..views.finish import cut_view, flips_early, places, rare_crop
@@ -111,11 +113,13 @@ class CpuLoader(BaseLoader):
 
     def _fill(self, plan: Plan, work: list[Callable[[np.ndarray, int], None]], start: int) -> bool:
         for b in range(start, min(start + _CHUNK, len(plan.ids))):
-            image = self._image(int(plan.ids[b]), plan.encoded[b])
-            if image is None:  # set aside by now; `_cut` prepares the step again, without it
-                return False
-            for make in work:
-                make(image, b)
+            with reserve(math.prod(plan.sizes[b])):
+                image = self._image(int(plan.ids[b]), plan.encoded[b])
+                if image is None:  # set aside by now; `_cut` prepares the step again, without it
+                    return False
+                for make in work:
+                    make(image, b)
+                del image
         return True
 
     def _image(self, index: int, encoded) -> np.ndarray | None:

@@ -3,14 +3,19 @@
 DALI is fed from our own index and order through `external_source`, so that order, resume and replacement of bad images
 are ours and alike in every loader. The same pipeline decodes on CPU cores or, on a GPU, through nvJPEG.
 
-DALI 2.4 can end the process when two or more images of one batch have a sound header and undecodable pixels (1 of 40
-batches with eight among 50; 0 of 80 with one). A data set with many such images is for `headrace check` first.
+A damaged image can end a process in DALI 2.4. So it is given none: a sample's bytes are copied, and reach DALI only if
+our own decoder has decoded these very bytes without finding a flaw (`sound.py`), which costs a decoding in the first
+epoch and a digest afterwards, on threads that wait while DALI works. All else, which is every format but plain JPEG and
+what libjpeg complains of, is decoded and cropped on our threads as in the cpu loader.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import nvidia.dali.fn as fn
@@ -21,11 +26,13 @@ from nvidia.dali.plugin.pytorch import feed_ndarray
 
 from ...cores import cores
 from ...errors import UserError
-from ..images.decode import DecodeError, decode
-from ..images.jpeg import MAGIC, jpeg_header
+from ..images.budget import reserve
+from ..images.decode import image_size
 from ..spec import ViewSpec
-from ..views.finish import dali_problem
+from ..views.cut import decode_fast
+from ..views.finish import cut_view, dali_problem, places
 from .base import BaseLoader, LoaderError, Plan
+from .sound import SOUND_FILE, sound_bytes
 
 _INTERPOLATION = {
     "bilinear": types.INTERP_LINEAR,
@@ -33,6 +40,17 @@ _INTERPOLATION = {
     "lanczos": types.INTERP_LANCZOS3,
 }
 _AHEAD = 2  # batches DALI works on while one is consumed
+_CHUNK = 4  # images of one task
+_MOST_PIXELS = 1 << 24  # of an image for DALI, which holds all of several batches at once
+_STAND_IN = np.frombuffer(b"P6 1 1 255\n\0\0\0", np.uint8)  # what DALI decodes where our own threads make the crops
+
+
+@dataclass
+class Own:
+    """The bytes of a sample that DALI is not given."""
+
+    encoded: np.ndarray
+    crops: dict[str, np.ndarray] = field(default_factory=dict)  # view name -> (count, size, size, 3) uint8
 
 
 class DaliLoader(BaseLoader):
@@ -69,8 +87,11 @@ class DaliLoader(BaseLoader):
             "num_threads": threads or cores(),
             "device_id": device_id,
         }
-        self._through_pillow: set[int] = set()  # readable images that DALI refused
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="headrace-plan")
+        self._refused: set[int] = set()  # sound images that DALI does not take
+        path = self._bad.path
+        self._sound = sound_bytes(self.source, path and path.with_name(SOUND_FILE))
+        self._workers = ThreadPoolExecutor(threads or cores(), thread_name_prefix="headrace-prove")
+        self._planner = ThreadPoolExecutor(1, thread_name_prefix="headrace-plan")
         self._start()
 
     def _start(self) -> None:
@@ -86,24 +107,61 @@ class DaliLoader(BaseLoader):
         self._pipeline.build()
 
     def _plan_next(self) -> None:
-        self._planned.append(self._executor.submit(self._plan, self._planned_step))
+        self._planned.append(self._planner.submit(self._prepare, self._planned_step))
         self._planned_step += 1
 
+    def _prepare(self, step: int) -> Plan:
+        """The plan of a step with the crops that DALI does not make."""
+        while True:
+            plan = self._plan(step)
+            own = [b for b, encoded in enumerate(plan.encoded) if isinstance(encoded, Own)]
+            boxes = {view.name: places(plan.params[view.name]) for view in self.inputs.views} if own else {}
+            if all(list(self._workers.map(partial(self._make, plan, boxes), own))):
+                return plan
+
+    def _gather(self, step: int):
+        ids = self.order.ids(step, self.rank, self.world).tolist()
+        chunks = [ids[start : start + _CHUNK] for start in range(0, len(ids), _CHUNK)]
+        found = self._workers.map(lambda chunk: [self._fetch(index) for index in chunk], chunks)
+        return [one for part in found for one in part]
+
     def _load(self, index: int):
-        found = super()._load(index)
-        if found is None or not (index in self._through_pillow or _unusual(found[0])):
-            return found
-        pixels = self._attempt("decode", index, decode, found[0])
-        return None if pixels is None else (_as_ppm(pixels), pixels.shape[:2])
+        # copied: what is proven and what DALI reads later must be the same, whatever becomes of the file
+        encoded = self._attempt("read", index, lambda index: np.array(self.source.read(index)), index)
+        size = None if encoded is None else self._attempt("header", index, image_size, encoded)
+        if size is None:
+            return None
+        if index not in self._refused and math.prod(size) <= _MOST_PIXELS:
+            proven = self._attempt("decode", index, lambda encoded: self._sound.proven(index, encoded), encoded)
+            if proven is None:
+                return None
+            if proven:
+                return encoded, size
+        return Own(encoded), size
+
+    def _make(self, plan: Plan, boxes: dict[str, list], b: int) -> bool:
+        """Decodes and crops an image of a plan by the `places` of its views; False if it is bad, and set aside now."""
+        own = plan.encoded[b]
+        with reserve(math.prod(plan.sizes[b])):
+            image = self._attempt("decode", int(plan.ids[b]), decode_fast, own.encoded)
+            if image is None:
+                return False
+            for view in self.inputs.views:
+                own.crops[view.name] = np.empty((view.count, view.size, view.size, 3), np.uint8)
+                for out, copy in zip(own.crops[view.name], boxes[view.name]):
+                    cut_view(image, view, copy[b], out)
+        return True
 
     def _feed(self) -> list[list[np.ndarray]]:
         """One batch for `external_source`; the plan is kept until the batch comes out, and with it the bytes."""
         plan = self._planned.popleft().result()
         self._plan_next()
         self._in_flight.append(plan)
-        arrays = [plan.encoded]
+        own = [isinstance(encoded, Own) for encoded in plan.encoded]
+        arrays = [[_STAND_IN if ours else encoded for ours, encoded in zip(own, plan.encoded)]]
         for view in self.inputs.views:
             crop = plan.params[view.name].crop.float()
+            crop[:, own] = torch.tensor([0.0, 0.0, 1.0, 1.0])
             arrays += [list(corner.numpy()) for corner in crop[..., [1, 0]]]  # top, left
             arrays += [list(shape.numpy()) for shape in crop[..., [3, 2]]]  # height, width
         return arrays
@@ -124,29 +182,24 @@ class DaliLoader(BaseLoader):
             stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
             for copy in range(view.count):
                 feed_ndarray(next(outputs).as_tensor(), pixels[copy], cuda_stream=stream)
+            for b, encoded in enumerate(plan.encoded):
+                if isinstance(encoded, Own):
+                    pixels[:, b] = torch.from_numpy(encoded.crops[view.name]).to(self.device)
             crops[view.name] = pixels.flatten(0, 1)
         return plan, crops
 
     def _recover(self, fault: RuntimeError) -> None:
-        """DALI drops a whole pipeline for one image: find those it refuses, and start again without them.
-
-        Those go through Pillow from then on, or are bad if Pillow refuses them, too. Images that DALI takes are left
-        alone whatever Pillow thinks of them: what becomes of one must not depend on which others were in flight.
-        """
-        refused = [pair for plan in self._in_flight for pair in self._refused(plan)]
-        if not refused or any(index in self._through_pillow for index, _ in refused):
+        """DALI drops a whole pipeline for one image: find those it refuses, though they are sound, and start again with
+        these on our own threads from now on."""
+        refused = {index for plan in self._in_flight for index in self._refused_of(plan)}
+        if not refused:
             raise LoaderError(f"decode: step {self._step}: {fault}") from fault
-        for index, encoded in refused:
-            if self._attempt("decode", index, decode, encoded) is not None:
-                self._through_pillow.add(index)
+        self._refused |= refused
         self._drain()
         self._start()
 
-    def _refused(self, plan: Plan) -> list[tuple[int, np.ndarray]]:
-        """(index, bytes) of the images of a plan that DALI cannot decode.
-
-        Alone, those that Pillow refuses; if it is none of these, all the others by bisection.
-        """
+    def _refused_of(self, plan: Plan) -> list[int]:
+        """The samples of a plan that DALI cannot decode, by bisection."""
 
         def search(rows: list[int]) -> list[int]:
             batch = [plan.encoded[row] for row in rows]
@@ -157,10 +210,8 @@ class DaliLoader(BaseLoader):
                 return search(rows[:middle]) + search(rows[middle:]) if middle else rows
             return []
 
-        damaged = [row for row, encoded in enumerate(plan.encoded) if not _readable(encoded)]
-        refused = [row for row in damaged if search([row])]
-        refused = refused or search([row for row in range(len(plan.encoded)) if row not in damaged])
-        return [(int(plan.ids[row]), plan.encoded[row]) for row in refused]
+        given = [row for row, encoded in enumerate(plan.encoded) if not isinstance(encoded, Own)]
+        return [int(plan.ids[row]) for row in (search(given) if given else [])]
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         super().load_state_dict(state)
@@ -177,31 +228,8 @@ class DaliLoader(BaseLoader):
 
     def close(self) -> None:
         self._drain()
-        self._executor.shutdown(wait=True, cancel_futures=True)
-
-
-def _unusual(encoded: np.ndarray) -> bool:
-    """Whether Pillow shall look first: GIF, which DALI does not know, and JPEGs with a header out of the ordinary.
-
-    Such a header may mean another size to DALI than to Pillow, and two images in a batch that DALI 2.4 cannot parse
-    may end the process (5 of 40 batches with eight among 50).
-    """
-    head = bytes(encoded[:4])
-    return head == b"GIF8" or head.startswith(MAGIC) and jpeg_header(encoded) is None
-
-
-def _readable(encoded: np.ndarray) -> bool:
-    try:
-        decode(encoded)
-    except DecodeError:
-        return False
-    return True
-
-
-def _as_ppm(pixels: np.ndarray) -> np.ndarray:
-    """Pixels as an uncompressed PPM file: how decoded images enter a pipeline that expects encoded ones."""
-    header = b"P6\n%d %d\n255\n" % (pixels.shape[1], pixels.shape[0])
-    return np.frombuffer(header + pixels.tobytes(), dtype=np.uint8)
+        self._planner.shutdown(wait=True, cancel_futures=True)
+        self._workers.shutdown(wait=True, cancel_futures=True)
 
 
 def _decode(encoded, decoder: dict):

@@ -31,7 +31,7 @@ class Quarantine:
     """
 
     def __init__(self, source: ByteSource, max_bad: float = 0.01, path: Path | None = None) -> None:
-        self._source, self._path = source, path
+        self._source, self.path = source, path
         self._limit = max(1, int(max_bad * len(source)))
         self._reasons: dict[int, str] = {}
         self._read_to = 0  # bytes of the file
@@ -74,7 +74,7 @@ class Quarantine:
 
     def refresh(self) -> None:
         """Reads what other processes have found since."""
-        if self._path is not None and self._path.exists():
+        if self.path is not None and self.path.exists():
             with self._lock, self._open() as file:
                 self._read(file)
 
@@ -100,11 +100,11 @@ class Quarantine:
 
     @contextmanager
     def _open(self) -> Iterator[int | None]:
-        if self._path is None:
+        if self.path is None:
             yield None
             return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
         try:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX)
@@ -136,7 +136,7 @@ class Quarantine:
     def _check(self) -> None:
         if len(self) <= self._limit:
             return
-        file = "" if self._path is None else f"; all of them are in {self._path}"
+        file = "" if self.path is None else f"; all of them are in {self.path}"
         raise ProcessError(
             f"{self._source.name}: {len(self):,} of {len(self._source):,} images cannot be read or decoded, more than "
             f"the {self._limit:,} that data.max_bad allows: {'; '.join(self.lines(3))}{file}; "

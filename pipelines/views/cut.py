@@ -17,19 +17,31 @@ try:
 except ImportError:  # no wheel for this platform: Pillow decodes everything
     simplejpeg = None
 
-from ..images.decode import decode
+from ..images.budget import reserve
+from ..images.decode import check_size, decode
 from ..images.jpeg import jpeg_header
 
 
 def decode_fast(data) -> np.ndarray:
     """(H, W, 3) uint8 RGB, equal to `decode.decode` bit for bit. Raises `DecodeError`."""
+    pixels = decode_plain(data)
+    return decode(data) if pixels is None else pixels
+
+
+def decode_plain(data) -> np.ndarray | None:
+    """(H, W, 3) uint8 RGB of an upright gray or colour JPEG in which libjpeg finds no fault; None for all else.
+
+    Without simplejpeg None for everything. Raises `DecodeError` for more pixels than are allowed.
+    """
     header = jpeg_header(data)
     if simplejpeg is None or header is None or header.components == 4 or header.orientation != 1:
-        return decode(data)
+        return None
+    check_size(header.width, header.height, data)
     try:
-        return simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False)
+        with reserve(header.width * header.height):
+            return simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False)
     except ValueError:  # libjpeg's warnings included: whether the file counts as damaged is for Pillow to say
-        return decode(data)
+        return None
 
 
 def crop_and_resize(pixels: np.ndarray, box: Sequence[int], interpolation: str, out: np.ndarray) -> None:

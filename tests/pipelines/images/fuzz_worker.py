@@ -111,8 +111,8 @@ def verdict(data):
 
 
 def spread(verdicts, images):
-    """An order for DALI, in batches of BATCH: at most one image of each has a sound header and undecodable pixels,
-    because two may crash DALI 2.4. The last of a batch is good, so that no substitute is looked for behind it."""
+    """An order in batches of BATCH of which DALI would take all or refuse one, were it given what it is not given: at
+    most one image of each has a sound header and undecodable pixels."""
     hidden = [n for n, v in enumerate(verdicts) if v == "pixels" and jpeg_header(images[n]) is not None]
     good = [n for n, v in enumerate(verdicts) if v == "good"]
     rest = sorted(set(range(len(images))) - set(hidden))

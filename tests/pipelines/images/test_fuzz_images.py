@@ -25,18 +25,14 @@ def fuzzed(photo_folder):
 
 @pytest.mark.parametrize("loader", ["memory", "cpu", "dali"])
 def test_mutated_images(loader, fuzzed):
-    """Every loader refuses what `image_size` and `decode` refuse. DALI alone takes some images that Pillow does not,
-    about 1 in 200 of these: a check with Pillow of every image that DALI takes would double the work.
-    """
+    """Every loader refuses what `image_size` and `decode` refuse, and nothing else."""
     reports, status, said = fuzzed
     assert loader in reports and (loader != "dali" or status == 0), (status, said)
     report = reports[loader]
     verdicts, bad = report["verdicts"], set(report["bad"])
     assert min(verdicts.count(verdict) for verdict in ("good", "header", "pixels")) > COUNT // 20
     refused = {n for n, verdict in enumerate(verdicts) if verdict != "good"}
-    assert bad <= refused
-    assert all(verdicts[n] == "pixels" for n in refused - bad)
-    assert len(refused - bad) <= (COUNT // 50 if loader == "dali" else 0)
+    assert bad == refused
     ids = [index for batch in report["ids"] for index in batch]
     assert len(ids) == COUNT and not bad & set(ids)
     assert all(index == wanted for wanted, index in enumerate(ids) if wanted not in bad)
@@ -52,8 +48,8 @@ def with_size(data, width, height):
 @pytest.mark.parametrize(
     "size, reason",
     [
-        ((65500, 65500), "more pixels than PIL.Image.MAX_IMAGE_PIXELS allows"),
-        ((10000, 9000), "more pixels than PIL.Image.MAX_IMAGE_PIXELS allows .10000x9000"),
+        ((65500, 65500), "65500x65500 pixels, more than the 89,478,485 that data.max_pixels allows"),
+        ((10000, 9000), "10000x9000 pixels, more than the 89,478,485 that data.max_pixels allows"),
         ((8000, 8000), "too few bytes for a JPEG of 8000x8000 pixels"),
     ],
 )

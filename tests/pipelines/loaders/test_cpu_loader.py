@@ -9,6 +9,7 @@ import pytest
 import torch
 from serial_loader import SerialLoader
 
+from headrace.errors import UserError
 from headrace.kernels import use
 from headrace.kernels.augment import reference
 from headrace.pipelines.loaders import choose as loaders
@@ -185,9 +186,12 @@ def test_auto_prefers_our_threads_on_cpus_and_dali_on_gpus(photo_folder, monkeyp
     monkeypatch.setattr(loaders.importlib.util, "find_spec", lambda name: None if name in missing else find(name))
     assert loaders.choose_loader(source, "auto", "cpu") == ("cpu", "no GPU")
     assert loaders.choose_loader(source, "auto", "cuda")[0] == "dali"
-    missing.add("simplejpeg")
-    kind, why = loaders.choose_loader(source, "auto", "cpu")
-    assert kind == "dali" and "simplejpeg" in why
+    missing.add("simplejpeg")  # which proves images sound before DALI is given them
+    assert loaders.choose_loader(source, "auto", "cpu") == ("cpu", "no GPU")
+    kind, why = loaders.choose_loader(source, "auto", "cuda")
+    assert kind == "cpu" and "pip install simplejpeg" in why
+    with pytest.raises(UserError, match="data.loader: dali is given .*: pip install simplejpeg"):
+        loaders.choose_loader(source, "dali", "cuda")
     missing.add("nvidia")
     assert loaders.choose_loader(source, "auto", "cpu")[0] == "cpu"
     kind, why = loaders.choose_loader(source, "auto", "cuda")

@@ -120,7 +120,7 @@ def test_a_shard_that_is_lost_while_reading(loader, damage, shards, tmp_path):
     batches = read(LOADERS[loader](source, INPUTS, Order(24, 6, shuffle=False), quarantine=quarantine), 8)
     expected = [list(range(6)), list(range(12, 18)), list(range(12, 18)), list(range(18, 24))]
     assert [batch.ids.tolist() for batch in batches] == expected * 2
-    assert [record["index"] for record in records(tmp_path / QUARANTINE_FILE)] == list(range(6, 12))
+    assert sorted(record["index"] for record in records(tmp_path / QUARANTINE_FILE)) == list(range(6, 12))
     reason = "No such file" if damage == "vanished" else "its size has changed"
     assert all(r["shard"] == "set-1.tar" and reason in r["reason"] for r in records(tmp_path / QUARANTINE_FILE))
 
