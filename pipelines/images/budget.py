@@ -6,6 +6,7 @@ would be more than a machine has.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 from collections import deque
@@ -13,11 +14,9 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
-_GROUP = Path("/sys/fs/cgroup")  # limit and use, in the two versions of control groups
-_GROUP_FILES = (
-    ("memory.max", "memory.current"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-)
+_VERSION_1, _VERSION_2 = ("memory.limit_in_bytes", "memory.usage_in_bytes"), ("memory.max", "memory.current")
+_UNKNOWN = 8 << 30  # bytes that are taken to be free on systems that do not say
+_LARGE = 8  # what takes more than such a part of the budget is given back to the system at once
 BYTES_PER_PIXEL = 12  # at the most: 4 in Pillow, 4 in a copy that is turned or converted, 3 as RGB
 
 
@@ -31,6 +30,10 @@ class Budget:
 
     def __init__(self, total: int | None = None, alone: AbstractContextManager | None = None) -> None:
         self._total, self._alone = total, alone or nullcontext()
+        self.forget()
+
+    def forget(self) -> None:
+        """Nobody holds or waits for anything: so it is in a process that was forked off, whose threads did not come."""
         self._used, self._waiting = 0, deque()
         self._changed = threading.Condition()
         self._mine = threading.local()
@@ -60,6 +63,8 @@ class Budget:
                 yield
         finally:
             self._mine.held = False
+            if self._waiting or size > self._total // _LARGE:
+                _give_back()
             with self._changed:
                 self._used -= size
                 if self._waiting:
@@ -69,18 +74,36 @@ class Budget:
         return not self._used or self._used + size <= self._total
 
 
-def free_memory() -> int:
-    """Bytes that this process may still take: of the machine, and of its control group where that has a limit."""
-    info = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    found = [int(info["MemAvailable"].split()[0]) << 10]
-    for limit, used in _GROUP_FILES:
-        try:
-            found.append(int((_GROUP / limit).read_text()) - int((_GROUP / used).read_text()))
-        except (OSError, ValueError):  # another version of control groups, or "max"
-            pass
-    return max(0, min(found))
+def free_memory(process: Path = Path("/proc/self"), groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that this process may still take: of the machine, and of its control groups where these have a limit."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        least = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
+        members = (process / "cgroup").read_text(encoding="utf-8").splitlines()
+    except (OSError, StopIteration):
+        return _UNKNOWN
+    for line in members:
+        _, controllers, path = line.split(":", 2)
+        for mount, files in ((groups / controllers, _VERSION_1), (groups, _VERSION_2)):
+            inside = mount / path.strip("/")
+            for folder in (inside, *inside.parents):
+                if not folder.is_relative_to(mount):
+                    break
+                try:
+                    limit, used = (int((folder / name).read_text(encoding="utf-8")) for name in files)
+                    least = min(least, limit - used)
+                except (OSError, ValueError):  # not this version, not this controller, or "max"
+                    pass
+    return max(0, least)
 
 
+def _give_back() -> None:
+    """glibc keeps what was freed in the thread's own arena, where no other thread gets at it."""
+    if _trim is not None:
+        _trim(0)
+
+
+_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
 _current = Budget()
 
 
@@ -88,6 +111,9 @@ def use_budget(new: Budget) -> None:
     """From here on, for everything that this process decodes."""
     global _current
     _current = new
+
+
+os.register_at_fork(after_in_child=lambda: _current.forget())
 
 
 def reserve(pixels: int) -> AbstractContextManager:
