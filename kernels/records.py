@@ -16,6 +16,7 @@ import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any, NamedTuple
 
 import torch
@@ -27,7 +28,9 @@ CACHE = "HEADRACE_CACHE"
 
 def cache_folder() -> Path:
     """Where records and tuned tiles are kept; need not exist."""
-    return Path(os.environ.get(CACHE) or Path.home() / ".cache" / "headrace") / "kernels"
+    home = os.path.expanduser("~")  # stays as it is for a user without one, such as a foreign id in a container
+    own = Path(home, ".cache", "headrace") if os.path.isabs(home) else Path(gettempdir(), f"headrace-{os.getuid()}")
+    return Path(os.environ.get(CACHE) or own) / "kernels"
 
 
 def write(path: Path, content: Any) -> None:

@@ -45,7 +45,7 @@ HEAVY = {  # third-party package -> the files that are about it
     "webdataset": {"pipelines/loaders/stream.py", "benchmarks/peers/tars.py"},
     "simplejpeg": {"pipelines/views/cut.py"},
     "pycocotools": {"train/dense/coco.py"},
-    "numba": {"pipelines/views/cpu_augment.py"},
+    "numba": {"pipelines/views/cpu_augment.py", "pipelines/views/numba_cache.py"},
     "ffcv": {"pipelines/sharding/beton.py", "pipelines/loaders/ffcv_file.py"},
 }
 

@@ -5,9 +5,8 @@ tiles of `_TILE` pixels, small enough for the first-level cache, go through all 
 of float32, up to contrast, which needs the mean of the whole view, and on from there. A blur comes after that, plane by
 plane, and only on one plane where the view is gray. Nothing here holds the interpreter lock.
 
-Compiling takes 10 to 20 s of a core, once an installation: numba keeps the result beside this file, or in a folder of
-the user's where that cannot be written (`NUMBA_CACHE_DIR` names another). It looks whether the file of a compiled
-function has changed, not those of the functions it calls: so this is one long file.
+Compiling takes 10 to 20 s of a core, once an installation: `numba_cache` says where the result is kept. Numba looks
+whether the file of a compiled function has changed, not those of the functions it calls: so this is one long file.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from numba import float32, int32, uint8
 
 from ...kernels.augment.reference import LUMA, SOLARIZE, blur_taps
 from ..spec import ViewSpec
+from .numba_cache import compiled
 
 _TILE = 1024  # pixels
 _BITS = 22  # of a resize's weights behind the point, as in Pillow: 8 bits of pixels and 2 of sums remain
@@ -33,8 +33,8 @@ _RADIUS = {"bilinear": 1, "bicubic": 2}
 
 # Loops of four equal statements become vector instructions: the resize is then 3 times as fast. Numba's default is off.
 _slp, numba.config.SLP_VECTORIZE = numba.config.SLP_VECTORIZE, 1
-_exactly = numba.njit(nogil=True, cache=True, error_model="numpy")
-_fast = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath=True)
+_exactly = compiled()
+_fast = compiled(fastmath=True)
 _index = numba.uintp  # of what cannot be negative: numba then leaves out Python's wrap-around
 _ZERO, _ONE = float32(0), float32(1)
 _RED, _GREEN, _BLUE = map(float32, LUMA)
@@ -414,23 +414,17 @@ _PIXELS, _BYTES, _FLOATS, _TABLE = uint8[:, :, ::1], uint8[::1], float32[::1], f
 _WHOLE, _WHOLES = numba.int64, numba.int64[::1]
 
 
-@numba.njit(
+@compiled(
     numba.void(_PIXELS, int32[::1], _WHOLE, _WHOLE, numba.boolean, _BYTES, _BYTES),
-    nogil=True,
-    cache=True,
-    error_model="numpy",
 )
 def _resized(pixels, box, size, radius, flip, scratch, out):
     _crop(pixels, box, size, radius, flip, scratch, out)
 
 
-@numba.njit(
+@compiled(
     numba.void(
         *(_PIXELS, int32[:, :, ::1], _WHOLE, _WHOLE, _WHOLE, _TABLE, _FLOATS, _WHOLES, _BYTES, _FLOATS, _FLOATS)
     ),
-    nogil=True,
-    cache=True,
-    error_model="numpy",
 )
 def _viewed(pixels, boxes, sample, size, radius, table, norm, rule, scratch, planes, out):
     """Every copy of a view of one sample, from the image to its places in the batch."""
@@ -442,11 +436,8 @@ def _viewed(pixels, boxes, sample, size, radius, table, norm, rule, scratch, pla
         _finish(crop, size, table[row], norm, rule, planes, out[row * values : (row + 1) * values])
 
 
-@numba.njit(
+@compiled(
     numba.void(_BYTES, _WHOLE, _WHOLE, _WHOLE, _TABLE, _FLOATS, _WHOLES, _BYTES, _FLOATS, _FLOATS),
-    nogil=True,
-    cache=True,
-    error_model="numpy",
 )
 def _finished(crops, begin, end, size, table, norm, rule, mirror, planes, out):
     """The crops from `begin` to `end`, of which `crops`, `table` and `out` have all."""
