@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable
+
+# What a file system says of a path that somebody gave; anything else would be a fault of ours.
+_THEIRS = {
+    getattr(errno, f"E{name}")
+    for name in "ACCES PERM ROFS NOSPC DQUOT NOENT NOTDIR ISDIR EXIST NAMETOOLONG LOOP FBIG IO STALE".split()
+}
 
 
 class UserError(Exception):
@@ -27,7 +34,8 @@ def show_any_text() -> None:
 
 
 def run_command(main: Callable[[], int]) -> int:
-    """Runs a command's `main` and turns a `UserError` into plain lines and exit code 2; Ctrl-C into 130.
+    """Runs a command's `main` and turns a `UserError` into plain lines and exit code 2, what the file system says of
+    a path as well; Ctrl-C into 130.
 
     Of several processes that torchrun started on a node, the first speaks for all, unless it is a `ProcessError`.
     """
@@ -38,6 +46,11 @@ def run_command(main: Callable[[], int]) -> int:
         if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(fault, ProcessError):
             for line in str(fault).splitlines():
                 print(f"headrace: {line}", file=sys.stderr)
+        return 2
+    except OSError as fault:
+        if fault.filename is None or fault.errno not in _THEIRS:
+            raise
+        print(f"headrace: {os.fsdecode(fault.filename)}: {fault.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("headrace: interrupted", file=sys.stderr)

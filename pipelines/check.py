@@ -20,6 +20,7 @@ import numpy as np
 
 from ..cores import cores
 from ..errors import UserError
+from ..places import new_file
 from .check_tar import Problem, TarCheck
 from .images.decode import DecodeError, decode, image_size
 from .sources import open_source, read_manifest
@@ -180,7 +181,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="headrace check", description=__doc__.split("\n\n")[0])
     parser.add_argument("data", help="a folder of shards, any folder of tars, one tar, or any other source")
     parser.add_argument("--decode", action="store_true", help="decode every image, too")
-    parser.add_argument("--json", metavar="FILE", help="write the whole report there")
+    parser.add_argument("--json", type=new_file, metavar="FILE", help="write the whole report there")
     parser.add_argument("--workers", type=int, metavar="N", help="threads (one a core)")
     options = parser.parse_args(argv)
     if options.workers is not None and options.workers < 1:
@@ -188,7 +189,7 @@ def main(argv: list[str] | None = None) -> int:
     report = check(options.data, options.decode, options.workers)
     if options.json:
         try:
-            Path(options.json).write_text(report.to_json() + "\n", encoding="utf-8")
+            options.json.write_text(report.to_json() + "\n", encoding="utf-8")
         except OSError as fault:
             raise UserError(f"{options.json}: cannot be written ({fault.strerror}); choose another file") from None
     print(report)

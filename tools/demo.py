@@ -19,6 +19,7 @@ from ..pipelines.shard import shard
 from ..pipelines.sources import open_source
 from ..pipelines.sources.subset import Subset
 from ..pipelines.spec import ByteSource, ViewSpec
+from ..places import new_folder, place
 from ..train import pretrain
 from ..train.engine.checkpoint import load_algorithm
 from ..train.engine.distributed import Launch, pick_device
@@ -44,9 +45,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="headrace demo", description="Pre-train on a small set and see what it is worth."
     )
-    parser.add_argument("--data", type=Path, help="your own folder of images; default: a generated set")
+    parser.add_argument("--data", type=place, help="your own folder of images; default: a generated set")
     parser.add_argument(
-        "--out", type=Path, default=Path("runs/demo"), help="everything is left here (default runs/demo)"
+        "--out", type=new_folder, default="runs/demo", help="everything is left here (default runs/demo)"
     )
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="changes to the recipe, e.g. train.max_steps=100"

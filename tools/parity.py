@@ -27,6 +27,7 @@ from ..pipelines.spec import ByteSource, InputSpec, ViewSpec
 from ..pipelines.views.finish import dali_problem
 from ..pipelines.views.recipes import VIEWS
 from ..pipelines.views.reference import reference_views
+from ..places import new_file
 from .demo_images import demo_image
 
 BACK_ENDS = ("cpu", "torch", "dali")
@@ -153,7 +154,7 @@ def report(source: ByteSource, images: str) -> str:
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="headrace parity", description=__doc__.split(":")[0])
     parser.add_argument("--data", help="any source of images; generated ones without it")
-    parser.add_argument("--out", type=Path, default=Path("docs/parity.md"))
+    parser.add_argument("--out", type=new_file, default="docs/parity.md")
     args = parser.parse_args(argv)
     if not args.out.parent.is_dir():
         raise UserError(f"parity: {args.out.parent} is no folder; name a file with --out")

@@ -10,6 +10,7 @@ import torch
 
 from ..errors import UserError
 from ..pipelines.sources.files import FileSource
+from ..places import place
 from ..train.evaluation.embed import embed, evaluation_view
 from .models_api import Model, read_classifier
 
@@ -35,9 +36,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="headrace predict", description="What a trained classifier sees in photos: classes and probabilities."
     )
-    parser.add_argument("photos", nargs="+", type=Path, metavar="photo")
+    parser.add_argument("photos", nargs="+", type=place, metavar="photo")
     parser.add_argument("--checkpoint", required=True, help="a run, a checkpoint, or a classifier of another code base")
-    parser.add_argument("--classes", type=Path, help="a text file with the name of a class in each line")
+    parser.add_argument("--classes", type=place, help="a text file with the name of a class in each line")
     parser.add_argument("--top", type=int, default=1, help="how many classes of each photo (1)")
     arguments = parser.parse_args(argv)
     if arguments.top < 1:

@@ -8,10 +8,10 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict
-from pathlib import Path
 
 from ...errors import UserError
 from ...pipelines.sources import open_source
+from ...places import new_file
 from ...train.recipe.recipe import load_recipe
 from ..columns import aligned
 from .advice import PREPARATION, Measured, Timing, advise
@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     add("overrides", nargs="*", metavar="section.key=value", help="e.g. data.threads=8")
     add("--seconds", type=float, default=40, metavar="S", help="to measure for, besides starting up (%(default)s)")
     add("--model", action="store_true", help="time the training step, too, alone and fed by the loader")
-    add("--json", type=Path, metavar="FILE", help="write everything measured and advised there")
+    add("--json", type=new_file, metavar="FILE", help="write everything measured and advised there")
     given = parser.parse_intermixed_args(argv)
     if not 0 < given.seconds <= 3600:
         raise UserError(f"--seconds: more than 0 and at most 3600, not {given.seconds:g}")

@@ -18,6 +18,7 @@ from ...errors import UserError
 from ...models.algorithm import Algorithm
 from ...models.algorithms.classifier import Classifier
 from ...models.backbones import ResNet
+from ...places import new_folder
 from ...train.engine.checkpoint import checkpoints
 from ...train.evaluation.embed_encoder import saved_algorithm
 from ...train.recipe import config
@@ -164,7 +165,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("encoder", help="a run directory, a .pt checkpoint or an encoder.safetensors")
     parser.add_argument("--to", choices=TARGETS, required=True)
     parser.add_argument("--teacher", action="store_true", help="the momentum teacher's encoder, not the student's")
-    parser.add_argument("--out", type=Path, default=Path("."), help="folder of the file (here)")
+    parser.add_argument("--out", type=new_folder, default=".", help="folder of the file (here)")
     parser.add_argument("--name", help="its beginning; default: from what is exported")
     arguments = parser.parse_args(argv)
     path = Path(arguments.encoder)

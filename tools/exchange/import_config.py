@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import yaml
 
 from ...errors import UserError
+from ...places import new_file, place
 from .mmselfsup_config import translate
 from .static_config import read_config
 
@@ -18,8 +18,8 @@ def main(argv: list[str] | None = None) -> int:
         description="Turn a configuration of MMSelfSup (0.x, 1.x) or MMPretrain into a recipe. The file is read, never "
         "run; what has no counterpart is listed in comments.",
     )
-    parser.add_argument("config", type=Path, help="a .py file; its _base_ files are read, too")
-    parser.add_argument("--out", type=Path, help="a new .yaml file; default: printed")
+    parser.add_argument("config", type=place, help="a .py file; its _base_ files are read, too")
+    parser.add_argument("--out", type=new_file, help="a new .yaml file; default: printed")
     arguments = parser.parse_args(argv)
     if arguments.out is not None and arguments.out.exists():
         raise UserError(f"--out: {arguments.out} exists; give another name")

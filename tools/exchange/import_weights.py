@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from ...errors import UserError
 from ...models.algorithms.classifier import Classifier
+from ...places import new_folder, place
 from ...train.engine import checkpoint
 from ...train.recipe import config
 from .weights.convert import NORMALIZATIONS, Imported, Options, convert
@@ -60,10 +61,14 @@ def main(argv: list[str] | None = None) -> int:
         description="Take an encoder out of a checkpoint of timm, torchvision, OpenMMLab, Hugging Face, solo-learn, "
         "lightly or a method's authors. What is in the file is read, never run.",
     )
-    parser.add_argument("checkpoint", type=Path, help="a .pth, .pt, .ckpt or .safetensors file")
-    parser.add_argument("--to", type=Path, required=True, help="a new folder, which then stands for a finished run")
+    parser.add_argument("checkpoint", type=place, help="a .pth, .pt, .ckpt or .safetensors file")
+    parser.add_argument(
+        "--to", type=new_folder, required=True, help="a new folder, which then stands for a finished run"
+    )
     parser.add_argument("--family", help="the layout, such as openmmlab-swin; default: recognised by its names")
-    parser.add_argument("--teacher", action="store_true", help="the momentum network, or averaged weights, instead of the trained")
+    parser.add_argument(
+        "--teacher", action="store_true", help="the momentum network, or averaged weights, instead of the trained"
+    )
     parser.add_argument("--heads", type=int, help="of attention, where the tensors do not tell (MoCo v3's ViT-S: 12)")
     parser.add_argument("--pool", choices=("mean", "cls"), help="of a ViT's tokens; default: as the file suggests")
     parser.add_argument("--mlp", choices=("gelu", "quick_gelu"), help="activation of a ViT's MLPs; quick_gelu: CLIP")

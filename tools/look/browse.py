@@ -28,6 +28,7 @@ from ...pipelines.spec import (
     VariedMask,
 )
 from ...pipelines.views.recipes import VIEWS, view
+from ...places import new_folder
 from ...train.recipe.recipe import load_recipe
 from .browse_page import render_page
 from .plots import plot_samples
@@ -52,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     add("overrides", nargs="*", metavar="section.key=value", help="e.g. algorithm.view.size=96")
     add("--views", metavar="NAME", help="instead of a recipe, views by name: simclr, beit, byol.first, ...")
     add("--mask", choices=sorted(MASKS), help="a mask over the first of --views, as its paper has it")
-    add("--out", type=Path, default=Path("."), metavar="DIR", help="where browse.png and browse.html go (here)")
+    add("--out", type=new_folder, default=".", metavar="DIR", help="where browse.png and browse.html go (here)")
     add("--samples", type=int, default=8, metavar="N", help="how many (%(default)s)")
     add("--epoch", type=int, default=0, metavar="E", help="counted from 0 (%(default)s)")
     add("--seed", type=int, metavar="S", help="of order, views and masks (the recipe's train.seed)")

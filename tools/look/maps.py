@@ -19,6 +19,7 @@ from ...pipelines.sources import open_source
 from ...pipelines.sources.files import FileSource
 from ...pipelines.sources.subset import Subset
 from ...pipelines.spec import ByteSource
+from ...places import new_file
 from ...train.engine.distributed import pick_device
 from ...train.evaluation.embed import embed
 from ...train.evaluation.embed_encoder import ENCODER_HELP, load_encoder
@@ -41,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser, out: str) -> None:
     parser.add_argument("--samples", type=int, default=8, metavar="N", help="how many images of a source (%(default)s)")
     parser.add_argument("--size", type=int, metavar="S", help="side of the images in pixels (that of the training)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--out", type=Path, default=Path(out), help=f"a PNG; an .npy of the values beside it ({out})")
+    parser.add_argument("--out", type=new_file, default=out, help=f"a PNG; an .npy of the values beside it ({out})")
 
 
 def look(arguments: argparse.Namespace) -> Seen:

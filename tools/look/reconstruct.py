@@ -14,6 +14,7 @@ from ...models.algorithm import Algorithm
 from ...models.reconstruct import AS_PREDICTED, UP_TO_CONTRAST
 from ...pipelines.sources import open_source
 from ...pipelines.spec import ByteSource, InputSpec
+from ...places import new_file
 from ...train.engine.checkpoint import load_algorithm
 from ...train.evaluation.embed import evaluation_view
 from .plots import plot_rows
@@ -85,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="headrace reconstruct", description=__doc__)
     parser.add_argument("checkpoint", help="a run directory, or a step-*.pt in it")
     parser.add_argument("data", help="any images that headrace reads: a folder, shards, ...")
-    parser.add_argument("--out", type=Path, default=Path("reconstruction.png"), help="a PNG (reconstruction.png)")
+    parser.add_argument("--out", type=new_file, default="reconstruction.png", help="a PNG (reconstruction.png)")
     parser.add_argument("--samples", type=int, default=8, help="images shown, an even number (8)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of images and of the masks (0)")
     parser.add_argument(

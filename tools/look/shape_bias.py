@@ -12,6 +12,7 @@ import torch
 from ...errors import UserError
 from ...models.algorithms.classifier import Classifier
 from ...pipelines.sources.cue_conflict import CATEGORIES, IMAGENET_CLASSES, CueConflictSource
+from ...places import new_folder
 from ...train.engine.checkpoint import load_algorithm
 from ...train.evaluation.embed import embed, evaluation_view
 from ...train.evaluation.embed_encoder import Encoder, digest, published_torchvision
@@ -80,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("classifier", help="a run of headrace finetune or linear on ImageNet, or torchvision:NAME")
     parser.add_argument("data", help="the folder with the 16 categories of cue-conflict images")
-    parser.add_argument("--out", type=Path, default=Path("shape-bias"), help="folder of the decisions (shape-bias)")
+    parser.add_argument("--out", type=new_folder, default="shape-bias", help="folder of the decisions (shape-bias)")
     add_computing(parser)
     add_results(parser)
     arguments = parser.parse_args(argv)

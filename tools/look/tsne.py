@@ -15,6 +15,7 @@ from ...errors import UserError
 from ...pipelines.sources import open_source
 from ...pipelines.sources.subset import Subset
 from ...pipelines.spec import ByteSource
+from ...places import new_file, new_folder
 from ...train.evaluation.embed_store import stored_features
 from ...train.evaluation.evaluate import add_arguments, encoder_of, options_of, positive
 from .figures import save_figure
@@ -88,10 +89,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--perplexity", type=float, default=30.0)
     parser.add_argument("--neighbours", type=int, default=15, help="of each image that umap keeps near (15)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--features", type=Path, default=Path("features"), help="folder of cached features (features)")
-    parser.add_argument(
-        "--out", type=Path, default=Path("tsne.png"), help="the picture; an .npy of the points beside it"
-    )
+    parser.add_argument("--features", type=new_folder, default="features", help="folder of cached features (features)")
+    parser.add_argument("--out", type=new_file, default="tsne.png", help="the picture; an .npy of the points beside it")
     arguments = parser.parse_args(argv)
     source = open_source(arguments.data)
     if source.classes is None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from html import escape
-from pathlib import Path
 
 from ...errors import UserError
+from ...places import new_file, place
 from ..columns import aligned
 from ..look import page
 from .curves import short_names
@@ -99,11 +99,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="headrace compare", description="Runs side by side: what was set differently, and what came of it."
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="run", help="run directories, finished or not")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write it as a page, too, with the curves overlaid")
+    parser.add_argument("runs", nargs="+", type=place, metavar="run", help="run directories, finished or not")
     parser.add_argument(
-        "--results", type=Path, default=Path("evaluation.jsonl"), help="figures of evaluations to include"
+        "--html", type=new_file, metavar="FILE", help="write it as a page, too, with the curves overlaid"
     )
+    parser.add_argument("--results", type=place, default="evaluation.jsonl", help="figures of evaluations to include")
     arguments = parser.parse_args(argv)
     if len(arguments.runs) < 2:
         raise UserError("compare: needs two runs or more; headrace report shows one")

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...errors import UserError
+from ...places import new_file
 from ..columns import aligned
 from .charts import Chart, Curve, save_png, smooth
 from .run_logs import Log, epoch_length, read_log
@@ -109,7 +110,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--log", action="store_true", help="logarithmic axes")
     add("--legend", nargs="+", metavar="NAME", help="a name for each run")
     add("--include-outliers", action="store_true", help="count the first row of each epoch among step times, too")
-    add("--out", type=Path, default=Path("curves.png"), help="a PNG (curves.png)")
+    add("--out", type=new_file, default="curves.png", help="a PNG (curves.png)")
     given = parser.parse_args(argv)
     if not 0 <= given.smooth < 1:
         raise UserError(f"--smooth: a weight from 0 to less than 1, not {given.smooth:g}")

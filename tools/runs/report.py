@@ -17,6 +17,7 @@ from ...models.algorithms import inputs_of
 from ...pipelines.loaders.choose import choose_loader
 from ...pipelines.sources import open_source
 from ...pipelines.spec import ByteSource
+from ...places import new_file, place
 from ...train.engine.checkpoint import load_algorithm
 from ...train.recipe.recipe import load_recipe
 from ..look.reconstruct import Restoration, restore
@@ -82,13 +83,11 @@ def _restored(record: Record, source: ByteSource, samples: int) -> Restoration:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="headrace report", description=__doc__.split("\n\n")[0])
-    parser.add_argument("run", type=Path, help="a run directory, finished or not")
-    parser.add_argument("--out", type=Path, help="the page (report.html in the run directory)")
+    parser.add_argument("run", type=place, help="a run directory, finished or not")
+    parser.add_argument("--out", type=new_file, help="the page (report.html in the run directory)")
     parser.add_argument("--data", help="where the training data is now, if not where the recipe says")
     parser.add_argument("--samples", type=int, default=4, help="how many to show; 0 leaves pictures out (4)")
-    parser.add_argument(
-        "--results", type=Path, default=Path("evaluation.jsonl"), help="figures of evaluations to include"
-    )
+    parser.add_argument("--results", type=place, default="evaluation.jsonl", help="figures of evaluations to include")
     arguments = parser.parse_args(argv)
     if not 0 <= arguments.samples <= 32:
         raise UserError(f"--samples: from 0 to 32, not {arguments.samples}")

@@ -21,6 +21,7 @@ from ...models.algorithm import Algorithm
 from ...models.algorithms import find_algorithm, inputs_of
 from ...pipelines.sources import open_source
 from ...pipelines.spec import Loader
+from ...places import new_file
 from ..engine.checkpoint import load_algorithm
 from ..engine.distributed import Launch, launch, pick_device
 from ..engine.run_directory import ENCODER_FILE
@@ -62,7 +63,9 @@ def run(task: Task, argv: list[str] | None) -> int:
     parser.add_argument("encoder", help="a run directory, a checkpoint or an encoder.safetensors; scratch: none")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="data.train=..., data.val=..., ...")
     parser.add_argument("--show", action="store_true", help="print the resolved recipe with the origin of each value")
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw predictions on the first images of data.val")
+    parser.add_argument(
+        "--picture", type=new_file, metavar="FILE", help="draw predictions on the first images of data.val"
+    )
     add_results(parser)
     arguments = parser.parse_intermixed_args(argv)
     if os.getcwd() not in sys.path:

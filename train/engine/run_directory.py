@@ -35,7 +35,11 @@ def locked(folder: Path) -> Iterator[None]:
     Raises `UserError` if another process has it.
     """
     new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / LOCK).touch()
+    except OSError as fault:
+        raise UserError(f"{folder}: cannot be written ({fault.strerror}); choose another train.out") from None
     with open(folder / LOCK, "a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -18,6 +18,7 @@ import headrace
 from ...errors import ProcessError, UserError
 from ...pipelines.sources import open_source
 from ...pipelines.spec import ByteSource
+from ...places import new_folder
 from ..engine.distributed import ALONE, launch, pick_device
 from .embed import Features, embed_batches
 from .embed_encoder import Encoder
@@ -104,7 +105,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="headrace embed", description="Features of a data set, as numpy arrays.")
     add_arguments(parser)
     parser.add_argument("data", help="shards, a folder, or another source of images")
-    parser.add_argument("--out", type=Path, default=Path("features"), help="folder of caches (features)")
+    parser.add_argument("--out", type=new_folder, default="features", help="folder of caches (features)")
     arguments = parser.parse_args(argv)
     encoder, source = encoder_of(arguments), open_source(arguments.data)
     with launch(pick_device(arguments.device)) as process:

@@ -18,6 +18,7 @@ from ...models.stage_pools import LAYERS
 from ...pipelines.sources.given import as_source
 from ...pipelines.spec import ByteSource
 from ...pipelines.views import recipes
+from ...places import new_file, new_folder
 from ..engine.distributed import Launch, pick_device
 from .embed_encoder import ENCODER_HELP, Encoder, load_encoder
 
@@ -46,13 +47,13 @@ def add_sets(parser: argparse.ArgumentParser) -> None:
 
 
 def add_outputs(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--features", type=Path, default=Path("features"), help="folder of cached features (features)")
+    parser.add_argument("--features", type=new_folder, default="features", help="folder of cached features (features)")
     add_results(parser)
 
 
 def add_results(parser: argparse.ArgumentParser) -> None:
-    default = Path("evaluation.jsonl")
-    parser.add_argument("--results", type=Path, default=default, help=f"file that gets a line of JSON ({default})")
+    default = "evaluation.jsonl"
+    parser.add_argument("--results", type=new_file, default=default, help=f"file that gets a line of JSON ({default})")
 
 
 def positive(text: str) -> int:

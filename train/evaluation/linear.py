@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from ...errors import UserError
+from ...places import place
 from ..engine.distributed import launch, pick_device
 from .embed_encoder import encoder_file, saved_algorithm
 from .embed_store import stored_features
@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
         "--head-batch", type=positive, help="batch size of the classifier; default: 256, or as published"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/linear"), help="run directory with --protocol")
+    parser.add_argument("--out", type=place, default="runs/linear", help="run directory with --protocol")
     arguments = parser.parse_args(argv)
     if min(arguments.lr) <= 0 or min(arguments.weight_decay) < 0:
         raise UserError("--lr, --weight-decay: rates are positive, decays not negative")
