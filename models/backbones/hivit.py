@@ -121,7 +121,7 @@ class HiViT(nn.Module):
         )
         self.block_biases = None
         if config.relative_bias:
-            biases = (RelativeBias(self.grid, heads, class_token=False, std=0.02) for _ in self.blocks)
+            biases = (RelativeBias(self.grid, heads, class_token=False) for _ in self.blocks)
             self.block_biases = nn.ModuleList(biases)
         self.norm = nn.LayerNorm(width, eps=1e-6)
         init_trunc_normal(self)
@@ -169,23 +169,28 @@ class HiViT(nn.Module):
 
     @property
     def num_layers(self) -> int:
-        return len(self.inner_blocks) // 2 + len(self.merged_blocks) // 2 + len(self.blocks) + 2
+        """The embedding, the blocks, every MLP of the early stages counted, and what comes after; see `layer_of`."""
+        return len(self.inner_blocks) + len(self.merged_blocks) + len(self.blocks) + 2
 
     def layer_of(self, parameter: str) -> int:
         """How deep a parameter lies, for rates that decay by layer: 0 the embedding, a merge with the block before."""
         part, _, rest = parameter.partition(".")
-        early, merged = len(self.inner_blocks) // 2, len(self.merged_blocks) // 2
+        early, merged = len(self.inner_blocks), len(self.merged_blocks)
         number = int(rest.split(".")[0]) if part.endswith(("blocks", "biases")) else 0
         depth = {
-            "inner_blocks": number // 2 + 1,
+            "inner_blocks": number + 1,
             "inner_merge": early,
-            "merged_blocks": early + number // 2 + 1,
+            "merged_blocks": early + number + 1,
             "merged_merge": early + merged,
             "blocks": early + merged + number + 1,
             "block_biases": early + merged + number + 1,
             "norm": self.num_layers - 1,
         }
         return depth.get(part, 0)
+
+    def merges(self, parameter: str) -> bool:
+        """Whether a parameter belongs to a merging, which methods count to the block before it or to the next."""
+        return parameter.startswith(("inner_merge.", "merged_merge."))
 
 
 def _rows(x: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:

@@ -218,9 +218,12 @@ class ViT(nn.Module):
         return len(self.blocks) + 2
 
     def layer_of(self, parameter: str) -> int:
-        """How deep a parameter lies, for rates that decay by layer: 0 the embedding, 1.. the blocks."""
+        """How deep a parameter lies, for rates that decay by layer: 0 the embedding, 1.. the blocks.
+
+        A bias that all blocks share belongs to none of them and has the last number, as with BEiT's authors.
+        """
         part, _, rest = parameter.partition(".")
         if part in ("blocks", "block_biases"):
             return int(rest.split(".")[0]) + 1
-        embedding = ("patch_embed", "cls_token", "registers", "positions", "relative_bias", "pre_norm")
+        embedding = ("patch_embed", "cls_token", "registers", "positions", "pre_norm")
         return 0 if part in embedding else self.num_layers - 1

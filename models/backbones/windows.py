@@ -147,10 +147,11 @@ class WindowStages(nn.Module):
         return sum(self.depths)
 
     def layer_of(self, parameter: str) -> int:
-        """The number of the block, from 1, counted over all stages; a merging belongs to the block that follows it."""
+        """The number of the block, from 1, counted over all stages; a merging belongs to the block before it."""
         part, stage, *rest = parameter.split(".")
-        before = sum(self.depths[: int(stage) + (part == "merges")])
-        return before + (int(rest[0]) if part == "stages" else 0) + 1
+        if part == "merges":
+            return sum(self.depths[: int(stage) + 1])
+        return sum(self.depths[: int(stage)]) + int(rest[0]) + 1
 
 
 def enlarge(cells: torch.Tensor, factor: int) -> torch.Tensor:
@@ -187,6 +188,10 @@ class WindowEncoder(nn.Module):
         if part == "body":
             return self.body.layer_of(rest)
         return 0 if part == "patch_embed" else self.num_layers - 1
+
+    def merges(self, parameter: str) -> bool:
+        """Whether a parameter belongs to a merging, which methods count to the block before it or to the next."""
+        return parameter.startswith("body.merges.")
 
 
 def window_sizes(window: int | Sequence[int], image_size: int) -> tuple[int, int, int, int]:

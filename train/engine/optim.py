@@ -22,21 +22,25 @@ from ..recipe.settings import (
 from .lars import LAMB, LARS
 
 
-def layer_scales(model: nn.Module, decay: float) -> dict[str, float]:
+def layer_scales(model: nn.Module, decay: float, merge_layer: str = "before") -> dict[str, float]:
     """Parameter name -> factor on the rate, for the parameters of every module that knows its layers; 1 for the rest.
 
     Such a module has ``num_layers`` and ``layer_of(name) -> int`` for the names of its own parameters: 0 for the
     embedding, then one number a block, ``num_layers - 1`` for what comes after the last block. The factor is
-    ``decay ** (num_layers - 1 - layer)`` (BEiT, arXiv 2106.08254; ELECTRA, arXiv 2003.10555).
+    ``decay ** (num_layers - 1 - layer)`` (BEiT, arXiv 2106.08254; ELECTRA, arXiv 2003.10555). What ``merges(name)``
+    calls a merging of tokens has the layer of the block before it, or with `merge_layer` "after" the next one.
     """
-    scales = {}
+    scales, merged = {}, False
     for prefix, module in model.named_modules():
         if hasattr(module, "layer_of") and hasattr(module, "num_layers"):
             for name, _ in module.named_parameters():
-                layer = module.layer_of(name)
+                after = merge_layer == "after" and hasattr(module, "merges") and module.merges(name)
+                layer, merged = module.layer_of(name) + after, merged or after
                 scales[f"{prefix}.{name}" if prefix else name] = decay ** (module.num_layers - 1 - layer)
     if not scales:
         raise UserError("optim.layer_decay: the backbone does not say which layer a parameter belongs to (layer_of)")
+    if merge_layer == "after" and not merged:
+        raise UserError("optim.merge_layer: this encoder merges no tokens; leave the key out")
     return scales
 
 
@@ -46,7 +50,8 @@ def parameter_groups(model: nn.Module, settings: OptimSettings) -> list[dict]:
     Beside the optimizer's own keys a group has ``lr_scale``, ``fixed_lr`` and ``scheduled_decay`` for `Schedules`.
     Raises `UserError` for a rule or an exemption that no parameter matches.
     """
-    scales = {} if settings.layer_decay is None else layer_scales(model, settings.layer_decay)
+    decay = settings.layer_decay
+    scales = {} if decay is None else layer_scales(model, decay, settings.merge_layer)
     used, groups = set(), {}
     for name, parameter in model.named_parameters():
         rule = next((rule for rule in settings.groups if re.search(rule.match, name)), GroupRule(match=""))

@@ -118,6 +118,7 @@ class OptimSettings:
     exempt: tuple[str, ...] | Literal["vectors", "none"] = "vectors"
     groups: tuple[GroupRule, ...] = ()
     layer_decay: float | None = None  # factor on the rate per layer, from the last one down (fine-tuning)
+    merge_layer: Literal["before", "after"] = "before"  # of layer_decay: whose rate a merging of tokens has
     clip_grad: float | None = None  # largest norm of the whole gradient
 
     def __post_init__(self) -> None:
@@ -150,6 +151,8 @@ class OptimSettings:
             raise ValueError("weight_decay, weight_decay_end: are not negative")
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay: lies in (0, 1], not {self.layer_decay}")
+        if self.merge_layer != "before" and self.layer_decay is None:
+            raise ValueError("merge_layer: has an effect with layer_decay only")
         if self.clip_grad is not None and self.clip_grad <= 0:
             raise ValueError(f"clip_grad: must be positive, not {self.clip_grad}")
         takes = {
