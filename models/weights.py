@@ -46,28 +46,29 @@ def load_weights(backbone: nn.Module, path: str, fresh: Collection[str] = ()) ->
 def adapt(found: Mapping[str, Tensor], encoder: nn.Module) -> dict[str, Tensor]:
     """`found` as the encoder takes it; what does not fit stays as it is, for the caller to judge.
 
-    Positions (1, L, D) and relative biases (offsets, heads) of squares are resized (bicubic); a bias that all blocks
-    share becomes that of every block, where each has its own (BEiT's fine-tuning).
+    Positions (1, L, D) and relative biases (offsets, heads) of squares are resized, positions as the encoder itself
+    resizes them for other images; a bias that all blocks share becomes that of every block, where each has its own
+    (BEiT's fine-tuning).
     """
     adapted, own = dict(found), encoder.state_dict()
-    antialias = getattr(encoder, "antialias", False)
+    resizing = getattr(encoder, "resizing", {})
     blocks = [name for name in own if name.startswith(_BLOCKS) and name not in adapted]
     if blocks and _SHARED in adapted and _SHARED not in own:
         shared = adapted.pop(_SHARED)
         adapted |= {name: shared for name in blocks}
     for name, value in adapted.items():
         if name in own and own[name].shape != value.shape:
-            adapted[name] = _resized(name, value, own[name].shape, antialias)
+            adapted[name] = _resized(name, value, own[name].shape, resizing)
     return adapted
 
 
-def _resized(name: str, value: Tensor, shape: torch.Size, antialias: bool) -> Tensor:
+def _resized(name: str, value: Tensor, shape: torch.Size, resizing: Mapping[str, float]) -> Tensor:
     if value.dim() != len(shape) or value.shape[-1:] != shape[-1:]:
         return value
     if name.endswith("positions"):
         old, new = math.isqrt(value.shape[1]), math.isqrt(shape[1])
         fits = (old**2, new**2) == (value.shape[1], shape[1])
-        return resize_positions(value, (old, old), (new, new), antialias) if fits else value
+        return resize_positions(value, (old, old), (new, new), **resizing) if fits else value
     if name.endswith("table"):
         old, new = math.isqrt(value.shape[0]), math.isqrt(shape[0])
         rest = value.shape[0] - old**2  # rows of the class token: 3, or none

@@ -29,13 +29,25 @@ def sincos_positions(width: int, rows: int, columns: int) -> torch.Tensor:
 
 
 def resize_positions(
-    table: torch.Tensor, grid: tuple[int, int], new_grid: tuple[int, int], antialias: bool = False
+    table: torch.Tensor,
+    grid: tuple[int, int],
+    new_grid: tuple[int, int],
+    antialias: bool = False,
+    offset: float = 0.0,
 ) -> torch.Tensor:
-    """(1, rows * columns, D) of one grid -> of another: bicubic in float32, or the table itself for the same grid."""
+    """(1, rows * columns, D) of one grid -> of another: bicubic in float32, or the table itself for the same grid.
+
+    The cubic has a = -0.75; with `antialias` a = -0.5, and wider taps where the new grid is coarser (timm). `offset` is
+    added to the sides of the new grid where places are looked up: the authors of DINO have 0.1, so that place i of n
+    is (i + 0.5) old / (n + 0.1) - 0.5 of the old ones.
+    """
     if tuple(grid) == tuple(new_grid):
         return table
     image = table.float().unflatten(1, grid).permute(0, 3, 1, 2)
-    resized = F.interpolate(image, tuple(new_grid), mode="bicubic", align_corners=False, antialias=antialias)
+    to = {"size": tuple(new_grid)}
+    if offset:
+        to = {"scale_factor": tuple((new + offset) / old for new, old in zip(new_grid, grid))}
+    resized = F.interpolate(image, **to, mode="bicubic", align_corners=False, antialias=antialias)
     return resized.flatten(2).transpose(1, 2).to(table.dtype)
 
 

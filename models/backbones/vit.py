@@ -38,7 +38,8 @@ class ViT(nn.Module):
     """Vision Transformer (arXiv 2010.11929). `forward`: images (B, 3, H, W) -> (B, features).
 
     Images of another size than the training size work: position tables and relative biases are resized (bicubic), and
-    what patches do not divide is filled up with zeros.
+    what patches do not divide is filled up with zeros. How tables are resized differs between code bases: `antialias`
+    and `resize_offset` (see `resize_positions`).
     """
 
     @dataclass(frozen=True)
@@ -54,7 +55,8 @@ class ViT(nn.Module):
         pool: Literal["mean", "cls"] = "mean"  # of the patch tokens, or the class token
         norm: Literal["tokens", "pooled"] = "tokens"  # where the last norm stands: before pooling, or after
         positions: Literal["sincos", "learned", "rotary", "none"] = "sincos"  # of the patches; other tokens have none
-        antialias: bool = False  # how a table of positions is resized for smaller images (DINOv2 with registers)
+        antialias: bool = False  # a table of positions is resized as by timm, and by DINOv2 with registers
+        resize_offset: float = 0.0  # or as by DINO and DINOv2 without registers: 0.1
         registers: int = 0  # tokens beside the class token that only blocks see (arXiv 2309.16588)
         relative_bias: Literal["shared", "block"] | None = None  # one table for all blocks, or one for each
         qkv_bias: QKVBias = "all"
@@ -83,6 +85,8 @@ class ViT(nn.Module):
                 raise ValueError(f"width: {width} must be a multiple of 4 and of heads ({heads})")
             if self.positions == "rotary" and width // heads % 4:
                 raise ValueError(f"positions: rotary ones need heads of a multiple of 4 channels, not {width // heads}")
+            if not 0 <= self.resize_offset < 1:
+                raise ValueError(f"resize_offset: lies in [0, 1), not {self.resize_offset}")
             if self.relative_bias is not None and (self.registers or self.positions == "rotary"):
                 raise ValueError("relative_bias: goes with neither registers nor rotary positions")
 
@@ -93,7 +97,7 @@ class ViT(nn.Module):
             raise ValueError(f"patch_size: {config.patch_size} does not divide the image size {image_size}")
         self.patch_size, self.pool, self.norm_at, self.features = config.patch_size, config.pool, config.norm, width
         self.grid = (image_size // config.patch_size,) * 2
-        self.antialias = config.antialias
+        self.resizing = {"antialias": config.antialias, "offset": config.resize_offset}
         self.patch_embed = nn.Conv2d(3, width, config.patch_size, config.patch_size, bias=not config.pre_norm)
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
         self.registers = None
@@ -135,7 +139,7 @@ class ViT(nn.Module):
         if hidden is not None:
             x = torch.where(hidden[:, :, None], mask_token.to(x.dtype), x)
         if self.positions is not None:
-            x = x + resize_positions(self.positions, self.grid, grid, self.antialias)
+            x = x + resize_positions(self.positions, self.grid, grid, **self.resizing)
         return x, grid
 
     def embed_visible(self, images: torch.Tensor, keep: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
@@ -144,7 +148,7 @@ class ViT(nn.Module):
         x = F.linear(patches, self.patch_embed.weight.flatten(1), self.patch_embed.bias)
         grid = tuple(side // self.patch_size for side in images.shape[-2:])
         if self.positions is not None:
-            x = x + resize_positions(self.positions, self.grid, grid, self.antialias)[0][keep]
+            x = x + resize_positions(self.positions, self.grid, grid, **self.resizing)[0][keep]
         return x, grid
 
     def outputs(

@@ -110,11 +110,54 @@ def test_registers_and_positions_of_visible_patches(positions, size):
     assert (model.tokens(images) - whole).abs().max() > 1e-3 and model.layer_of("registers") == 0
 
 
-def test_a_smaller_table_of_positions_is_that_of_an_antialiased_picture():
-    """Stripes that alternate from patch to patch vanish at half the size; without the filter they alias."""
-    stripes = torch.tensor([1.0, -1.0]).repeat(8)[None, :, None].expand(16, 16, 4).reshape(1, 256, 4)
-    assert resize_positions(stripes, (16, 16), (8, 8), antialias=True).abs().max() < 0.25
-    assert resize_positions(stripes, (16, 16), (7, 7)).abs().max() > 0.9
+def cubic(old, new, *, a, antialias=False, offset=0.0):
+    """(new, old) weights of cubic convolution (Keys 1981), place by place; taps outside repeat the last one, or with
+    `antialias`, where they are as wide as a new place is, are left out."""
+    step = old / (new + offset)
+    width = max(step, 1.0) if antialias else 1.0
+    weights = [[0.0] * old for _ in range(new)]
+    for i in range(new):
+        centre = (i + 0.5) * step - 0.5
+        for j in range(math.floor(centre) - 9, math.floor(centre) + 10):
+            x = abs(j - centre) / width
+            near, far = (a + 2) * x**3 - (a + 3) * x**2 + 1, a * (x**3 - 5 * x**2 + 8 * x - 4)
+            weight = near if x <= 1 else far if x < 2 else 0.0
+            if antialias and not 0 <= j < old:
+                continue
+            weights[i][min(max(j, 0), old - 1)] += weight
+    weights = torch.tensor(weights, dtype=torch.float64)
+    return weights / weights.sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize(
+    ("rule", "kernel"),
+    [
+        ({}, {"a": -0.75}),
+        ({"antialias": True}, {"a": -0.5, "antialias": True}),  # timm, larger and smaller
+        ({"offset": 0.1}, {"a": -0.75, "offset": 0.1}),  # DINO
+    ],
+)
+@pytest.mark.parametrize("grid", [(9, 9), (4, 3), (14, 5)])
+def test_tables_of_positions_are_resized_by_the_cubic_written_out(rule, kernel, grid):
+    table = torch.randn(1, 49, 3, generator=torch.Generator().manual_seed(0))
+    rows, columns = (cubic(7, new, **kernel) for new in grid)
+    expected = torch.einsum("ih,jw,hwd->ijd", rows, columns, table[0].view(7, 7, 3).double()).flatten(0, 1)
+    assert (resize_positions(table, (7, 7), grid, **rule)[0] - expected).abs().max() < 1e-5
+
+
+def test_an_encoder_resizes_its_positions_as_its_configuration_says():
+    """`antialias` and `resize_offset` reach the tokens, visible ones alone as well."""
+    for rule in ({}, {"antialias": True}, {"resize_offset": 0.1}):
+        torch.manual_seed(0)
+        model = ViT(replace(SMALL_VIT, **rule), 64)
+        kernel = {"a": -0.5 if "antialias" in rule else -0.75, "antialias": "antialias" in rule}
+        weights = cubic(8, 5, **kernel, offset=rule.get("resize_offset", 0.0))
+        table = model.positions.detach()[0].view(8, 8, -1).double()
+        expected = torch.einsum("ih,jw,hwd->ijd", weights, weights, table).flatten(0, 1)
+        blank, keep = torch.zeros(1, 3, 40, 40), torch.arange(24, -1, -1)[None]
+        bias = model.patch_embed.bias.detach()
+        assert (model.embed(blank)[0][0] - bias - expected).abs().max() < 1e-5
+        assert (model.embed_visible(blank, keep)[0][0] - bias - expected.flip(0)).abs().max() < 1e-5
 
 
 def test_relative_biases_go_with_neither_registers_nor_rotary_positions():

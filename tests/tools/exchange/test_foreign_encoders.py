@@ -44,16 +44,19 @@ def compare(model, features, imported, *sizes):
 
 
 SMALL = dict(embed_dim=32, depth=2, num_heads=2, img_size=56, num_classes=0, dynamic_img_size=True)
-TIMM = {  # its name of the model, what is made small, wishes, further sizes
+TIMM = {  # its name of the model, what is made small, wishes, further sizes: larger, smaller, not square
+    "vit_base_patch16_224": (dict(img_size=64), HEADS, (96, 48, (80, 32))),
+    "vit_base_patch16_224.mae": (dict(img_size=64, global_pool="avg"), MEAN, (96, 48, (80, 32))),
+    "vit_small_patch16_224.dino": (dict(img_size=64), HEADS, (96, 48)),
     "vit_small_patch14_reg4_dinov2": ({}, HEADS, (84, 42)),
     "vit_giant_patch14_reg4_dinov2": ({}, HEADS, (84,)),
-    "vit_giant_patch14_dinov2": ({}, HEADS, ()),
+    "vit_giant_patch14_dinov2": ({}, HEADS, (84, 42)),
     "vit_small_patch16_dinov3_qkvb": (dict(img_size=64, global_pool="token"), HEADS, (96, (48, 80))),
     "vit_small_plus_patch16_dinov3_qkvb": (dict(img_size=64), MEAN, (96,)),
     "vit_large_patch16_dinov3": (dict(img_size=64), MEAN, (96,)),
-    "vit_base_patch16_clip_224": (dict(img_size=64), HEADS, ()),
-    "vit_base_patch16_clip_quickgelu_224": (dict(img_size=64), QUICK, ()),
-    "deit3_base_patch16_224": (dict(img_size=64), HEADS, ()),
+    "vit_base_patch16_clip_224": (dict(img_size=64), HEADS, (96, 48)),
+    "vit_base_patch16_clip_quickgelu_224": (dict(img_size=64), QUICK, (96,)),
+    "deit3_base_patch16_224": (dict(img_size=64), HEADS, (96, 48)),
     "beitv2_base_patch16_224": (dict(img_size=64, dynamic_img_size=None), HEADS, ()),
 }
 

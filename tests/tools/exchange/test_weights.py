@@ -278,6 +278,18 @@ def test_whatever_is_wrong_with_a_tensor_is_said_in_one_line(number):
             assert "\n" not in str(fault)
 
 
+def test_positions_are_resized_as_by_whose_names_a_file_has():
+    """timm's rule for its names, that of DINOv2's authors for theirs, plain bicubic for all others."""
+    rule = lambda state: (lambda b: (b.antialias, b.resize_offset))(convert(state).classifier.config.backbone)
+    plain, scaled = (encoder(config).state_dict() for config in (PLAIN, replace(PLAIN, layer_scale=0.1)))
+    assert rule(to_layout(plain, vit.TIMM)) == rule(to_layout(scaled, vit.TIMM)) == (True, 0.0)
+    mask_token = {"mask_token": torch.zeros(1, 24)}
+    assert rule(to_layout(scaled, vit.TIMM) | mask_token) == (False, 0.1)
+    assert rule(to_layout(encoder(REGISTERS).state_dict(), vit.TIMM) | mask_token) == (True, 0.0)
+    for layout in (vit.OPENMMLAB, vit.TORCHVISION, hugging_face.HUGGING_FACE):
+        assert rule(to_layout(plain, layout)) == (False, 0.0)
+
+
 def test_the_manual_names_every_family():
     text = (Path(headrace.__file__).parent / "docs" / "migrating.md").read_text()
     assert [

@@ -170,6 +170,27 @@ def test_layer_decay():
         parameter_groups(nn.Linear(2, 2), AdamWSettings(layer_decay=0.5))
 
 
+class Merging(Layered):
+    """The second block is a merging: layer 1, or with `merge_layer` after 2."""
+
+    def layer_of(self, name):
+        return 1 if self.merges(name) else super().layer_of(name)
+
+    def merges(self, name):
+        return name.startswith("blocks.1.")
+
+
+def test_a_merging_of_tokens_goes_with_the_block_before_or_after():
+    for merge_layer, exponent in (("before", 3), ("after", 2)):
+        groups = named_groups(Merging(), AdamWSettings(layer_decay=0.5, merge_layer=merge_layer))
+        assert groups["blocks.1.weight"]["lr_scale"] == 0.5**exponent
+        assert groups["blocks.2.weight"]["lr_scale"] == 0.5 and groups["blocks.0.weight"]["lr_scale"] == 0.125
+    with pytest.raises(UserError, match="merge_layer: this encoder merges no tokens"):
+        parameter_groups(Layered(), AdamWSettings(layer_decay=0.5, merge_layer="after"))
+    with pytest.raises(ValueError, match="merge_layer: has an effect with layer_decay only"):
+        AdamWSettings(merge_layer="after")
+
+
 @pytest.mark.parametrize("settings", EVERY[:3])
 def test_an_exempt_parameter_does_not_shrink(settings):
     model = torch.nn.Linear(3, 2)

@@ -196,7 +196,7 @@ def test_published_recipes(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_takes_steps(name, tmp_path):
-    """Three steps of the tiny copy: its rules match something, and layer decay orders the rates."""
+    """Three steps of the tiny copy: its rules match something, and layer decay spreads the rates."""
     recipe = smoke(load_recipe(f"finetune/{name}", [f"train.out={tmp_path}", "algorithm.classes=4"]))
     arguments = [f"finetune/{name}", "--smoke", "algorithm.classes=4", f"train.out={tmp_path}", "train.max_steps=3"]
     assert pretrain.main([*arguments, "train.log_every=1"]) == 0
@@ -206,8 +206,7 @@ def test_a_recipe_takes_steps(name, tmp_path):
     if recipe.optim.layer_decay:
         groups = build_optimizer(Classifier(recipe.algorithm), recipe.optim).param_groups
         scales = sorted({group["lr_scale"] for group in groups})
-        assert scales[-1] == 1.0 and len(scales) >= 4
-        assert scales[-2] == pytest.approx(recipe.optim.layer_decay)
+        assert len(scales) >= 4  # their values, name by name, are in test_published_groups.py
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ _TRAINING = re.compile(
     r"|cls_pt_layers|classifier|pre_logits|norm|fc_norm|k_bias)(\.|$)"
 )
 # a norm of the pooled tokens, by layout of plain transformers
-_POOLED = {"timm": "fc_norm.", "beit": "fc_norm.", "openmmlab": "ln2."}
+_POOLED = {"timm": "fc_norm.", "dinov2": "fc_norm.", "beit": "fc_norm.", "openmmlab": "ln2."}
 _POOLED |= {"hf_beit": "pooler.layernorm.", "hf4_beit": "pooler.layernorm."}
 # mean and deviation of images
 NORMALIZATIONS = {

@@ -33,6 +33,7 @@ _STEM = (
 _MARK = "patch_embed.proj.weight"
 _NOT_PLAIN = ("patch_embed.norm", "layers.", "stages.", "absolute_pos_embed")
 _PACKED = (("mlp.w12", "fc1"), ("mlp.w3", "fc2"))  # gated MLPs of DINOv2's authors
+_AS_TIMM = (("antialias", True),)  # how timm resizes positions; files of others in its names are taken for timm's
 # a file cut into chunks, as in DINOv2's training: blocks.<chunk>.<block>, blocks counted over all chunks
 _CHUNKS = tuple((f"blocks.{{_}}.{{i}}.{a}", f"blocks.{{i}}.{b}") for a, b in (*_PLAIN, *_LAYER_SCALE, *_PACKED))
 
@@ -50,7 +51,15 @@ TIMM = Layout(
     mark=_MARK,
     lacks=(*_NOT_PLAIN, "blocks.0.gamma_1", "blocks.0.attn.q_bias"),
     class_row=True,
+    implies=_AS_TIMM,
     rebuilt=_INDEX,
+)
+DINOV2 = replace(  # the authors, who have a mask token beside the encoder and a rule of their own for other sizes
+    TIMM,
+    name="dinov2",
+    needs=("mask_token", "blocks.0.ls1.gamma"),
+    lacks=(*TIMM.lacks, "register_tokens", "reg_token", "decoder"),
+    implies=(("resize_offset", 0.1),),
 )
 BEIT = Layout(  # the authors of BEiT and DeiT III, and timm's BEiT
     "beit",
@@ -60,6 +69,7 @@ BEIT = Layout(  # the authors of BEiT and DeiT III, and timm's BEiT
     needs=("blocks.0.gamma_1",),
     lacks=_NOT_PLAIN,
     class_row=True,
+    implies=_AS_TIMM,
     rebuilt=(*_INDEX, "k_bias"),
 )
 VQKD = Layout(  # encoders without layer scale, but with BEiT's biases
@@ -189,4 +199,4 @@ TIMM_DINOV3_GATED = replace(
     needs=(*TIMM_DINOV3.needs, "blocks.0.mlp.fc1_g"),
     lacks=TIMM_DINOV3.lacks[:-1],
 )
-LAYOUTS = (TIMM, BEIT, VQKD, OPENMMLAB, TORCHVISION, CLIP, DINOV3, TIMM_DINOV3, TIMM_DINOV3_GATED)
+LAYOUTS = (DINOV2, TIMM, BEIT, VQKD, OPENMMLAB, TORCHVISION, CLIP, DINOV3, TIMM_DINOV3, TIMM_DINOV3_GATED)
