@@ -33,6 +33,12 @@ def show_any_text() -> None:
         sys.stdout.reconfigure(errors="replace")
 
 
+def notice(text: str) -> None:
+    """A line that a person should read and that ends nothing; of several processes, the first one says it."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"headrace: {text}", file=sys.stderr, flush=True)
+
+
 def run_command(main: Callable[[], int]) -> int:
     """Runs a command's `main` and turns a `UserError` into plain lines and exit code 2, what the file system says of
     a path as well; Ctrl-C into 130.

@@ -7,7 +7,7 @@ stream.py                 tars behind an address, for the loader that streams
 places205.py, inaturalist.py, cifar.py, cue_conflict.py                        labelled sets
 voc.py, coco.py, segmentation.py                                               sets with boxes and masks
 files.py, mapped.py       the two tables behind all these: files under a root, byte ranges of large files
-lookup.py, annotations.py, unpickle.py, png.py, tar.py                         formats and names
+lookup.py, annotations.py, unpickle.py, png.py, tar.py, samples.py             formats and names
 given.py                  what people hand over in Python: arrays.py, paths.py, dataset.py (torch.utils.data)
 subset.py                 some samples of another source
 """
@@ -18,14 +18,15 @@ import importlib
 import inspect
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from ...errors import UserError
+from ...errors import UserError, notice
 from ...outside import imported
-from .folder import FolderSource, image_files
+from .folder import image_files
 from .lookup import choice, existing
-from .shards import ShardSource, read_manifest, tars_in
+from .shards import read_manifest, tars_in
 from .stream import SCHEMES, open_stream
 
 if TYPE_CHECKING:
@@ -60,82 +61,107 @@ _PARTS = ("classes", "__len__", "read", "label", "key", "size")  # of a `ByteSou
 _KIND = re.compile(r"([A-Za-z][\w.]+):(.*)", re.DOTALL)  # a single letter is a drive
 
 
-def open_source(name: str | os.PathLike) -> ByteSource:
-    """The source of that name: a path, whose contents tell what it is, or ``kind:path?key=value&key=value``.
+def open_source(name: str | os.PathLike, say: Callable[[str], None] = notice) -> ByteSource:
+    """The source of that name: a path, whose contents tell what it is, or ``kind:path``, with ``?key=value&key=value``.
 
     Addresses, ``http://host/train-{000000..000099}.tar`` and ``pipe:command``, are streams: see stream.py.
     A path that exists is one, whatever colons it holds. Options are the keywords of the class behind the kind; a dotted
     kind, ``my_module.MySource:place``, is a class or function of one's own, and its place any text.
 
-    Raises `UserError` where there is none, and where a folder could be read in two ways.
+    What a source passes over (its `notes`) is told to `say`, line by line. Raises `UserError` where there is none, and
+    where a folder could be read in two ways.
     """
     name = os.fspath(name)
-    if name.startswith(SCHEMES):
-        return open_stream(name)
-    if not Path(name).expanduser().exists() and (match := _KIND.fullmatch(name)):
-        return _open_kind(name, *match.groups())
-    try:
-        return _open_path(existing(name))
-    except UserError:
-        if "?" in name and Path(name.rpartition("?")[0]).expanduser().exists():
-            raise UserError(f"{name}: options need a kind in front, as in imagenet:{name}") from None
-        raise
+    source = open_stream(name) if name.startswith(SCHEMES) else _open(name)
+    for note in getattr(source, "notes", ()):
+        say(f"{source.name}: {note}")
+    return source
 
 
-def _open_kind(name: str, kind: str, rest: str) -> ByteSource:
-    path, mark, query = (rest, "", "") if Path(rest).expanduser().exists() else rest.partition("?")
+def resolve(name: str) -> tuple[str, str, str]:
+    """(kind, place, options) of what a name on this machine means: ``kind:place?options``, or a path with or without.
+
+    Raises `UserError` for a path that does not exist, and for a folder that could be of several kinds.
+    """
+    if Path(name).expanduser().exists():
+        return _kind_of(Path(name).expanduser()), name, ""
+    path, mark, options = name.rpartition("?")
+    if match := _KIND.fullmatch(name):
+        kind, rest = match.groups()
+        if Path(rest).expanduser().exists():
+            return kind, rest, ""
+        path, _, options = rest.partition("?")
+        return kind, path, options
+    if mark and Path(path).expanduser().exists():
+        return _kind_of(Path(path).expanduser()), path, options
+    existing(name)
+    raise UserError(f"{name}: does not exist")
+
+
+def _open(name: str) -> ByteSource:
+    kind, place, query = resolve(name)
     if "." in kind:
         opener = imported(kind, name, what="source")
     else:
         entry = KINDS[choice(name, "kind of source", kind, KINDS)]
         opener = getattr(importlib.import_module(f".{entry.module}", __package__), entry.opener)
+        place = existing(place, entry.spellings)
+    told = name.startswith(f"{kind}:")
     valid = [p.name for p in inspect.signature(opener).parameters.values() if p.kind is p.KEYWORD_ONLY]
     options: dict[str, str] = {}
-    for option in query.split("&") if mark else ():
+    for option in query.split("&") if query else ():
         key, equals, value = option.partition("=")
+        if key not in valid and not told:
+            raise UserError(
+                f"{name}: no option {key!r} for what this is by its looks, {kind}; put another kind in front"
+            )
         choice(name, f"option for {kind}", key, valid)
         if not equals or not value or key in options:
             raise UserError(f"{name}: {key!r} needs one value, as in {key}=value")
         options[key] = value
     try:
-        source = opener(path if "." in kind else existing(path, entry.spellings), **options)
+        source = opener(place, **options)
     except OSError as fault:
         raise UserError(f"{name}: cannot be opened ({fault})") from None
     missing = [part for part in _PARTS if not hasattr(source, part)]
     if missing:
         raise UserError(f"{name}: {kind} gave no source of images, it lacks {', '.join(missing)}")
-    source.name = name
+    if kind == "folder" and not told:
+        source.refuse_splits()
+    if told or query:
+        source.name = name
+    elif kind not in ("folder", "shards"):
+        source.name = f"{kind}:{place}"
     return source
 
 
-def _open_path(path: Path) -> ByteSource:
+def _kind_of(path: Path) -> str:
+    """The kind of something that exists, by what it holds."""
     if path.is_file():
-        return _open_file(path)
+        return _kind_of_file(path)
     if not path.is_dir():
         raise UserError(f"{path}: neither a folder nor a file; give a folder of images or of tars")
     if read_manifest(path) is not None:
-        return ShardSource(path)
+        return "shards"
     marked = [kind for kind, entry in KINDS.items() if any((path / mark).exists() for mark in entry.marks)]
     if len(marked) > 1:
         raise UserError(f"{path}: could be {' or '.join(marked)}; put the kind in front, as in {marked[0]}:{path}")
     if marked:
-        return _open_kind(f"{marked[0]}:{path}", marked[0], str(path))
+        return marked[0]
     if tars_in(path):
         if image := next(image_files(path), None):
             image = image.decode("utf-8", "backslashreplace")
             raise UserError(f"{path}: holds tars, and images such as {image}; name the tar or the folder you mean")
-        return ShardSource(path)
-    return FolderSource(path)
+        return "shards"
+    return "folder"
 
 
-def _open_file(path: Path) -> ByteSource:
+def _kind_of_file(path: Path) -> str:
     if path.suffix == ".beton":
-        return _open_kind(f"beton:{path}", "beton", str(path))
+        return "beton"
     if path.suffix != ".tar":
         hint = "give a folder of images or of tars, or say what the file is, as in list:path"
         raise UserError(f"{path}: neither a folder nor a .tar or .beton; {hint}")
     from .imagenet_tar import holds_tars
 
-    if holds_tars(path):
-        return _open_kind(f"imagenet:{path}", "imagenet", str(path))
-    return ShardSource(path)
+    return "imagenet" if holds_tars(path) else "shards"

@@ -18,7 +18,8 @@ class FileSource:
     """The files `paths` under `root`, in that order.
 
     `paths` are relative; `labels` is (N,) int32, -1 for none, and `classes` names the labels; both None where there are
-    no labels. `label_source` says where labels come from: "folder", "list", "annotations" or "none".
+    no labels. `label_source` says where labels come from: "folder", "list", "annotations" or "none". `notes` are
+    sentences on what was passed over, for whoever opens the source.
 
     `read` raises `OSError` for a file that has gone since.
     """
@@ -30,12 +31,14 @@ class FileSource:
         labels: np.ndarray | None = None,
         classes: list[str] | None = None,
         label_source: str = "none",
+        notes: Sequence[str] = (),
     ) -> None:
         self.root, self.name = Path(root), str(root)
         # one block of bytes: a million Python strings would take twice the memory, and again in every worker
         self._paths = b"".join(paths)
         self._ends = np.cumsum(np.fromiter(map(len, paths), np.int64, len(paths)))
         self._labels, self.classes, self.label_source = labels, classes, label_source
+        self.notes = list(notes)
 
     def __len__(self) -> int:
         return len(self._ends)

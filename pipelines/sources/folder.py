@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,13 +15,20 @@ from ..images.formats import IMAGE_SUFFIXES, passed_over
 from .files import FileSource, text
 
 _SUFFIXES = frozenset(suffix.encode() for suffix in IMAGE_SUFFIXES)
+_HIDDEN = "hidden ones that end as images do"
+_TRAIN = re.compile(rb"train", re.IGNORECASE)
+_SPLIT = re.compile(
+    rb"(train(ing|val)?|val(id(ation)?)?|test(ing)?|eval(uation)?|dev|unlabell?ed|extra)"
+    rb"([-_ ]?(set|data|images?|\d+))*",
+    re.IGNORECASE,
+)
 
 
 def image_files(root: Path, others: Counter[str] | None = None) -> Iterator[bytes]:
     """Relative posix paths of the images under `root`, in no particular order; other files are counted by suffix.
 
-    Hidden names (macOS's ``._x`` among them) are passed over. Links are followed, but not into a folder that they lie
-    in; a link to nothing counts as an image, so that somebody hears of it.
+    Hidden names (macOS's ``._x`` among them) are passed over, and counted where they end as images. Links are followed,
+    but not into a folder that they lie in; a link to nothing counts as an image, so that somebody hears of it.
     """
     top = os.stat(root)
     pending = [(b"", ((top.st_dev, top.st_ino),))]
@@ -30,6 +38,8 @@ def image_files(root: Path, others: Counter[str] | None = None) -> Iterator[byte
             with os.scandir(os.path.join(os.fsencode(root), folder)) as entries:
                 for entry in entries:
                     if entry.name.startswith(b"."):
+                        if others is not None and os.path.splitext(entry.name)[1].lower() in _SUFFIXES:
+                            others[_HIDDEN] += 1
                         continue
                     if entry.is_dir():
                         status = entry.stat()
@@ -47,25 +57,74 @@ def image_files(root: Path, others: Counter[str] | None = None) -> Iterator[byte
             raise UserError(f"{where}: cannot be read ({fault.strerror}); check its access rights") from None
 
 
+def images_under(root: Path) -> tuple[list[bytes], list[str]]:
+    """`image_files` sorted bytewise, and sentences on the files that are passed over.
+
+    Raises `UserError` for a folder without an image, and says what it holds instead.
+    """
+    others: Counter[str] = Counter()
+    paths = sorted(image_files(root, others))
+    if not paths:
+        found = passed_over(others) if others else "it is empty, hidden files aside"
+        raise UserError(f"{root}: no image in this folder: {found}; images end in {' '.join(IMAGE_SUFFIXES)}")
+    return paths, [f"passed over: {passed_over(others)}"] if others else []
+
+
 class FolderSource(FileSource):
     """The images under `root`, sorted bytewise by relative path.
 
-    The names of the first-level folders are the classes where at least two of them hold images and no image lies
-    beside them; otherwise there are no labels. `label_source` says which: "folder" or "none".
+    The names of the first-level folders are the classes where at least two of them hold images, no image lies beside
+    them, and they are not called as splits are (train, val ...); otherwise there are no labels, and `notes` says why.
+    `label_source` says which: "folder" or "none".
 
     Raises `UserError` for a folder without an image. `read` raises `OSError` for a file that has gone since.
     """
 
     def __init__(self, root: str | os.PathLike) -> None:
-        others: Counter[str] = Counter()
-        paths = sorted(image_files(Path(root), others))
-        if not paths:
-            found = passed_over(others) if others else "it is empty, hidden files aside"
-            raise UserError(f"{root}: no image in this folder: {found}; images end in {' '.join(IMAGE_SUFFIXES)}")
-        folders = {path.partition(b"/")[0] for path in paths if b"/" in path}
-        if len(folders) < 2 or not all(b"/" in path for path in paths):
-            super().__init__(root, paths)
+        paths, notes = images_under(Path(root))
+        top = os.path.commonprefix([paths[0], paths[-1]]).rpartition(b"/")
+        top = top[0] + top[1]  # the folder that everything lies in: b"", or one that ends with a slash
+        first = (path[len(top) :].partition(b"/") for path in paths)
+        counts = Counter(name if slash else b"" for name, slash, _ in first)
+        beside = counts.pop(b"", 0)
+        folders = sorted(counts)
+        self._splits = (top, folders) if _are_splits(folders) else None
+        if top or beside or len(folders) < 2 or self._splits:
+            notes += _why_no_labels(Path(root), top, folders, beside, self._splits is not None)
+            super().__init__(root, paths, notes=notes)
             return
-        rank = {folder: number for number, folder in enumerate(sorted(folders))}
+        rank = {folder: number for number, folder in enumerate(folders)}
         labels = np.fromiter((rank[path.partition(b"/")[0]] for path in paths), np.int32, len(paths))
-        super().__init__(root, paths, labels, [text(folder) for folder in rank], "folder")
+        super().__init__(root, paths, labels, [text(folder) for folder in folders], "folder", notes)
+
+    def refuse_splits(self) -> None:
+        """Raises `UserError` for a folder whose folders are training images and images to validate with."""
+        if self._splits is not None:
+            top, folders = self._splits
+            train = next(folder for folder in folders if _TRAIN.match(folder))
+            named, part = _some([top + folder for folder in folders]), self.root / os.fsdecode(top + train)
+            remedy = f"give {part} to train on, or folder:{self.root} for all of them, without labels"
+            raise UserError(f"{self.root}: holds {named}, which are splits and not classes; {remedy}")
+
+
+def _are_splits(folders: list[bytes]) -> bool:
+    """Whether folders are the splits of a set: training images, others, and nothing else."""
+    training = sum(_TRAIN.match(folder) is not None for folder in folders)
+    return 0 < training < len(folders) and all(_SPLIT.fullmatch(folder) for folder in folders)
+
+
+def _why_no_labels(root: Path, top: bytes, folders: list[bytes], beside: int, splits: bool) -> list[str]:
+    if splits:
+        return [f"no labels: {_some([top + folder for folder in folders])} are splits and not classes"]
+    if top and len(folders) > 1 and not beside:
+        inside = root / os.fsdecode(top)
+        return [f"no labels: all images lie in {text(top)}; for its {len(folders):,} folders as classes give {inside}"]
+    if top and not folders:
+        return [f"no labels: all images lie in {text(top)}, and one folder makes no classes"]
+    if folders and beside:
+        return [f"no labels: {beside:,} images lie beside the folders {_some(folders)}, which would be classes alone"]
+    return []
+
+
+def _some(folders: list[bytes]) -> str:
+    return ", ".join(text(folder) for folder in folders[:3]) + (" ..." if len(folders) > 3 else "")

@@ -12,14 +12,15 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from ...errors import UserError
-from ..images.formats import IMAGE_SUFFIXES
 from .mapped import INDEX, MappedSource
+from .samples import SampleReader, label_of
 from .tar import BLOCK, members, name_in
 
 FORMAT, VERSION = "headrace-shards", 1
@@ -61,17 +62,21 @@ def read_manifest(folder: Path) -> dict | None:
 class ShardSource(MappedSource):
     """The images of a folder of tars or of one tar. Memory-mapped: `read` gives a read-only view and copies nothing.
 
-    In tars without our index, a sample is a run of members with the same name up to the first dot; its image is the
-    first member with an image suffix, its label the `.cls` member. Names in tars are never used as paths.
+    In tars without our index, samples are those of `samples.py`; `image` is the suffix of the member to read, such as
+    ``rgb.jpg``, by default the first that ends as an image. `notes` says what is passed over.
 
     Raises `UserError` for damaged, missing or truncated shards. Pickles without its maps.
     """
 
-    def __init__(self, path: str | os.PathLike) -> None:
+    notes: Sequence[str] = ()
+
+    def __init__(self, path: str | os.PathLike, *, image: str = "") -> None:
         self._root = Path(path)
         manifest = read_manifest(self._root) if self._root.is_dir() else None
         self._indexed = manifest is not None
         if manifest is not None:
+            if image:
+                raise UserError(f"{path}: shards of headrace hold one image a sample; leave image={image} out")
             tars = [self._root / shard["name"] for shard in manifest["shards"]]
             sizes = [shard["bytes"] for shard in manifest["shards"]]
             self._check_sizes(tars, sizes)
@@ -81,9 +86,9 @@ class ShardSource(MappedSource):
             return
         tars = tars_in(self._root) if self._root.is_dir() else [self._root]
         sizes = [tar.stat().st_size for tar in tars]
-        index = _scan(tars)
-        if not len(index):
-            raise UserError(f"{path}: no member of its tars is an image; images end in {' '.join(IMAGE_SUFFIXES)}")
+        index, reader = _scan(tars, image)
+        reader.check(str(path))
+        self.notes = reader.notes()
         highest = int(index["label"].max())
         classes = None if highest < 0 else [str(label) for label in range(highest + 1)]
         super().__init__(str(path), tars, sizes, index, classes, "none" if classes is None else "cls")
@@ -128,38 +133,33 @@ class ShardSource(MappedSource):
             self.index = self._load_index()
 
 
-def _scan(tars: list[Path]) -> np.ndarray:
+def _scan(tars: list[Path], wanted: str) -> tuple[np.ndarray, SampleReader]:
     """The rows of `INDEX` that the headers of `tars` tell; threads, because a cold disk answers many at once."""
     with ThreadPoolExecutor(16) as threads:
-        samples = list(threads.map(_scan_one, range(len(tars)), tars))
-    return np.concatenate([np.array(rows, INDEX) for rows in samples]) if samples else np.empty(0, INDEX)
+        found = list(threads.map(lambda shard: _scan_one(shard, tars[shard], wanted), range(len(tars))))
+    everything = SampleReader(wanted)
+    for _, reader in found:
+        everything.add(reader)
+    return np.concatenate([np.array(rows, INDEX) for rows, _ in found] or [np.empty(0, INDEX)]), everything
 
 
-def _scan_one(shard: int, tar: Path) -> list[tuple[int, ...]]:
+def _scan_one(shard: int, tar: Path, wanted: str) -> tuple[list[tuple[int, ...]], SampleReader]:
     rows: list[tuple[int, ...]] = []
-    current, image, label = None, None, -1
+    reader = SampleReader(wanted)
     try:
         with open(tar, "rb", buffering=0) as file:
-            for name, offset, size in members(file.fileno()):
-                folder, _, base = name.rpartition("/")
-                stem, dot, suffix = base.partition(".")
-                if not stem or not dot:
-                    continue
-                if (folder, stem) != current:
-                    if image:
-                        rows.append((shard, *image, label, 0, 0))
-                    current, image, label = (folder, stem), None, -1
-                if image is None and f".{suffix.rpartition('.')[2].lower()}" in IMAGE_SUFFIXES:
-                    image = (offset, size)
-                elif suffix.lower() == "cls":
-                    label = _class(os.pread(file.fileno(), size, offset), f"{tar}: {name}")
+            for sample in reader.samples(members(file.fileno())):
+                label = -1
+                if (part := label_of(sample)) is not None:
+                    suffix, offset, size = part
+                    label = _class(os.pread(file.fileno(), size, offset), f"{tar}: {sample.key}.{suffix}")
+                if (image := reader.image(sample)) is not None:
+                    rows.append((shard, *image[1:], label, 0, 0))
     except ValueError as fault:  # `TarError`, or nonsense in a pax record
         raise UserError(f"{tar}: {fault}; copy it again") from None
     except OSError as fault:
         raise UserError(f"{tar}: cannot be read ({fault.strerror})") from None
-    if image:
-        rows.append((shard, *image, label, 0, 0))
-    return rows
+    return rows, reader
 
 
 def _class(text: bytes, where: str) -> int:

@@ -15,7 +15,7 @@ from headrace.errors import UserError
 from headrace.pipelines.images.decode import decode, image_size
 from headrace.pipelines.images.formats import FORMATS, IMAGE_SUFFIXES, passed_over
 from headrace.pipelines.sharding.writer import member_name
-from headrace.pipelines.sources import FolderSource
+from headrace.pipelines.sources.folder import FolderSource
 
 # what Pillow registers beside the table: no pixels of its own (stubs, printing), drawings, layers, films, measurements,
 # and what games and desktops keep brushes, cursors and textures in

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from headrace.errors import UserError
-from headrace.pipelines.sources import FolderSource, ShardSource, open_source, tar
-from headrace.pipelines.sources.shards import INDEX
+from headrace.pipelines.sources import open_source, tar
+from headrace.pipelines.sources.folder import FolderSource
+from headrace.pipelines.sources.shards import INDEX, ShardSource
 from headrace.pipelines.spec import ByteSource
 
 

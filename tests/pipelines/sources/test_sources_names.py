@@ -6,7 +6,9 @@ import sys
 
 import pytest
 
-from headrace.pipelines.sources import KINDS, FolderSource, ShardSource, open_source
+from headrace.pipelines.sources import KINDS, open_source
+from headrace.pipelines.sources.folder import FolderSource
+from headrace.pipelines.sources.shards import ShardSource
 
 
 @pytest.fixture
