@@ -16,7 +16,7 @@ import numpy as np
 from ...errors import UserError
 from .annotations import Boxes, countable, read_json
 from .files import FileSource
-from .folder import image_files
+from .folder import images_under
 from .lookup import choice, existing
 
 
@@ -30,10 +30,8 @@ class CocoSource(FileSource):
         root = Path(path)
         choice(path, "split", split, ("train", "val", "test", "unlabeled"))
         folder = existing(root / f"{split}2017")
-        paths = sorted(image_files(folder))
-        if not paths:
-            raise UserError(f"{folder}: no image in it; unpack {folder.name}.zip there")
-        super().__init__(folder, paths)
+        paths, notes = images_under(folder, f"unpack {folder.name}.zip there")
+        super().__init__(folder, paths, notes=notes)
         self.file = root / "annotations" / f"instances_{split}2017.json"
 
     def boxes(self, index: int) -> Boxes:

@@ -13,7 +13,7 @@ import numpy as np
 
 from ...errors import UserError
 from .files import FileSource, text
-from .folder import image_files
+from .folder import images_under
 
 # which of the 1,000 ImageNet classes, ranks of sorted wnids in three digits, count as each category; 207 take part
 _IMAGENET = {
@@ -50,9 +50,7 @@ class CueConflictSource(FileSource):
 
     def __init__(self, path: str | os.PathLike) -> None:
         root = Path(path)
-        paths = sorted(image_files(root))
-        if not paths:
-            raise UserError(f"{root}: no image in it; give the folder with the 16 categories")
+        paths, notes = images_under(root, "give the folder with the 16 categories")
         rank = {category.encode(): label for label, category in enumerate(CATEGORIES)}
         cues = []
         for name in paths:
@@ -62,7 +60,7 @@ class CueConflictSource(FileSource):
                 raise UserError(f"{root}: {text(name)} is not {hint}")
             cues.append([rank[cue] for cue in match.groups()])
         shapes, self._textures = np.array(cues, np.int32).T
-        super().__init__(root, paths, shapes, CATEGORIES, "folder")
+        super().__init__(root, paths, shapes, CATEGORIES, "folder", notes)
 
     def texture(self, index: int) -> int:
         """Category of the texture."""

@@ -57,16 +57,17 @@ def image_files(root: Path, others: Counter[str] | None = None) -> Iterator[byte
             raise UserError(f"{where}: cannot be read ({fault.strerror}); check its access rights") from None
 
 
-def images_under(root: Path) -> tuple[list[bytes], list[str]]:
+def images_under(root: Path, remedy: str = "") -> tuple[list[bytes], list[str]]:
     """`image_files` sorted bytewise, and sentences on the files that are passed over.
 
-    Raises `UserError` for a folder without an image, and says what it holds instead.
+    Raises `UserError` for a folder without an image, and says what it holds instead, and the `remedy`.
     """
     others: Counter[str] = Counter()
     paths = sorted(image_files(root, others))
     if not paths:
         found = passed_over(others) if others else "it is empty, hidden files aside"
-        raise UserError(f"{root}: no image in this folder: {found}; images end in {' '.join(IMAGE_SUFFIXES)}")
+        remedy = remedy or f"images end in {' '.join(IMAGE_SUFFIXES)}"
+        raise UserError(f"{root}: no image in this folder: {found}; {remedy}")
     return paths, [f"passed over: {passed_over(others)}"] if others else []
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from ...errors import UserError
 from . import imagenet_tar
 from .files import FileSource, text
-from .folder import FolderSource, image_files
+from .folder import FolderSource, images_under
 from .imagenet_tar import ImageNetTar
 from .lists import check_first, class_names, read_lines, read_list
 from .lookup import choice
@@ -71,21 +71,22 @@ def _from_archive(archive: Path, root: Path, split: str, subset: str) -> ImageNe
 
 
 def _from_folder(folder: Path, root: Path, split: str, subset: str) -> FileSource:
-    file = root / "meta" / f"{split}.txt"
+    file, notes = root / "meta" / f"{split}.txt", []
     if subset:
         paths, labels = _subset(root, subset)
     elif file.exists():
         paths, labels = read_list(file, folder)
     elif split == "test":
-        paths, labels = sorted(image_files(folder)), None
+        (paths, notes), labels = images_under(folder), None
     elif split == "train" or any(entry.is_dir() and entry.name[0] != "." for entry in os.scandir(folder)):
         return FolderSource(folder)
     else:
-        paths = sorted(image_files(folder))
+        paths, notes = images_under(folder)
         label_of, wnids = _val_labels(root)
-        return FileSource(folder, paths, np.array([label_of(text(path)) for path in paths], np.int32), wnids, "list")
+        labels = np.array([label_of(text(path)) for path in paths], np.int32)
+        return FileSource(folder, paths, labels, wnids, "list", notes)
     if split == "test" or labels is None:
-        source = FileSource(folder, paths)
+        source = FileSource(folder, paths, notes=notes)
     else:
         source = FileSource(folder, paths, labels, _class_names(root, paths, labels), "list")
     check_first(source, file)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 
 from ...errors import UserError
-from ..images.formats import IMAGE_SUFFIXES
+from ..images.formats import IMAGE_SUFFIXES, why_not
 from .files import FileSource, text
 from .lookup import existing
 
@@ -21,7 +22,8 @@ class ListSource(FileSource):
     """The images of a list, in its order. A line is ``path label`` or ``path``; all lines are of the same kind.
 
     The label is what follows the last blank, so paths may hold blanks; -1 is no label. Empty lines are passed over.
-    `root` is where the paths start, by default the list's own folder. `classes` is a file with a class name per line;
+    `root` is where the paths start, by default the list's own folder, and what they may not leave; a path that begins
+    with ``../`` starts in the list's folder, whatever the root. `classes` is a file with a class name per line;
     without it, classes are called after their folders where these correspond one to one, else by their numbers.
 
     Raises `UserError`, with the line, for anything else: mixed lines, paths that leave the root, unknown labels.
@@ -69,6 +71,8 @@ def read_list(file: Path, root: Path, classes: int = HIGHEST_LABEL + 1) -> tuple
         labelled = bool(last) and (last[0].isdigit() or last[0] == b"-1")
         path = path if labelled else line
         if not path.lower().endswith(_SUFFIXES):
+            if (suffix := os.path.splitext(path)[1].lower()) and (why := why_not(text(suffix))):
+                raise UserError(f"{file}:{number}: {text(path)!r} is no image that is read ({why})")
             kind = "'path' or 'path label', the path"
             raise UserError(f"{file}:{number}: {text(path)!r} is no image; a line is {kind} ending in .jpg, .png ...")
         first = first or number
@@ -80,7 +84,7 @@ def read_list(file: Path, root: Path, classes: int = HIGHEST_LABEL + 1) -> tuple
             if labels[-1] >= classes:
                 end = classes - 1
                 raise UserError(f"{file}:{number}: label {labels[-1]}, but labels end at {end}; mend the line")
-        paths.append(path if _is_inside(path) else _made_relative(path, root, f"{file}:{number}"))
+        paths.append(path if _is_inside(path) else _made_relative(path, root, file, f"{file}:{number}"))
     if not paths:
         raise UserError(f"{file}: no line in it; give a list of image paths")
     return paths, np.array(labels, np.int32) if labels and max(labels) >= 0 else None
@@ -90,12 +94,25 @@ def _is_inside(path: bytes) -> bool:
     return not path.startswith(b"/") and b".." not in path and b"\0" not in path
 
 
-def _made_relative(path: bytes, root: Path, where: str) -> bytes:
+def _made_relative(path: bytes, root: Path, file: Path, where: str) -> bytes:
     """A path that may lie outside `root` by its looks: relative to it, or `UserError`."""
     top = os.fsencode(os.path.abspath(root))
-    inside = os.path.relpath(os.path.join(top, path), top) if b"\0" not in path else b".."
-    if b".." in path.split(b"/") or inside.split(b"/")[0] == b"..":
-        raise UserError(f"{where}: {text(path)!r} leaves {root}; keep to paths inside it, or give another root")
+    if b"\0" in path:
+        raise UserError(f"{where}: {text(path)!r} leaves {root}, as no path can hold a zero byte; mend the line")
+    climbing = re.fullmatch(rb"((?:\./|/)*\.\./(?:\./|/|\.\./)*)(.*)", path, re.DOTALL)
+    below = climbing[2] if climbing and not path.startswith(b"/") else path
+    if b".." in below.split(b"/"):
+        odd = "'..' behind the name of a folder, which may be a link to anywhere"
+        raise UserError(f"{where}: {text(path)!r} leaves {root} for all that can be told: {odd}; write it without")
+    if below is path:
+        target, inside = os.path.normpath(os.path.join(top, path)), os.path.relpath(os.path.join(top, path), top)
+    else:  # as the system walks: up from where the list really lies
+        target = os.path.normpath(os.path.join(os.path.realpath(os.fsencode(file.parent)), path))
+        inside = os.path.relpath(target, os.path.realpath(top))
+    if inside.split(b"/")[0] == b"..":
+        holder = text(os.path.commonpath([os.path.realpath(os.fsencode(file.parent)), os.path.dirname(target)]))
+        holder = text(os.path.dirname(target)) if holder == "/" else holder
+        raise UserError(f"{where}: {text(path)!r} leaves {root}; to allow it, give a root that holds it: root={holder}")
     return inside
 
 

@@ -26,7 +26,7 @@ from PIL import Image
 from ...errors import UserError
 from . import voc
 from .files import FileSource
-from .folder import image_files
+from .folder import images_under
 from .lists import check_first, read_lines
 from .lookup import choice, existing
 
@@ -84,10 +84,13 @@ class CityscapesSource(FileSource):
         choice(path, "split", split, ("train", "val", "test"))
         self._masks = root / "gtFine" / split
         images = existing(root / "leftImg8bit" / split)
-        paths = sorted(name for name in image_files(images) if name.endswith(b"_leftImg8bit.png"))
+        found, notes = images_under(images, "unpack leftImg8bit_trainvaltest.zip there")
+        paths = [name for name in found if name.endswith(b"_leftImg8bit.png")]
         if not paths:
             raise UserError(f"{images}: no <city>/..._leftImg8bit.png in it; unpack leftImg8bit_trainvaltest.zip there")
-        super().__init__(images, paths)
+        if rest := len(found) - len(paths):
+            notes.append(f"passed over: {rest:,} images that are no ..._leftImg8bit.png")
+        super().__init__(images, paths, notes=notes)
 
     def target(self, index: int) -> np.ndarray:
         """(H, W) uint8: positions in `categories`, 255 for everything else. Raises `UserError`."""
@@ -107,10 +110,8 @@ class Ade20kSource(FileSource):
         choice(path, "split", split, ("training", "validation"))
         self._masks = root / "annotations" / split
         images = existing(root / "images" / split)
-        paths = sorted(image_files(images))
-        if not paths:
-            raise UserError(f"{images}: no image in it; unpack ADEChallengeData2016.zip there")
-        super().__init__(images, paths)
+        paths, notes = images_under(images, "unpack ADEChallengeData2016.zip there")
+        super().__init__(images, paths, notes=notes)
         self.categories = _ade20k_names(root / "objectInfo150.txt")
 
     def target(self, index: int) -> np.ndarray:

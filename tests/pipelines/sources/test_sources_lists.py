@@ -90,3 +90,24 @@ def test_lists_that_name_nothing(photos, write_files, refused):
     refused(f"list:{photos}/elsewhere.txt", "c/one.jpg does not exist", "another folder")
     refused(f"list:{photos}/empt.txt", f"did you mean {photos}/empty.txt?")
     refused(f"list:{photos}/b", "text file")
+
+
+def test_paths_that_climb_start_where_the_list_lies(photos, write_files, contents, encode, refused):
+    """Lists beside their images: `../` is followed as the system does, as far as the root that is given."""
+    lines = "../b/one.jpg 1\n.././a/7 8.png 0\nü.jpg 1\n"
+    write_files(photos, {"lists/train.txt": lines, "lists/far.txt": "../../x.jpg\n", "lists/in.txt": "../b/../ü.jpg\n"})
+    source = open_source(f"list:{photos}/lists/train.txt?root={photos}")
+    assert contents(source) == [("b/one.jpg", encode(0), 1), ("a/7 8.png", encode(2), 0), ("ü.jpg", encode(3), 1)]
+    message = refused(f"list:{photos}/lists/train.txt", "train.txt:1", "'../b/one.jpg' leaves", f"root={photos}")
+    assert open_source(f"list:{photos}/lists/train.txt?root=" + message.rpartition("root=")[2]).key(0) == "b/one.jpg"
+    refused(f"list:{photos}/lists/far.txt?root={photos}", "'../../x.jpg' leaves", f"root={photos.parent}")
+    refused(f"list:{photos}/lists/in.txt?root={photos}", "leaves", "may be a link")
+    (photos / "elsewhere/deep").mkdir(parents=True)
+    (photos / "elsewhere/deep/link").symlink_to(photos / "lists")
+    again = open_source(f"list:{photos}/elsewhere/deep/link/train.txt?root={photos}")  # up from where it really lies
+    assert contents(again) == contents(source)
+
+
+def test_a_line_of_a_picture_that_is_not_read_says_so(photos, write_files, refused):
+    write_files(photos, {"list.txt": "b/one.jpg 1\nb/two.heic 1\n"})
+    refused(f"list:{photos}/list.txt", "list.txt:2", "HEIF: convert")
