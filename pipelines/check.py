@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -23,8 +24,10 @@ from ..errors import UserError
 from ..places import new_file
 from .check_tar import Problem, TarCheck
 from .images.decode import DecodeError, decode, image_size
-from .sources import open_source, read_manifest
+from .sources import existing, open_source, read_manifest, resolve
+from .sources.samples import SampleReader
 from .sources.shards import FORMAT, INDEX, INDEX_FILE, MANIFEST, tars_in
+from .sources.stream import SCHEMES
 
 if TYPE_CHECKING:
     from .spec import ByteSource
@@ -43,6 +46,7 @@ class Report:
     bytes: int = 0
     seconds: float = 0.0
     problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what is there and will not be read, which is no fault in itself
 
     @property
     def sound(self) -> bool:
@@ -52,12 +56,13 @@ class Report:
         return json.dumps({"sound": self.sound} | asdict(self), indent=1)
 
     def __str__(self) -> str:
-        """A table of the problems, the first fifty, and a summary."""
+        """A table of the problems, the first fifty, the notes, and a summary."""
         rows = [(one.kind, one.shard, one.key, one.detail) for one in self.problems[:50]]
         kind, shard, key = (max((len(row[column]) for row in rows), default=0) for column in range(3))
         lines = [f"{row[0]:{kind}}  {row[1]:{shard}}  {row[2]:{key}}  {row[3]}" for row in rows]
         if len(self.problems) > len(rows):
             lines.append(f"and {len(self.problems) - len(rows):,} more")
+        lines += self.notes
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in Counter(one.kind for one in self.problems).items())
         shards = f" in {self.shards:,} shards" if self.shards else ""
         depth = "decoded" if self.decoded else "structure and checksums"
@@ -74,25 +79,28 @@ def check(data: str | os.PathLike, decode: bool = False, workers: int | None = N
     Raises `UserError` where there is no data set at all, or one that is still being written.
     """
     start, report = time.monotonic(), Report(str(data), decode)
-    path = Path(data).expanduser()
     workers = workers or cores()
-    manifest = None
-    if path.is_dir():
-        manifest = _manifest(path, report.problems) if (path / MANIFEST).exists() else read_manifest(path)
-    tars = tars_in(path) if path.is_dir() else [path] if path.suffix == ".tar" and path.is_file() else []
+    path, image = _tars_of(os.fspath(data))
+    manifest = _manifest(path, report.problems) if path and (path / MANIFEST).exists() else None
+    tars = [] if path is None else tars_in(path) if path.is_dir() else [path]
     if manifest is not None:
         jobs = _ours(path, manifest, tars, report.problems)
     else:
-        jobs = [TarCheck(tar) for tar in tars]
+        jobs = [TarCheck(tar, image=image) for tar in tars]
     with ThreadPoolExecutor(workers) as threads:
         if jobs or report.problems:
             report.shards = len(jobs)
+            everything = SampleReader(image)
             for job in threads.map(lambda job: job.check(decode), jobs):
                 report.samples += job.samples
                 report.bytes += job.bytes
                 report.problems += job.problems
+                everything.add(job.reader)
+            report.notes += everything.notes()
+            if manifest is None and not report.problems and (fault := everything.fault()):
+                report.problems.append(Problem("member", "", "", fault))
         else:
-            source = open_source(data)
+            source = open_source(data, report.notes.append)
             tasks = (range(at, min(at + _TASK, len(source))) for at in range(0, len(source), _TASK))
             for size, problems in threads.map(lambda task: _check_images(source, task, decode), tasks):
                 report.bytes += size
@@ -102,6 +110,20 @@ def check(data: str | os.PathLike, decode: bool = False, workers: int | None = N
         _check_sequence(jobs, report.problems)
     report.seconds = time.monotonic() - start
     return report
+
+
+def _tars_of(data: str) -> tuple[Path | None, str]:
+    """The folder or file whose tars are to be looked at, and the suffix of the member to read in them.
+
+    None where the data are of another kind. `UserError` where there are none, or of several kinds.
+    """
+    path = Path(data).expanduser()
+    if (path / MANIFEST).exists():  # perhaps damaged, and then nothing that could be opened
+        return path, ""
+    kind, place, options = ("", "", "") if data.startswith(SCHEMES) else resolve(data)
+    if kind != "shards" or options and not re.fullmatch(r"image=[^&=]+", options):
+        return None, ""
+    return existing(place), options.removeprefix("image=")
 
 
 def _manifest(folder: Path, problems: list[Problem]) -> dict | None:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from .images.decode import DecodeError, decode
-from .images.formats import IMAGE_SUFFIXES
 from .sources import tar
+from .sources.samples import SampleReader, label_of
 from .sources.shards import INDEX_FILE
 
 _CHUNK = 1 << 20  # bytes hashed at a time
@@ -21,17 +20,21 @@ _CHUNK = 1 << 20  # bytes hashed at a time
 
 @dataclass(frozen=True)
 class Problem:
-    kind: str  # missing, truncated, checksum, header, name, order, duplicate, label, idx, index, manifest, extra, image
+    # missing, truncated, checksum, header, name, order, duplicate, label, idx, index, manifest, extra, image, member
+    kind: str
     shard: str  # file name, empty where none is meant
     key: str  # member or image, empty for the shard as a whole
     detail: str
 
 
 class TarCheck:
-    """One tar: `entry` and `rows` are what manifest and index say of it, None for tars of others."""
+    """One tar: `entry` and `rows` are what manifest and index say of it, None for tars of others, in which `image` is
+    the suffix of the member that is read. `reader` has counted what is passed over.
+    """
 
-    def __init__(self, path: Path, entry: dict | None = None, rows: np.ndarray | None = None) -> None:
+    def __init__(self, path: Path, entry: dict | None = None, rows: np.ndarray | None = None, image: str = "") -> None:
         self.path, self.entry, self.rows = path, entry, rows
+        self.reader = SampleReader(image)
         self.samples = self.bytes = 0
         self.keys: list[str] = []
         self.problems: list[Problem] = []
@@ -45,7 +48,8 @@ class TarCheck:
                 self.bytes = os.fstat(file.fileno()).st_size
                 self._check_bytes(file)
                 members = self._members(file.fileno())
-                samples = _samples(members)
+                found, read = self.reader.samples(members), self.reader.image
+                samples = [_Sample(*one, read(one), label_of(one)) for one in found]
                 self._check_samples(file.fileno(), samples)
                 self._check_idx(samples)
                 if self.rows is not None:
@@ -95,7 +99,7 @@ class TarCheck:
         return members
 
     def _check_samples(self, descriptor: int, samples: list[_Sample]) -> None:
-        self.samples, self.keys = sum(one.image is not None for one in samples), [one.key for one in samples]
+        self.samples, self.keys = self.reader.images, [one.key for one in samples]
         labelled = sum(one.label is not None for one in samples)
         seen: dict[str, set[str]] = {}
         for one in samples:
@@ -174,34 +178,15 @@ class TarCheck:
 
 @dataclass
 class _Sample:
-    """A run of members with one key: `parts`, `image` and `label` are (suffix, offset, size)."""
+    """A sample with what is read of it: `image` and `label` are (suffix, offset, size)."""
 
     key: str
     parts: list[tuple[str, int, int]]
+    image: tuple[str, int, int] | None
+    label: tuple[str, int, int] | None
     number: int | None = None  # what the label says
 
     @property
     def idx_line(self) -> str:
         """As DALI writes it."""
         return " ".join(f"{suffix} {start} {size} {self.key}.{suffix}" for suffix, start, size in self.parts)
-
-    @property
-    def image(self) -> tuple[str, int, int] | None:
-        return next((part for part in self.parts if f".{part[0].rpartition('.')[2].lower()}" in IMAGE_SUFFIXES), None)
-
-    @property
-    def label(self) -> tuple[str, int, int] | None:
-        return next((part for part in self.parts if part[0].lower() == "cls"), None)
-
-
-def _samples(members: Iterable[tuple[str, int, int]]) -> list[_Sample]:
-    samples: list[_Sample] = []
-    for name, start, size in members:
-        folder, slash, base = name.rpartition("/")
-        stem, dot, suffix = base.partition(".")
-        if not dot or not stem and not slash:
-            continue
-        if not samples or samples[-1].key != folder + slash + stem:
-            samples.append(_Sample(folder + slash + stem, []))
-        samples[-1].parts.append((suffix, start, size))
-    return samples

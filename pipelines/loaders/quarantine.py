@@ -27,6 +27,8 @@ class Quarantine:
     `write` in append mode under a lock of the file. (Where a file system has no locks, a sample may appear twice.)
     Lines that are there at the start count, unless the data set has another sample in that place by now.
 
+    A line may stand for several images, those of a lost shard of a stream, and says so: {..., missing}.
+
     More than `max_bad`, a share of the source (though one sample is always let pass), raise `UserError`.
     """
 
@@ -34,13 +36,15 @@ class Quarantine:
         self._source, self.path = source, path
         self._limit = max(1, int(max_bad * len(source)))
         self._reasons: dict[int, str] = {}
+        self._missing: dict[int, int] = {}  # images that an entry stands for, where these are several
         self._read_to = 0  # bytes of the file
         self._lock = threading.Lock()
         self.refresh()
         self._check()
 
     def __len__(self) -> int:
-        return len(self._reasons)
+        """Images, however many entries they have."""
+        return len(self._reasons) + sum(self._missing.values()) - len(self._missing)
 
     def __contains__(self, index: int) -> bool:
         return index in self._reasons
@@ -60,15 +64,16 @@ class Quarantine:
             key = f"{shard}@{offset}"
         return {"index": index, "shard": shard, "key": key, "offset": offset}
 
-    def add(self, index: int, reason: str) -> None:
-        """Sets a sample aside. Raises `UserError` when there are too many."""
+    def add(self, index: int, reason: str, images: int = 1) -> None:
+        """Sets a sample aside, or `images` under one number. Raises `UserError` when there are too many."""
         reason = " ".join(reason.split()) or "no reason given"
         with self._lock, self._open() as file:
             self._read(file)
-            if index not in self._reasons:
-                self._reasons[index] = reason
+            if index not in self._reasons or images > self._missing.get(index, 1):
+                self._note(index, reason, images)
                 if file is not None:
-                    line = json.dumps(self.where(index) | {"reason": reason}) + "\n"
+                    record = self.where(index) | {"reason": reason} | ({"missing": images} if images > 1 else {})
+                    line = json.dumps(record) + "\n"
                     self._read_to += os.write(file, line.encode())
         self._check()
 
@@ -128,10 +133,22 @@ class Quarantine:
                 record = json.loads(line)
                 index, reason = int(record["index"]), str(record["reason"])
                 found = {key: record[key] for key in ("index", "shard", "key", "offset")}
+                images = int(record.get("missing", 1))
             except (ValueError, KeyError, TypeError):
                 continue
-            if 0 <= index < len(self._source) and found == self.where(index):
-                self._reasons.setdefault(index, reason)
+            if self._is_ours(found) and (index not in self._reasons or images > self._missing.get(index, 1)):
+                self._note(index, reason, images)
+
+    def _note(self, index: int, reason: str, images: int) -> None:
+        self._reasons[index] = reason
+        if images > 1:
+            self._missing[index] = images
+
+    def _is_ours(self, found: dict) -> bool:
+        """Whether a line is about this source: another set may have left it."""
+        if hasattr(self._source, "recall"):  # a stream has names, and no positions
+            return self._source.recall(found["index"], found["key"])
+        return 0 <= found["index"] < len(self._source) and found == self.where(found["index"])
 
     def _check(self) -> None:
         if len(self) <= self._limit:

@@ -9,33 +9,41 @@ do not: they are drawn by (seed, epoch, id) as everywhere, and a sample's id is 
 
 from __future__ import annotations
 
+import io
+import lzma
 import os
 import random
 import re
+import select
 import signal
+import subprocess
+import tarfile
+import zlib
 from collections.abc import Iterator
 from hashlib import blake2b
-from itertools import islice
+from itertools import chain, islice
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import webdataset as wds
 from webdataset.gopen import Pipe
-from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from ...errors import UserError
+from ...errors import UserError, notice
 from ..images.decode import DecodeError, image_size
-from ..images.formats import IMAGE_SUFFIXES
 from ..order import permute
 from ..rng import stream_key
+from ..sources.samples import Sample as MemberGroup
+from ..sources.samples import SampleReader, label_of
 from ..views.cut import decode_fast
 from .base import Plan
 from .cpu import CpuLoader
 
 _BUFFER = 1 << 20  # bytes of a pipe
 _SHUFFLE = 1000  # encoded samples among which the next one is picked
-_CURL = ("curl", "-fsL", "--connect-timeout", "30", "--retry", "5", "--speed-limit", "1", "--speed-time", "60")
+_STALL = 60  # seconds without a byte after which a server is given up
+_GRACE = 2  # seconds for a command to end whose data make no sense
+_CURL = ("curl", "-fsL", "--connect-timeout", "30", "--retry", "5")  # a retry is only safe before the first byte
 
 
 class Sample(NamedTuple):
@@ -48,8 +56,9 @@ class Sample(NamedTuple):
 class StreamLoader(CpuLoader):
     """See `CpuLoader` and `sources.stream.StreamSource`. One connection per process.
 
-    An undecodable image is replaced by the next good one of its batch; a shard that cannot be opened or breaks off is
-    counted as one bad sample, and the next one follows. A resumed run reads its epoch from the start, undecoded.
+    An undecodable image is replaced by the next good one of its batch. Of a shard that cannot be opened or breaks off,
+    every image that did not come counts as bad, and the next shard follows. A resumed run reads its epoch from the
+    start, undecoded.
     """
 
     exact = False
@@ -60,7 +69,7 @@ class StreamLoader(CpuLoader):
         self._position: int | None = None  # the step whose samples `_samples` gives next
         self._held: dict[int, list[Sample]] = {}  # samples of the steps in preparation
         self._stream, self._closing = None, False
-        self._fault = ""  # of the current shard
+        self._told = False  # what shards hold that nobody reads
 
     def _cut(self) -> tuple[Plan, dict[str, torch.Tensor]]:
         plan, crops = super()._cut()
@@ -116,8 +125,7 @@ class StreamLoader(CpuLoader):
         found = True
         while found:
             found = False
-            members = tar_file_expander(self._open_all(urls), handler=self._note)
-            samples = filter(None, map(self._sample, group_by_keys(members, handler=self._note)))
+            samples = chain.from_iterable(map(self._shard, urls))
             if rng is not None:  # emptied before the first shard comes again: no sample twice before all have come once
                 samples = wds.shuffle(_SHUFFLE, rng=rng)(samples)
             for sample in samples:
@@ -126,41 +134,58 @@ class StreamLoader(CpuLoader):
         reasons = "; ".join(self._bad.lines(3)) or "no member ends as an image does"
         raise UserError(f"{self.source.name}: not one image in {len(urls)} shards ({reasons}); check the address")
 
-    def _sample(self, raw: dict) -> Sample | None:
-        """The first member with an image suffix, and the class index in the member `.cls`."""
-        suffix = next((s for s in raw if f".{s.rpartition('.')[2]}" in IMAGE_SUFFIXES), None)
-        if suffix is None:
+    def _shard(self, url: str) -> Iterator[Sample]:
+        """The samples of a shard, as far as they come. What does not come is counted at once."""
+        reader, fault = SampleReader(self.source.image), ""
+        try:
+            self._stream = _open(url)
+            if self._closing:  # `close` may have come before there was a stream to end
+                return
+            for members in reader.samples(_members(self._stream)):
+                if (sample := self._sample(url, members, reader)) is not None:
+                    yield sample
+            if not self._stream.read(_BUFFER):  # at its end: the exit status says whether everything came
+                self._stream.close()
+        except (OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError) as problem:
+            fault = _reason(problem)
+            if isinstance(self._stream, Pipe) and not isinstance(problem, OSError):
+                fault = _exit_status(self._stream) or fault  # the command has the last word
+        finally:
+            if self._stream is not None:
+                _end(self._stream)
+        if self._closing:
+            return
+        if problem := reader.turned():
+            raise UserError(f"{self.source.name}: {url}: {problem.replace('?image', '#image')}")
+        if not self._told and (notes := reader.notes()):
+            self._told = True
+            notice(f"{self.source.name}: {_shard_name(url)}, and perhaps others: {'; '.join(notes)}")
+        self._count_missing(url, reader.images, fault)
+
+    def _count_missing(self, url: str, came: int, fault: str) -> None:
+        """Sets aside what a shard should have held, which `Quarantine` holds against `data.max_bad`."""
+        known = self.source.counts.get(url)
+        expected = -(-len(self.source) // len(self.source.urls)) if known is None else known
+        missing = max(expected - came, 0)
+        if not fault and (known is None or not missing):
+            return
+        if known is None:
+            told = f"about {missing:,} images missing, the average of a shard less the {came:,} that came"
+        else:
+            told = f"{missing:,} of its {known:,} images missing"
+        self.source.names[_hash(url)] = url
+        self._bad.add(_hash(url), f"shard breaks off: {fault or 'it ends early'}; {told}", max(missing, 1))
+
+    def _sample(self, url: str, sample: MemberGroup, reader: SampleReader) -> Sample | None:
+        """Its image, as in tars on disks, and the class index in the member `.cls`."""
+        image, label = reader.image(sample), label_of(sample)
+        if image is None:
             return None
-        key = f"{_shard_name(raw['__url__'])}/{raw['__key__']}.{suffix}"
-        label = raw.get("cls", b"-1").strip()
-        encoded = np.frombuffer(raw[suffix], np.uint8)
+        suffix, data = image
+        key = f"{_shard_name(url)}/{sample.key}.{suffix}"
+        label = b"-1" if label is None else label[1].strip()
+        encoded = np.frombuffer(data, np.uint8)
         return Sample(_hash(key), key, encoded, int(label) if label.lstrip(b"-").isdigit() else -1)
-
-    def _open_all(self, urls: list[str]) -> Iterator[dict]:
-        for url in urls:
-            self._fault = ""
-            try:
-                self._stream = _open(url)
-                if self._closing:  # `close` may have come before there was a stream to end
-                    break
-                yield {"url": url, "stream": self._stream}
-                if not self._stream.read(_BUFFER):  # at its end: the exit status says whether everything came
-                    self._stream.close()
-            except OSError as fault:
-                self._note(fault)
-            finally:
-                if self._stream is not None:
-                    _end(self._stream)
-            if self._fault and not self._closing:
-                self.source.names[_hash(url)] = url
-                self._bad.add(_hash(url), f"shard breaks off: {self._fault}")
-
-    def _note(self, fault: Exception) -> bool:
-        """Keeps what is wrong with the current shard; the command behind it has the last word. True: go on."""
-        self._fault = next((part for part in fault.args if isinstance(part, str)), repr(fault))
-        if status := re.search(r"exit -?\d+", self._fault):  # webdataset quotes the whole command
-            self._fault = f"its command ends with {status[0]}"
-        return not self._closing
 
     # ---- ending
 
@@ -185,14 +210,74 @@ def _hash(text: str) -> int:
     return int.from_bytes(blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "big") >> 1
 
 
+class _Header(tarfile.TarInfo):
+    """Python's own reader takes a header that is none, or is cut off, for the end of the archive."""
+
+    @classmethod
+    def frombuf(cls, buf, encoding, errors):
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as fault:
+            raise tarfile.ReadError(f"no tar header where one should be ({fault})") from None
+
+
+def _members(stream) -> Iterator[tuple[str, bytes]]:
+    """(name, data) of every file in a tar that is read once, compressed or not."""
+    with tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Header) as archive:
+        for member in archive:
+            if member.isreg():
+                yield member.name, archive.extractfile(member).read()
+            archive.members = []  # it would keep them all
+
+
+class _Patient(io.RawIOBase):
+    """A pipe of which a read fails when nothing comes for `_STALL` seconds.
+
+    curl's own limits would begin the transfer anew, and write what has come already a second time.
+    """
+
+    def __init__(self, pipe: io.RawIOBase) -> None:
+        self._pipe = pipe
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, room) -> int | None:
+        if not select.select([self._pipe], [], [], _STALL)[0]:
+            raise TimeoutError(f"no byte in {_STALL} seconds")
+        return self._pipe.readinto(room)
+
+    def close(self) -> None:
+        self._pipe.close()
+        super().close()
+
+
 def _open(url: str):
     """A binary stream. Commands run in a process group of their own, so that all of a pipeline can be ended."""
     options = {"mode": "rb", "bufsize": _BUFFER, "start_new_session": True}
     if url.startswith("pipe:"):
         return Pipe(url[5:], shell=True, **options)
     if url.startswith(("http://", "https://")):
-        return Pipe([*_CURL, url], **options)
+        stream = Pipe([*_CURL, url], **options)
+        stream.stream = io.BufferedReader(_Patient(stream.stream.detach()), _BUFFER)
+        return stream
     return open(url.removeprefix("file:"), "rb")
+
+
+def _reason(problem: Exception) -> str:
+    """What is wrong with a shard, in a few words: webdataset quotes the whole command."""
+    if found := re.search(r"exit -?\d+", str(problem)):
+        return f"its command ends with {found[0]}"
+    return next((part for part in (getattr(problem, "strerror", None), str(problem)) if part), repr(problem))
+
+
+def _exit_status(stream: Pipe) -> str | None:
+    """What a command says that has ended, or is about to; None where all is well with it."""
+    try:
+        status = stream.proc.wait(_GRACE)
+    except subprocess.TimeoutExpired:
+        return None
+    return f"its command ends with exit {status}" if status else None
 
 
 def _kill(stream) -> None:

@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
-from ...errors import UserError
 from ..images.formats import IMAGE_SUFFIXES, passed_over
 
 _IMAGES = frozenset(IMAGE_SUFFIXES)
@@ -130,29 +129,24 @@ class SampleReader:
             if self._first.setdefault(suffixes, first) != first:
                 self._turned = self._first[suffixes], first
 
-    def ambiguity(self) -> str | None:
-        """Why no rule can tell which member is the image; None where one comes first in all samples alike."""
+    def turned(self) -> str | None:
+        """Why there is no telling which member is the image; None where one comes first in all samples alike."""
         if self._turned is None:
             return None
         first, second = self._turned
-        return (
-            f"samples hold several images, and now .{first}, now .{second} comes first; say which one to read, as in "
-            f"?image={first}"
-        )
+        turn = f"samples hold several images, and now .{first}, now .{second} comes first"
+        return f"{turn}; say which one to read, as in ?image={first}"
 
-    def check(self, where: str) -> None:
-        """Raises `UserError` where there is no image, or no telling which."""
-        if problem := self.ambiguity():
-            raise UserError(f"{where}: {problem}")
-        if not self.images:
-            kinds = passed_over(self.others + Counter({f".{key}": count for key, count in self.unused.items()}))
-            found = kinds if self.others or self.unused else "it is empty, hidden files aside"
-            if self.wanted:
-                raise UserError(f"{where}: no sample has a member .{self.wanted}: {found}; give the suffix of one")
-            raise UserError(
-                f"{where}: no member of its tars is an image: {found}; images end in {' '.join(IMAGE_SUFFIXES)}, "
-                "any other suffix can be asked for, as in ?image=bin"
-            )
+    def fault(self) -> str | None:
+        """Why this is no set of images: there is none, or no telling which member of a sample it is."""
+        if (turned := self.turned()) is not None or self.images:
+            return turned
+        members = self.others + Counter({f".{suffix}": count for suffix, count in self.unused.items()})
+        found = passed_over(members) if members else "it is empty, hidden files aside"
+        if self.wanted:
+            return f"no sample has a member .{self.wanted}: {found}; give the suffix of one"
+        ends = f"images end in {' '.join(IMAGE_SUFFIXES)}"
+        return f"no member of its tars is an image: {found}; {ends}, and another member can be named, as in ?image=bin"
 
     def notes(self) -> list[str]:
         """What was passed over, a sentence each; none where everything is read."""

@@ -87,7 +87,8 @@ class ShardSource(MappedSource):
         tars = tars_in(self._root) if self._root.is_dir() else [self._root]
         sizes = [tar.stat().st_size for tar in tars]
         index, reader = _scan(tars, image)
-        reader.check(str(path))
+        if fault := reader.fault():
+            raise UserError(f"{path}: {fault}")
         self.notes = reader.notes()
         highest = int(index["label"].max())
         classes = None if highest < 0 else [str(label) for label in range(highest + 1)]

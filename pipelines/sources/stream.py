@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ...errors import UserError
 from .shards import FORMAT, MANIFEST
 
 SCHEMES = ("http://", "https://", "pipe:", "file:")
-_OPTIONS = re.compile(r"#((?:samples|classes)=\d+(?:&(?:samples|classes)=\d+)*)$")
+_OPTION = r"(?:(?:samples|classes)=\d+|image=[^&=#]+)"
+_OPTIONS = re.compile(rf"#({_OPTION}(?:&{_OPTION})*)$")
 _TIMEOUT = 30  # seconds
 
 
@@ -19,11 +20,22 @@ class StreamSource:
     """Shards at `urls`: http(s) addresses, ``pipe:command`` or ``file:/path``; together about `samples` images.
 
     A stream has no positions, so nothing can be read by index; a sample's id is a hash of its shard's name and its own.
-    `samples` is only what counts as one epoch.
+    `samples` is only what counts as one epoch. `counts` says how many images a shard holds, where that is known, and
+    `image` the suffix of the member to read, as in tars on disks.
     """
 
-    def __init__(self, urls: Sequence[str], samples: int, classes: list[str] | None = None, *, name: str) -> None:
-        self.urls, self.classes, self.name = list(urls), classes, name
+    def __init__(
+        self,
+        urls: Sequence[str],
+        samples: int,
+        classes: list[str] | None = None,
+        *,
+        name: str,
+        counts: Mapping[str, int] | None = None,
+        image: str = "",
+    ) -> None:
+        self.urls, self.classes, self.name, self.image = list(urls), classes, name, image
+        self.counts = dict(counts or {})
         self.names: dict[int, str] = {}  # of the bad samples, noted by the loader
         self._samples = samples
 
@@ -44,12 +56,20 @@ class StreamSource:
     def size(self, index: int) -> None:
         return None
 
+    def recall(self, index: int, key: str) -> bool:
+        """Takes in what another process, or an earlier run, calls a bad sample; False for one of other shards."""
+        shards = {url.partition("?")[0].rpartition("/")[2] for url in self.urls}
+        if key not in self.urls and key.partition("/")[0] not in shards:
+            return False
+        self.names.setdefault(index, key)
+        return True
+
 
 def open_stream(name: str) -> StreamSource:
     """``http://host/train-{000000..000099}.tar``, ``file:/path/...`` or ``pipe:command``; braces as in a shell.
 
     How many images there are is told by the `dataset.json` beside the shards, or behind the address:
-    ``#samples=1281167``, with ``&classes=1000`` where labels are wanted.
+    ``#samples=1281167``, with ``&classes=1000`` where labels are wanted, and ``&image=rgb.jpg`` for one of several.
 
     Raises `UserError` where neither does.
     """
@@ -57,20 +77,21 @@ def open_stream(name: str) -> StreamSource:
 
     match = _OPTIONS.search(name)
     address = name[: match.start()] if match else name
-    options = {key: int(value) for key, value in (pair.split("=") for pair in match[1].split("&"))} if match else {}
+    options = dict(pair.split("=") for pair in match[1].split("&")) if match else {}
+    image = options.get("image", "")
     try:
         urls = list(braceexpand(address))
     except UnbalancedBracesError as fault:
         raise UserError(f"{address}: {fault}; write a range of shards as {{000000..000099}}") from None
     if "samples" not in options:
-        return _by_manifest(address, urls)
-    if not options["samples"]:
+        return _by_manifest(address, urls, image)
+    if not int(options["samples"]):
         raise UserError(f"{name}: samples must be at least 1")
-    classes = [str(label) for label in range(options["classes"])] if "classes" in options else None
-    return StreamSource(urls, options["samples"], classes, name=address)
+    classes = [str(label) for label in range(int(options["classes"]))] if "classes" in options else None
+    return StreamSource(urls, int(options["samples"]), classes, name=address, image=image)
 
 
-def _by_manifest(address: str, urls: list[str]) -> StreamSource:
+def _by_manifest(address: str, urls: list[str], image: str) -> StreamSource:
     hint = f"append the number of images, as in {address}#samples=1281167"
     if address.startswith("pipe:"):
         raise UserError(f"{address}: how many images a command gives is unknown; {hint}")
@@ -88,4 +109,5 @@ def _by_manifest(address: str, urls: list[str]) -> StreamSource:
         raise UserError(
             f"{unknown[0]}: not among the {len(counts)} shards of {folder}/{MANIFEST}; correct the name, or {hint}"
         )
-    return StreamSource(urls, sum(counts[url] for url in urls), manifest["classes"], name=address)
+    total = sum(counts[url] for url in urls)
+    return StreamSource(urls, total, manifest["classes"], name=address, counts=counts, image=image)
