@@ -13,7 +13,6 @@ import io
 import lzma
 import os
 import random
-import re
 import select
 import signal
 import subprocess
@@ -29,7 +28,7 @@ import torch
 import webdataset as wds
 from webdataset.gopen import Pipe
 
-from ...errors import UserError, notice
+from ...errors import ProcessError, UserError, notice
 from ..images.decode import DecodeError, image_size
 from ..order import permute
 from ..rng import stream_key
@@ -43,6 +42,13 @@ _BUFFER = 1 << 20  # bytes of a pipe
 _SHUFFLE = 1000  # encoded samples among which the next one is picked
 _STALL = 60  # seconds without a byte after which a server is given up
 _GRACE = 2  # seconds for a command to end whose data make no sense
+_CURL_SAYS = {
+    6: "unknown host",
+    7: "no connection",
+    18: "the transfer breaks off",
+    22: "the server refuses it",
+    28: "no answer",
+}
 _CURL = ("curl", "-fsL", "--connect-timeout", "30", "--retry", "5")  # a retry is only safe before the first byte
 
 
@@ -69,6 +75,7 @@ class StreamLoader(CpuLoader):
         self._position: int | None = None  # the step whose samples `_samples` gives next
         self._held: dict[int, list[Sample]] = {}  # samples of the steps in preparation
         self._stream, self._closing = None, False
+        self._tried = self._came = 0  # shards, and images of them
         self._told = False  # what shards hold that nobody reads
 
     def _cut(self) -> tuple[Plan, dict[str, torch.Tensor]]:
@@ -131,36 +138,43 @@ class StreamLoader(CpuLoader):
             for sample in samples:
                 found = True
                 yield sample
-        reasons = "; ".join(self._bad.lines(3)) or "no member ends as an image does"
-        raise UserError(f"{self.source.name}: not one image in {len(urls)} shards ({reasons}); check the address")
+        raise self._nothing(str(len(urls)))
 
     def _shard(self, url: str) -> Iterator[Sample]:
         """The samples of a shard, as far as they come. What does not come is counted at once."""
         reader, fault = SampleReader(self.source.image), ""
+        self._tried, self._stream = self._tried + 1, None
         try:
             self._stream = _open(url)
             if self._closing:  # `close` may have come before there was a stream to end
                 return
             for members in reader.samples(_members(self._stream)):
-                if (sample := self._sample(url, members, reader)) is not None:
+                sample = self._sample(url, members, reader)
+                if problem := reader.turned():
+                    raise UserError(f"{self.source.name}: {_shard_name(url)}: {problem.replace('?image', '#image')}")
+                if sample is not None:
                     yield sample
-            if not self._stream.read(_BUFFER):  # at its end: the exit status says whether everything came
-                self._stream.close()
+            while rest := self._stream.read(_BUFFER):
+                if any(rest):
+                    raise tarfile.ReadError("data behind the end of the archive")
+            self._stream.close()  # the exit status says whether everything came
         except (OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError) as problem:
-            fault = _reason(problem)
-            if isinstance(self._stream, Pipe) and not isinstance(problem, OSError):
-                fault = _exit_status(self._stream) or fault  # the command has the last word
+            fault = _reason(url, self._stream, problem)
         finally:
             if self._stream is not None:
                 _end(self._stream)
+            self._tell(url, reader)
+        self._came += reader.images
         if self._closing:
             return
-        if problem := reader.turned():
-            raise UserError(f"{self.source.name}: {url}: {problem.replace('?image', '#image')}")
+        self._count_missing(url, reader.images, fault)
+
+    def _tell(self, url: str, reader: SampleReader) -> None:
+        """Once, what the first shard in which anything is passed over holds of it."""
         if not self._told and (notes := reader.notes()):
             self._told = True
-            notice(f"{self.source.name}: {_shard_name(url)}, and perhaps others: {'; '.join(notes)}")
-        self._count_missing(url, reader.images, fault)
+            told = "; ".join(notes).replace("?image", "#image")
+            notice(f"{self.source.name}: {_shard_name(url)}, and perhaps others: {told}")
 
     def _count_missing(self, url: str, came: int, fault: str) -> None:
         """Sets aside what a shard should have held, which `Quarantine` holds against `data.max_bad`."""
@@ -174,7 +188,16 @@ class StreamLoader(CpuLoader):
         else:
             told = f"{missing:,} of its {known:,} images missing"
         self.source.names[_hash(url)] = url
-        self._bad.add(_hash(url), f"shard breaks off: {fault or 'it ends early'}; {told}", max(missing, 1))
+        try:
+            self._bad.add(_hash(url), f"shard breaks off: {fault or 'it ends early'}; {told}", max(missing, 1))
+        except ProcessError as fault:
+            if self._came:
+                raise
+            raise self._nothing(f"{self._tried} of {len(self.source.urls)}") from fault
+
+    def _nothing(self, shards: str) -> ProcessError:
+        reasons = "; ".join(self._bad.lines(3)) or "no member ends as an image does"
+        return ProcessError(f"{self.source.name}: not one image in {shards} shards ({reasons}); check the address")
 
     def _sample(self, url: str, sample: MemberGroup, reader: SampleReader) -> Sample | None:
         """Its image, as in tars on disks, and the class index in the member `.cls`."""
@@ -264,20 +287,21 @@ def _open(url: str):
     return open(url.removeprefix("file:"), "rb")
 
 
-def _reason(problem: Exception) -> str:
-    """What is wrong with a shard, in a few words: webdataset quotes the whole command."""
-    if found := re.search(r"exit -?\d+", str(problem)):
-        return f"its command ends with {found[0]}"
-    return next((part for part in (getattr(problem, "strerror", None), str(problem)) if part), repr(problem))
-
-
-def _exit_status(stream: Pipe) -> str | None:
-    """What a command says that has ended, or is about to; None where all is well with it."""
-    try:
-        status = stream.proc.wait(_GRACE)
-    except subprocess.TimeoutExpired:
-        return None
-    return f"its command ends with exit {status}" if status else None
+def _reason(url: str, stream, problem: Exception) -> str:
+    """What is wrong with a shard, in a few words. The command behind it has the last word, if it says anything."""
+    status = 0
+    if isinstance(stream, Pipe) and not isinstance(problem, TimeoutError):
+        try:
+            status = stream.proc.wait(_GRACE)
+        except subprocess.TimeoutExpired:
+            pass
+    if status and not url.startswith("pipe:"):
+        return f"{_CURL_SAYS.get(status, 'the transfer fails')} (curl ends with exit {status})"
+    if status:
+        return f"its command ends with exit {status}"
+    if getattr(problem, "filename", None) == _CURL[0]:
+        return "curl is not installed"
+    return getattr(problem, "strerror", None) or str(problem) or repr(problem)
 
 
 def _kill(stream) -> None:

@@ -152,25 +152,28 @@ class SampleReader:
         """What was passed over, a sentence each; none where everything is read."""
         notes = []
         if self.several and not self.wanted:
-            notes.append(
-                f"{self.unused.total():,} images passed over: {self.several:,} samples hold several (a sample's name "
-                f"ends at the first dot); read: {_ranked(self.used)}; not read: {_ranked(self.unused)}; another one is "
-                f"chosen by its suffix, as in ?image={self.unused.most_common(1)[0][0]}; names without further dots "
-                "keep them all"
-            )
+            lost = f"{_many(self.unused.total(), 'image')} passed over, in {_many(self.several, 'sample')} with several"
+            rule = "a sample's name ends at the first dot, and its first image is read"
+            choose = f"another one is chosen by its suffix, as in ?image={self.unused.most_common(1)[0][0]}"
+            keep = "names without further dots keep them all"
+            notes.append(f"{lost} ({rule}): read {_ranked(self.used)}; not {_ranked(self.unused)}; {choose}; {keep}")
         elif self.unused:
-            lost = f"{self.unused.total():,} images passed over, which are not .{self.wanted}: {_ranked(self.unused)}"
-            notes.append(lost + (f"; {self.lacking:,} samples have none of that name" if self.lacking else ""))
+            lost = f"{_many(self.unused.total(), 'image')} passed over, not .{self.wanted}: {_ranked(self.unused)}"
+            notes.append(lost + (f"; {_many(self.lacking, 'sample')} without that member" if self.lacking else ""))
         if self.repeated:
             again = "they are there twice, or their members do not lie together"
-            notes.append(f"{self.repeated:,} samples have the name of an earlier one: {again}")
+            notes.append(f"{_many(self.repeated, 'sample')} with the name of an earlier one: {again}")
         if self.unpaired:
-            notes.append(f"{self.unpaired:,} labels (.cls) passed over, which have no image beside them")
+            notes.append(f"{_many(self.unpaired, 'label')} (.cls) passed over, without an image beside them")
         if self.others:
             notes.append(f"passed over: {passed_over(self.others)}")
         if self.hidden:
-            notes.append(f"passed over: {self.hidden:,} hidden files that end as images do (such as ._x.jpg of a Mac)")
+            notes.append(f"passed over: {_many(self.hidden, 'hidden file')} with an image's suffix (._x.jpg of Macs)")
         return notes
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"
 
 
 def _ranked(counts: Counter[str]) -> str:
