@@ -71,13 +71,17 @@ class CpuLoader(BaseLoader):
             for step in range(self._step, self._step + _AHEAD + 1):
                 if step not in self._coming:
                     self._coming[step] = self._planner.submit(self._prepare, step)
-            plan, pixels, parts = self._coming.pop(self._step).result()
+            plan, pixels, parts = self._await(self._coming.pop(self._step))
             wait(parts)
             if all(part.result() for part in parts):
                 return plan, {
                     name: images.permute(0, 3, 1, 2) if name in self._whole else images.to(self.device)
                     for name, images in pixels.items()
                 }
+
+    def _await(self, future: Future):
+        """The result of a future: a subclass may have reasons not to wait for ever."""
+        return future.result()
 
     def _prepare(self, step: int) -> tuple[Plan, dict[str, torch.Tensor], list[Future]]:
         """The plan of a step, its memory, and the tasks that fill it: each returns whether it could."""

@@ -17,10 +17,12 @@ import select
 import signal
 import subprocess
 import tarfile
+import time
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import Future, wait
 from hashlib import blake2b
-from itertools import chain, islice
+from itertools import chain, cycle, islice
 from typing import NamedTuple
 
 import numpy as np
@@ -40,6 +42,8 @@ from .cpu import CpuLoader
 
 _BUFFER = 1 << 20  # bytes of a pipe
 _SHUFFLE = 1000  # encoded samples among which the next one is picked
+_TICK = 0.2  # seconds between two looks at whether the run was asked to stop
+_PATIENCE = 5  # seconds that a batch may take after that
 _STALL = 60  # seconds without a byte after which a server is given up
 _GRACE = 2  # seconds for a command to end whose data make no sense
 _CURL_SAYS = {
@@ -74,7 +78,10 @@ class StreamLoader(CpuLoader):
         self._samples: Iterator[Sample] = iter(())
         self._position: int | None = None  # the step whose samples `_samples` gives next
         self._held: dict[int, list[Sample]] = {}  # samples of the steps in preparation
+        self._latest: list[Sample] = []  # the last batch that was read
         self._stream, self._closing = None, False
+        self._hurried = 0.0  # when the run was asked to stop
+        self._given_up = False
         self._tried = self._came = 0  # shards, and images of them
         self._told = False  # what shards hold that nobody reads
 
@@ -82,6 +89,22 @@ class StreamLoader(CpuLoader):
         plan, crops = super()._cut()
         del self._held[plan.step]
         return plan, crops
+
+    def hurry(self) -> None:
+        """The run was asked to stop, and takes a step or two to do so: from a silent server nothing more is expected.
+
+        Then the last batch comes again. Safe to call in a signal handler.
+        """
+        self._hurried = time.monotonic()
+
+    def _await(self, future: Future):
+        began = time.monotonic()
+        while not wait([future], _TICK).done:
+            if self._hurried and time.monotonic() - max(began, self._hurried) > _PATIENCE and not self._given_up:
+                self._given_up = True
+                if self._stream is not None:
+                    _kill(self._stream)
+        return future.result()
 
     def _gather(self, step: int) -> list[tuple[int, Sample, tuple[int, int]]]:
         if step not in self._held:
@@ -118,7 +141,11 @@ class StreamLoader(CpuLoader):
             self._samples = islice(self._read(epoch), done * self.batch_size, None)
         self._position = None  # unknown, should reading fail
         samples = list(islice(self._samples, self.batch_size))
-        self._position = step + 1
+        if len(samples) < self.batch_size:  # given up
+            if not (samples or self._latest):
+                raise ProcessError(f"{self.source.name}: no image came before the run was asked to stop")
+            samples = list(islice(cycle(samples or self._latest), self.batch_size))
+        self._position, self._latest = step + 1, samples
         return samples
 
     def _read(self, epoch: int) -> Iterator[Sample]:
@@ -130,7 +157,7 @@ class StreamLoader(CpuLoader):
         padded = -(-len(shards) // self.world) * self.world
         urls = [self.source.urls[shards[i % len(shards)]] for i in range(self.rank, padded, self.world)]
         found = True
-        while found:
+        while found and not self._given_up:
             found = False
             samples = chain.from_iterable(map(self._shard, urls))
             if rng is not None:  # emptied before the first shard comes again: no sample twice before all have come once
@@ -138,15 +165,18 @@ class StreamLoader(CpuLoader):
             for sample in samples:
                 found = True
                 yield sample
-        raise self._nothing(str(len(urls)))
+        if not self._given_up:
+            raise self._nothing(str(len(urls)))
 
     def _shard(self, url: str) -> Iterator[Sample]:
         """The samples of a shard, as far as they come. What does not come is counted at once."""
+        if self._given_up:
+            return
         reader, fault = SampleReader(self.source.image), ""
         self._tried, self._stream = self._tried + 1, None
         try:
             self._stream = _open(url)
-            if self._closing:  # `close` may have come before there was a stream to end
+            if self._closing or self._given_up:  # which may have come before there was a stream to end
                 return
             for members in reader.samples(_members(self._stream)):
                 sample = self._sample(url, members, reader)
@@ -165,9 +195,8 @@ class StreamLoader(CpuLoader):
                 _end(self._stream)
             self._tell(url, reader)
         self._came += reader.images
-        if self._closing:
-            return
-        self._count_missing(url, reader.images, fault)
+        if not (self._closing or self._given_up):
+            self._count_missing(url, reader.images, fault)
 
     def _tell(self, url: str, reader: SampleReader) -> None:
         """Once, what the first shard in which anything is passed over holds of it."""

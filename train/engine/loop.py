@@ -62,7 +62,8 @@ def train(
     algorithm, lrs = stepper.algorithm, stepper.schedules.lrs
     stepper.model.train()
     interval, per_epoch = Interval(launch, settings.batch_size, loader), loader.steps_per_epoch
-    with StopRequest(launch.control) as stop, profiled(settings.profile, out, launch.is_main) as profiler:
+    hurry = getattr(loader, "hurry", None)
+    with StopRequest(launch.control, hurry) as stop, profiled(settings.profile, out, launch.is_main) as profiler:
         for step in range(first_step, total_steps):
             progress = Progress(step, total_steps, per_epoch)
             if step % per_epoch == 0:

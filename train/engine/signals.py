@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -16,10 +17,11 @@ class StopRequest:
 
     `group` is a group of CPU collectives of all processes, None for a single one. The answer of a step is that of the
     step before, so that nobody waits for it: all processes learn of a signal within two steps, at the same step.
+    `hurry` is called at once, in the signal's handler: a loader may learn that there is no time to wait for a server.
     """
 
-    def __init__(self, group: dist.ProcessGroup | None) -> None:
-        self._group, self._pending = group, None
+    def __init__(self, group: dist.ProcessGroup | None, hurry: Callable[[], None] | None = None) -> None:
+        self._group, self._pending, self._hurry = group, None, hurry
         self.signal: str | None = None  # the one that this process received
 
     def __enter__(self) -> StopRequest:
@@ -34,6 +36,8 @@ class StopRequest:
 
     def _receive(self, number: int, _frame) -> None:
         self.signal = signal.Signals(number).name
+        if self._hurry is not None:
+            self._hurry()
 
     def agreed(self) -> bool:
         """Called once a step by every process."""

@@ -387,3 +387,17 @@ def test_a_server_that_stalls_is_given_up_and_not_asked_again(stalling, tars, mo
     assert "no byte in 1 seconds" in loader.stats().replaced[0]
     loader.close()
     assert handler.requests <= 3  # one a pass over the set
+
+
+def test_a_run_that_stops_does_not_wait_for_a_silent_server(stalling, tars, monkeypatch):
+    """The last batch comes again, as often as the processes need to agree; nothing counts as lost for that."""
+    address, _ = stalling
+    monkeypatch.setattr(stream_module, "_PATIENCE", 0.3)
+    loader = stream(f"{address}/train-{{0..1}}.tar#samples=16", 1, shuffle=False)
+    first = next(loader)
+    threading.Timer(0.5, loader.hurry).start()
+    began = time.monotonic()
+    batches = take(loader, 3)
+    assert time.monotonic() - began < 10 and loader.stats().bad_images == 0
+    ids = [int(batch.ids) for batch in batches]
+    assert set(ids) <= ByHash(tars).ids and ids[1] == ids[2] and [b.step for b in (first, *batches)] == [0, 1, 2, 3]
