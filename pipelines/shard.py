@@ -68,7 +68,8 @@ def shard(
     if not 0 <= part[0] < part[1]:
         raise UserError(f"--part: is one of 0/{part[1]} ... {part[1] - 1}/{part[1]}, not {part[0]}/{part[1]}")
     out, source, options = Path(out).expanduser(), open_source(source), options or ShardOptions()
-    if Path(source.name).is_dir() and out.resolve().is_relative_to(Path(source.name).resolve()):
+    root = getattr(source, "root", None)
+    if root is not None and Path(root).is_dir() and out.resolve().is_relative_to(Path(root).resolve()):
         raise UserError(f"{out}: lies inside the source {source.name}; write the shards somewhere else")
     seen, workspace = survey(source, options), None
     try:

@@ -112,9 +112,8 @@ def _open(name: str) -> ByteSource:
     for option in query.split("&") if query else ():
         key, equals, value = option.partition("=")
         if key not in valid and not told:
-            raise UserError(
-                f"{name}: no option {key!r} for what this is by its looks, {kind}; put another kind in front"
-            )
+            hint = f"put the kind in front, as in imagenet:{name}"
+            raise UserError(f"{name}: {kind}, as which it would be read, has no option {key!r}; {hint}")
         choice(name, f"option for {kind}", key, valid)
         if not equals or not value or key in options:
             raise UserError(f"{name}: {key!r} needs one value, as in {key}=value")

@@ -15,7 +15,7 @@ from ..images.formats import IMAGE_SUFFIXES, passed_over
 from .files import FileSource, text
 
 _SUFFIXES = frozenset(suffix.encode() for suffix in IMAGE_SUFFIXES)
-_HIDDEN = "hidden ones that end as images do"
+_HIDDEN = "hidden with an image's suffix"
 _TRAIN = re.compile(rb"train", re.IGNORECASE)
 _SPLIT = re.compile(
     rb"(train(ing|val)?|val(id(ation)?)?|test(ing)?|eval(uation)?|dev|unlabell?ed|extra)"
@@ -118,12 +118,13 @@ def _why_no_labels(root: Path, top: bytes, folders: list[bytes], beside: int, sp
     if splits:
         return [f"no labels: {_some([top + folder for folder in folders])} are splits and not classes"]
     if top and len(folders) > 1 and not beside:
-        inside = root / os.fsdecode(top)
-        return [f"no labels: all images lie in {text(top)}; for its {len(folders):,} folders as classes give {inside}"]
+        give = f"its {len(folders):,} folders are classes where you give {root / os.fsdecode(top)}"
+        return [f"no labels: all images lie in {text(top)}; {give}"]
     if top and not folders:
         return [f"no labels: all images lie in {text(top)}, and one folder makes no classes"]
     if folders and beside:
-        return [f"no labels: {beside:,} images lie beside the folders {_some(folders)}, which would be classes alone"]
+        lie = "1 image lies" if beside == 1 else f"{beside:,} images lie"
+        return [f"no labels: {lie} beside the folders {_some(folders)}, which would be classes alone"]
     return []
 
 

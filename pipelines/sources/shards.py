@@ -71,20 +71,20 @@ class ShardSource(MappedSource):
     notes: Sequence[str] = ()
 
     def __init__(self, path: str | os.PathLike, *, image: str = "") -> None:
-        self._root = Path(path)
-        manifest = read_manifest(self._root) if self._root.is_dir() else None
+        self.root = Path(path)
+        manifest = read_manifest(self.root) if self.root.is_dir() else None
         self._indexed = manifest is not None
         if manifest is not None:
             if image:
                 raise UserError(f"{path}: shards of headrace hold one image a sample; leave image={image} out")
-            tars = [self._root / shard["name"] for shard in manifest["shards"]]
+            tars = [self.root / shard["name"] for shard in manifest["shards"]]
             sizes = [shard["bytes"] for shard in manifest["shards"]]
             self._check_sizes(tars, sizes)
             index = self._load_index()
             self._check_index(index, manifest["samples"], sizes)
             super().__init__(str(path), tars, sizes, index, manifest["classes"], manifest["label_source"])
             return
-        tars = tars_in(self._root) if self._root.is_dir() else [self._root]
+        tars = tars_in(self.root) if self.root.is_dir() else [self.root]
         sizes = [tar.stat().st_size for tar in tars]
         index, reader = _scan(tars, image)
         if fault := reader.fault():
@@ -97,13 +97,13 @@ class ShardSource(MappedSource):
     def _check_sizes(self, tars: list[Path], sizes: list[int]) -> None:
         missing = [tar.name for tar in tars if not tar.exists()]
         if missing:
-            raise UserError(f"{self._root}: {len(missing)} shard(s) missing: {', '.join(missing[:3])}; copy them again")
+            raise UserError(f"{self.root}: {len(missing)} shard(s) missing: {', '.join(missing[:3])}; copy them again")
         for tar, expected in zip(tars, sizes, strict=True):
             if (found := tar.stat().st_size) != expected:
                 raise UserError(f"{tar}: {found:,} bytes instead of {expected:,}; copy it again")
 
     def _load_index(self) -> np.ndarray:
-        file = self._root / INDEX_FILE
+        file = self.root / INDEX_FILE
         try:
             return np.asarray(np.load(file, mmap_mode="r"))
         except (OSError, ValueError) as fault:
@@ -111,14 +111,14 @@ class ShardSource(MappedSource):
 
     def _check_index(self, index: np.ndarray, samples: int, sizes: list[int]) -> None:
         if index.dtype != INDEX or index.shape != (samples,) or not samples:
-            raise UserError(f"{self._root}: {INDEX_FILE} and {MANIFEST} do not match; copy both, or shard again")
+            raise UserError(f"{self.root}: {INDEX_FILE} and {MANIFEST} do not match; copy both, or shard again")
         ends = np.array(sizes, "u8")
         for start in range(0, samples, _ROWS):  # not at once: 300 MB of temporary arrays for ImageNet-21k
             rows = index[start : start + _ROWS + 1]  # and the next one, to see that shards are in order
             known = rows["shard"].max() < len(sizes) and (rows["shard"][:-1] <= rows["shard"][1:]).all()
             if not known or (rows["offset"] + rows["size"] > ends[rows["shard"]]).any():
                 problem = f"{INDEX_FILE} points past the end of a shard, or back to an earlier one"
-                raise UserError(f"{self._root}: {problem}; copy it again, or shard again")
+                raise UserError(f"{self.root}: {problem}; copy it again, or shard again")
 
     def key(self, index: int) -> str:
         """``<tar>/<member>``, read from the member's header."""
