@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import secrets
 from pathlib import Path
 from typing import Protocol
 
@@ -37,16 +38,18 @@ class WeightsAndBiases:
     def __init__(self, folder: Path, name: str, config: dict, first_step: int) -> None:
         wandb = _required("wandb", "wandb")
         identity = folder / "wandb-id"
-        if not identity.exists():
-            identity.write_text(wandb.util.generate_id(), encoding="utf-8")
-        self._run = wandb.init(
-            project="headrace",
-            name=name,
-            id=identity.read_text(encoding="utf-8"),
-            resume="allow",
-            config=config,
-            dir=str(folder),
-        )
+        own = identity.read_text(encoding="utf-8").strip() if identity.exists() else ""
+        if not own:
+            own = secrets.token_hex(8)
+            identity.write_text(own, encoding="utf-8")
+        try:
+            self._run = wandb.init(
+                project="headrace", name=name, id=own, resume="allow", config=config, dir=str(folder)
+            )
+        except wandb.Error as fault:
+            said = " ".join(str(fault).split())
+            hint = "log in by `wandb login`, or set WANDB_MODE=offline"
+            raise UserError(f"train.trackers: wandb: {said}; {hint}") from None
 
     def __call__(self, step: int, values: dict[str, float]) -> None:
         self._run.log(values, step=step)
