@@ -6,8 +6,8 @@ cd "$(dirname "$0")/.."
 python=$1 venv=$2
 say() { printf 'setup: %s\n' "$*"; }
 
-"$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
-    { say "headrace needs Python 3.10 or newer, $python is $("$python" -V 2>&1); run: make PYTHON=python3.12 ..."; exit 2; }
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+    { say "headrace needs Python 3.11 or newer, $python is $("$python" -V 2>&1); run: make PYTHON=python3.12 ..."; exit 2; }
 
 install_packages() { # names of Debian packages; fails where the rights or apt are missing
     local sudo=""
