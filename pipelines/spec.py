@@ -245,7 +245,8 @@ class Batch:
 class ByteSource(Protocol):
     """Where encoded images come from: a folder, a set of tars. All the same to a loader.
 
-    A source of several large files also has ``neighbours(index) -> (first, last)``, the samples [first, last) of one
+    It may have `notes`, sentences on what it holds and does not read, which are told when it is opened. A source of
+    several large files also has ``neighbours(index) -> (first, last)``, the samples [first, last) of one
     file, and ``place(index) -> (shard, offset)``, the name of that file and the position in it in bytes.
     """
 

@@ -312,3 +312,19 @@ def mutate_any(draw, data):
     for _ in range(draw.randint(1, 4)):
         data[draw.randrange(len(data))] = draw.randrange(256)
     return bytes(data)
+
+
+def test_what_is_no_set_for_check_is_refused(tmp_path, capsys):
+    """Streams have no beginning to go back to; a folder of images and tars is for nobody."""
+    path = write_tar(tmp_path / "a.tar", [("1.jpg", jpeg(1))])
+    assert run_command(lambda: main([f"file:{path}#samples=1"])) == 2
+    assert "only data.loader=webdataset can read" in capsys.readouterr().err
+    (tmp_path / "2.jpg").write_bytes(jpeg(2))
+    assert run_command(lambda: main([str(tmp_path)])) == 2 and "holds tars, and images" in capsys.readouterr().err
+
+
+def test_the_archive_of_archives_is_counted_as_it_is_read(tmp_path):
+    inner = [write_tar(tmp_path / f"n0000000{n}.tar", [(f"n0000000{n}_{n}.JPEG", jpeg(n))]) for n in range(2)]
+    whole = write_tar(tmp_path / "whole.tar", [(tar.name, tar.read_bytes()) for tar in inner])
+    report = check(whole, decode=True)
+    assert report.sound and report.samples == 2

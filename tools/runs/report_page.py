@@ -205,7 +205,7 @@ def _quarantine(record: Record) -> str:
         return page.section("Quarantine", "", "Every image that was needed could be decoded.")
     shown = record.quarantine[:200]
     rows = [[_plain(entry.get(key)) for key in ("index", "shard", "key", "reason")] for entry in shown]
-    note = f"Images that others stood in for: {len(record.quarantine):,}"
+    note = f"Images that others stood in for: {record.bad_images:,}"
     note += "; the first 200:" if len(record.quarantine) > 200 else "."
     return page.section("Quarantine", page.table(("sample", "shard", "key", "reason"), rows), note)
 

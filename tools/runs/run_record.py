@@ -72,6 +72,15 @@ class Record:
     def hours(self) -> float | None:
         return elapsed(self.log.rows)[-1] if self.log and "time" in self.log.keys else None
 
+    @property
+    def bad_images(self) -> int:
+        """How many images others stood in for: the entry of a stream's lost shard is about many."""
+        counts: dict[object, int] = {}
+        for entry in self.quarantine:
+            missing, index = entry.get("missing"), str(entry.get("index"))
+            counts[index] = max(counts.get(index, 1), missing if isinstance(missing, int) else 1)
+        return sum(counts.values())
+
     def values(self, key: str) -> np.ndarray:
         """A figure's finite values in the order of steps; empty where it was not logged."""
         found = self.log.series(key)[1] if self.log and key in self.log.keys else []
@@ -96,7 +105,7 @@ class Record:
                 f"Half of the time, {np.median(wait):.0%} or more of a step was waiting for data: headrace doctor."
             )
         if self.quarantine:
-            found.append(f"Images that could not be decoded and were replaced by others: {len(self.quarantine):,}.")
+            found.append(f"Images that could not be decoded and were replaced by others: {self.bad_images:,}.")
         found += [
             f"{path.name} is left of a batch whose loss was not finite."
             for path in sorted(self.folder.glob("not-finite-*.pt"))
