@@ -80,7 +80,7 @@ def test_a_record_is_what_the_files_say(run):
 
 def test_the_entry_of_a_lost_shard_is_about_many_images(run):
     record = read_record(run)
-    record.quarantine += [{"index": 7, "missing": 8}, {"index": 7, "missing": 20}, {"index": 9, "missing": "?"}]
+    record.quarantine.extend([{"index": 7, "missing": 8}, {"index": 7, "missing": 20}, {"index": 9, "missing": "?"}])
     assert record.bad_images == 1 + 20 + 1 and any(line.endswith("by others: 22.") for line in record.warnings())
 
 
