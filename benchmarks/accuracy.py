@@ -23,7 +23,8 @@ from headrace.errors import run_command
 from headrace.pipelines.spec import ByteSource
 from headrace.train import pretrain
 from headrace.train.evaluation import finetune, knn, linear
-from headrace.train.evaluation.evaluate import labelled_sets, positive
+from headrace.train.evaluation.evaluate import positive
+from headrace.train.evaluation.labels import labelled, labelled_sets
 
 from .record import add_out, append
 
@@ -152,7 +153,7 @@ def main(argv: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="headrace-accuracy-") as name:
         work, sources = Path(name), labelled_sets(args.train, args.val)
         counts = (args.train_images, args.val_images)
-        sets = [subset(source, n, work / part) for source, n, part in zip(sources, counts, ("train", "val"))]
+        sets = [subset(labelled(source), n, work / part) for source, n, part in zip(sources, counts, ("train", "val"))]
         found = rows(Scores(*sets, work, args.batch, args.head_epochs, args.finetune_epochs), args.steps)
     config = {"images": [min(n, len(source)) for source, n in zip(sources, counts)]}
     config |= {name: getattr(args, name) for name in ("batch", "head_epochs", "finetune_epochs")}

@@ -33,8 +33,8 @@ from headrace.train.engine.distributed import ALONE, pick_device
 from headrace.train.engine.metrics import read_metrics
 from headrace.train.evaluation.embed import embed
 from headrace.train.evaluation.embed_encoder import load_encoder
-from headrace.train.evaluation.evaluate import labelled_sets
 from headrace.train.evaluation.knn import nearest
+from headrace.train.evaluation.labels import labelled_sets
 from headrace.train.evaluation.linear_protocols import linear_recipe, protocol_of
 from headrace.train.evaluation.linear_sweep import DECAYS, RATES, sweep_heads
 from headrace.train.pretrain import pretrain

@@ -42,8 +42,8 @@ from headrace.train.engine.optim import Schedules, build_optimizer
 from headrace.train.engine.precision import resolved
 from headrace.train.engine.step import Stepper
 from headrace.train.evaluation.embed import embed, evaluation_view
-from headrace.train.evaluation.evaluate import labelled_sets
 from headrace.train.evaluation.knn import knn_accuracy
+from headrace.train.evaluation.labels import labelled, labelled_sets
 from headrace.train.evaluation.linear_sweep import sweep_heads
 from headrace.train.recipe.recipe import Recipe, load_recipe
 
@@ -159,7 +159,7 @@ def run(recipe: Recipe, paths: tuple[str, str], counts: tuple, budget: float, ep
     """Everything after the start, in `budget` seconds of the process's life; the row."""
     clock = Clock()
     clock.lap("start")
-    sets = [decoded(source, count) for source, count in zip(labelled_sets(*paths), counts)]
+    sets = [decoded(labelled(source), count) for source, count in zip(labelled_sets(*paths), counts)]
     clock.lap("decode")
     kernels.configure(recipe.kernels)
     torch.manual_seed(recipe.train.seed)

@@ -38,6 +38,12 @@ def rank() -> int:
     return dist.get_rank() if world_size() > 1 else 0
 
 
+def shared_count(count: torch.Tensor) -> torch.Tensor:
+    """The mean of a process's count over all of them, of which there is at least one in all: what the sum over the rows
+    of a process is divided by, so that processes with unequal numbers of rows average to the mean over all rows."""
+    return all_reduce_sum(count.detach().float()).clamp(min=1) / world_size()
+
+
 @torch.no_grad()
 def shuffle_across_ranks(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """A random redistribution of the global batch, and what `unshuffle_across_ranks` needs to undo it.

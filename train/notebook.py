@@ -13,14 +13,15 @@ import torch
 from torch import nn
 
 from ..errors import UserError
+from ..pipelines.loaders.quarantine import MAX_BAD
 from ..pipelines.sources.given import as_source
 from ..pipelines.spec import ViewSpec
 from ..pipelines.views import recipes
 from .engine.distributed import launch, pick_device
 from .evaluation.embed import Features, embed_batches
 from .evaluation.embed_encoder import Encoder, digest, load_encoder
-from .evaluation.evaluate import labelled_sets
 from .evaluation.knn import knn_table
+from .evaluation.labels import labelled_sets
 from .recipe.recipe import load_recipe, smoke_images
 from .recipe.recipe import smoke as made_tiny
 
@@ -84,6 +85,7 @@ def embed(
     device: str = "auto",
     loader: str = "auto",
     threads: int | None = None,
+    max_bad: float = MAX_BAD,
 ) -> Embedding:
     """Features of all images of `data` (whatever `headrace.loader` takes), in memory.
 
@@ -92,6 +94,7 @@ def embed(
             ``headrace embed``; or a module (B, 3, S, S) -> (B, D), which needs a `view`.
         layer: feat1 to feat5 of a ResNet, for its last features.
         view: a published view such as "eval" or "knn", or a `ViewSpec`; default: the encoder's own, undistorted.
+        max_bad: the share of the images that may be undecodable.
 
     Raises:
         UserError: what the command would print.
@@ -100,6 +103,7 @@ def embed(
     left_out: list[str] = []
     with launch(pick_device(device)) as process:
         options = {"batch_size": batch_size, "loader": loader, "threads": threads, "process": process}
+        options |= {"max_bad": max_bad, "setting": "max_bad"}
         parts = list(embed_batches(taken.module, source, taken.view, left_out, **options))
     kept = torch.cat([ids for ids, _ in parts]).tolist()
     vectors = torch.cat([vectors for _, vectors in parts]).numpy()

@@ -145,6 +145,7 @@ def pretrain(
             if resumed:
                 _restore(resumed[1], stepper, loader)
             embed = partial(sweep, source=source, process=process, batch_size=settings.batch_size, threads=threads)
+            embed = partial(embed, quarantine=quarantine)
             finished = _train(recipe, process, loader, stepper, embed, score, first_step, total_steps)
             process.barrier()  # until then others may still find bad images
             if finished == total_steps:

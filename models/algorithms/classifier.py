@@ -16,7 +16,7 @@ from ...pipelines.views.recipes import view
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones import AnyBackboneConfig, build_backbone
 from ..backbones.vit import ViT
-from ..distributed import rank
+from ..distributed import rank, shared_count
 from ..smoke import tiny_backbone, tiny_view
 from ..teacher import Teacher
 from ..weights import load_weights
@@ -25,7 +25,8 @@ from ..weights import load_weights
 class Classifier(Algorithm):
     """Cross entropy of a linear layer on the encoder's features, with labels that mixup and CutMix may have softened.
 
-    It learns from a labelled source: `Batch.labels`. A frozen encoder runs in evaluation mode, without gradient.
+    It learns from a labelled source: `Batch.labels`, of which -1, no label, neither teaches nor counts. A frozen
+    encoder runs in evaluation mode, without gradient.
     """
 
     @dataclass(frozen=True)
@@ -105,9 +106,10 @@ class Classifier(Algorithm):
         images, soft = mix(images, batch.labels, config.classes, config.mixing, drawn)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not config.frozen):
             features = self.backbone(images)
-        scores = self.head(features).float()
-        top1 = (scores.detach().argmax(1) == batch.labels).float().mean()
-        return StepOutput(F.cross_entropy(scores, soft), {"top1": top1}, features.detach())
+        scores, known = self.head(features).float(), batch.labels >= 0
+        top1 = (scores.detach().argmax(1) == batch.labels).sum() / known.sum().clamp(min=1)
+        losses = F.cross_entropy(scores, soft, reduction="none") * known
+        return StepOutput(losses.sum() / shared_count(known.sum()), {"top1": top1}, features.detach())
 
     def after_step(self, progress: Progress) -> None:
         if self.average is not None:

@@ -14,13 +14,17 @@ from ...pipelines.spec import Batch, InputSpec, ViewSpec
 from ...pipelines.views.recipes import view
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones import ResNet
+from ..distributed import shared_count
 from ..smoke import tiny_backbone, tiny_view
 from ..stage_pools import LAYERS, pool, pooled_shape
 from ..weights import load_weights
 
 
 class MultiHead(Algorithm):
-    """The sum of five cross entropies, of a head on each stage: pool, batch normalisation without affine, linear."""
+    """The sum of five cross entropies, of a head on each stage: pool, batch normalisation without affine, linear.
+
+    Samples without a label, -1, neither teach nor count.
+    """
 
     @dataclass(frozen=True)
     class Config(Algorithm.Config):
@@ -61,9 +65,11 @@ class MultiHead(Algorithm):
             raise UserError("data.train: has no labels to learn from; give a folder per class")
         scores = self.scorer(batch.views[self.config.view.name][0]).float()
         labels = batch.labels[:, None].expand(-1, len(LAYERS))
-        losses = F.cross_entropy(scores.transpose(1, 2), labels, reduction="none").mean(0)
-        right = (scores.detach().argmax(2) == labels).float().mean(0)
-        return StepOutput(losses.sum(), {f"top1_{layer}": top1 for layer, top1 in zip(LAYERS, right)})
+        losses = F.cross_entropy(scores.transpose(1, 2), labels, ignore_index=-1, reduction="none")
+        known = (batch.labels >= 0).sum()
+        right = (scores.detach().argmax(2) == labels).sum(0) / known.clamp(min=1)
+        metrics = {f"top1_{layer}": top1 for layer, top1 in zip(LAYERS, right)}
+        return StepOutput(losses.sum() / shared_count(known), metrics)
 
 
 class Probes(nn.Module):

@@ -22,7 +22,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from ..distributed import all_reduce_sum, world_size
+from ..distributed import shared_count
 from .maps import LayerNorm2d, Maps
 
 _SIZES = (32, 64, 128, 256, 512)  # sides of anchors, in pixels
@@ -149,11 +149,6 @@ class Heads(RoIHeads):
             "class": F.cross_entropy(scores, labels, reduction="sum") / count,
             "box": F.l1_loss(own, wanted[positive], reduction="sum") / count,
         }
-
-
-def shared_count(count: Tensor) -> Tensor:
-    """The mean of a process's count over all of them, of which there is at least one in all."""
-    return all_reduce_sum(count.detach().float()).clamp(min=1) / world_size()
 
 
 def fpn_heads(classes: int, *, count: int, width: int, masks: bool, norm: bool) -> Heads:

@@ -10,13 +10,14 @@ import fcntl
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from ...errors import ProcessError
 from ..spec import ByteSource
 
+MAX_BAD = 0.01  # the share of a source's samples that may be bad, where nothing else is said
 QUARANTINE_FILE = "quarantine.jsonl"  # in the run directory; a line: {index, shard, key, offset, reason}
 
 
@@ -29,12 +30,19 @@ class Quarantine:
 
     A line may stand for several images, those of a lost shard of a stream, and says so: {..., missing}.
 
-    More than `max_bad`, a share of the source (though one sample is always let pass), raise `UserError`.
+    More than `max_bad`, a share of the source (though one sample is always let pass), raise `UserError`, which calls
+    the share `setting`.
     """
 
-    def __init__(self, source: ByteSource, max_bad: float = 0.01, path: Path | None = None) -> None:
-        self._source, self.path = source, path
-        self._limit = max(1, int(max_bad * len(source)))
+    def __init__(
+        self,
+        source: ByteSource,
+        max_bad: float = MAX_BAD,
+        path: Path | None = None,
+        setting: str = "data.max_bad",
+    ) -> None:
+        self._source, self.path, self._setting = source, path, setting
+        self._limit = max(1, int(max_bad * len(source) + 1e-9))  # 0.29 of 100 are 29
         self._reasons: dict[int, str] = {}
         self._missing: dict[int, int] = {}  # images that an entry stands for, where these are several
         self._read_to = 0  # bytes of the file
@@ -54,6 +62,12 @@ class Quarantine:
         with self._lock:
             first = list(self._reasons.items())[:count]
         return [f"{self.where(index)['key']}: {reason}" for index, reason in first]
+
+    def known(self) -> dict[int, str]:
+        """ "key: reason" of all, by index."""
+        with self._lock:
+            found = dict(self._reasons)
+        return {index: f"{self.where(index)['key']}: {reason}" for index, reason in found.items()}
 
     def where(self, index: int) -> dict:
         """{index, shard, key, offset}; shard and offset are None where the source has no such thing."""
@@ -151,11 +165,17 @@ class Quarantine:
         return 0 <= found["index"] < len(self._source) and found == self.where(found["index"])
 
     def _check(self) -> None:
-        if len(self) <= self._limit:
+        self.check(len(self), self.lines(3))
+
+    def check(self, count: int, lines: Sequence[str]) -> None:
+        """Raises `UserError` for `count` bad samples, of which `lines` tells some, if that is too many."""
+        if count <= self._limit:
             return
-        file = "" if self.path is None else f"; all of them are in {self.path}"
+        known, repair = "", "repair the data set"
+        if self.path is not None:
+            known, repair = f"; all of them are in {self.path}", f"{repair} (and delete that file)"
         raise ProcessError(
-            f"{self._source.name}: {len(self):,} of {len(self._source):,} images cannot be read or decoded, more than "
-            f"the {self._limit:,} that data.max_bad allows: {'; '.join(self.lines(3))}{file}; "
-            "repair the data set (and delete that file), or raise data.max_bad"
+            f"{self._source.name}: {count:,} of {len(self._source):,} images cannot be read or decoded, more than "
+            f"the {self._limit:,} that {self._setting} allows: {'; '.join(lines[:3])}{known}; "
+            f"{repair}, or raise {self._setting}"
         )

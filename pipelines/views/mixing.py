@@ -58,11 +58,16 @@ def draw_mix(mixing: Mixing, seed: int, step: int, rank: int, batch: int, size: 
 def mix(
     images: torch.Tensor, labels: torch.Tensor, classes: int, mixing: Mixing, params: MixParams | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """images (B, 3, S, S) and labels (B,) int64 -> mixed images, and soft labels (B, classes) float32 that sum to 1."""
-    soft = F.one_hot(labels, classes).float() * (1 - mixing.smoothing) + mixing.smoothing / classes
+    """images (B, 3, S, S) and labels (B,) int64 -> mixed images, and soft labels (B, classes) float32 that sum to 1.
+
+    A sample without a label, -1, is mixed with none; its soft labels say nothing, and are not to be learned from.
+    """
+    soft = F.one_hot(labels.clamp(min=0), classes).float() * (1 - mixing.smoothing) + mixing.smoothing / classes
     if params is None:
         return images, soft
     partner = params.partner.to(images.device, non_blocking=True)
+    alone = torch.arange(len(labels), device=images.device)
+    partner = torch.where((labels >= 0) & (labels[partner] >= 0), partner, alone)
     if params.box is None:
         images = torch.lerp(images[partner], images, params.share)
     else:

@@ -11,6 +11,7 @@ from torch import nn
 
 from ...errors import UserError
 from ...pipelines.loaders.choose import choose_loader, make_loader
+from ...pipelines.loaders.quarantine import MAX_BAD, Quarantine
 from ...pipelines.order import Order
 from ...pipelines.spec import ByteSource, InputSpec, ViewSpec
 from ..engine.distributed import ALONE, Launch
@@ -26,6 +27,15 @@ class Features:
     labels: torch.Tensor  # (N,) int64, -1 without labels
     left_out: list[str]  # "key: reason" of the others
     place: Path | None = None  # the folder that holds them, if they are on disk
+
+    def labelled(self) -> Features:
+        """The rows that have a label: the others neither teach nor count. Raises `UserError` if there is none."""
+        known = self.labels >= 0
+        if known.all():
+            return self
+        if not known.any():
+            raise UserError(f"not one of {len(known):,} images has a label to learn from or to be judged by")
+        return Features(self.vectors[known], self.labels[known], self.left_out)
 
 
 def evaluation_view(training: ViewSpec) -> ViewSpec:
@@ -54,12 +64,16 @@ def embed_batches(
     batch_size: int = 256,
     process: Launch = ALONE,
     threads: int | None = None,
+    max_bad: float = MAX_BAD,
+    setting: str = "--max-bad",
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """(ids (B,), vectors (B, ...) float32 on the CPU) batch by batch, in the order of the source.
 
     The encoder is called in evaluation mode with `view`, of which one copy is made. Images that cannot be decoded have
-    no row; at the end `left_out` says which they are. Several processes share the work, `batch_size` images each at a
+    no row; at the end `left_out` names all of them. Several processes share the work, `batch_size` images each at a
     time, and all of them get all rows.
+
+    Raises `UserError` if a larger share than `max_bad` cannot be decoded; `setting` is what the user calls it.
     """
     share = min(batch_size, -(-len(source) // process.world))
     order = Order(len(source), share * process.world, shuffle=False, last="pad")
@@ -70,7 +84,8 @@ def embed_batches(
             f"{source.name}: a stream, whose images come in no fixed order; copy the shards to evaluate on them"
         )
     place = {"device": process.device, "rank": process.rank, "world": process.world}
-    batches = make_loader(source, inputs, order, kind=kind, threads=threads, **place)
+    bad = Quarantine(source, max_bad, setting=setting)
+    batches = make_loader(source, inputs, order, kind=kind, threads=threads, quarantine=bad, **place)
     encoder = encoder.to(process.device).eval()
     try:
         for step in range(order.steps_per_epoch):
@@ -81,7 +96,9 @@ def embed_batches(
             asked = order.ids(step)[:fresh]
             own = asked == read[:fresh]  # the others stand in for undecodable images
             yield asked[own], vectors[:fresh][own]
-        left_out += sorted({line for lines in process.gather(batches.stats().replaced) for line in lines})
+        found = {index: line for known in process.gather(bad.known()) for index, line in known.items()}
+        left_out += sorted(found.values())
+        bad.check(len(found), left_out)  # each process has seen its own share
     finally:
         batches.close()
 

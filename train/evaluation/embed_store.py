@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import errno
 import hashlib
 import json
-import os
 import shutil
+import uuid
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +18,14 @@ import torch
 import headrace
 
 from ...errors import ProcessError, UserError
+from ...pipelines.loaders.quarantine import MAX_BAD, Quarantine
 from ...pipelines.sources import open_source
 from ...pipelines.spec import ByteSource
 from ...places import new_folder
 from ..engine.distributed import ALONE, launch, pick_device
 from .embed import Features, embed_batches
 from .embed_encoder import Encoder
-from .evaluate import add_arguments, encoder_of, options_of
+from .evaluate import add_arguments, encoder_of, options_of, say_left_out
 
 _SAMPLED = 1024  # images whose bytes are looked at to tell data sets apart; of all others keys and labels
 
@@ -45,7 +48,8 @@ def stored_features(encoder: Encoder, source: ByteSource, folder: Path, **option
 
     Several processes compute a share each, and the first writes; all of them must see the folder.
     A cache appears under its name only when it is complete: ``<hash>/`` with features.npy (N, D) float32, labels.npy
-    (N,) int64, keys.txt and about.json. For `options` see `embed_batches`; the features do not depend on them.
+    (N,) int64, keys.txt and about.json. Whoever makes the same one at the same time keeps the one that came first, and
+    no complete one is ever taken away. For `options` see `embed_batches`; the features do not depend on them.
     """
     view = dataclasses.asdict(encoder.view)
     about = {"encoder": encoder.digest, "data": fingerprint(source), "view": view, "version": headrace.__version__}
@@ -63,14 +67,23 @@ def stored_features(encoder: Encoder, source: ByteSource, folder: Path, **option
         process.barrier()
         if not (place / "about.json").exists():
             raise ProcessError(f"{place}: not seen by process {process.rank}; all processes need the same folder")
-    about = json.loads((place / "about.json").read_text(encoding="utf-8"))
-    # mode c: torch wants writable memory; what is written there would not reach the file
-    vectors, labels = (torch.from_numpy(np.load(place / f"{n}.npy", mmap_mode="c")) for n in ("features", "labels"))
-    return Features(vectors, labels, about["left_out"], place)
+    try:
+        left_out = json.loads((place / "about.json").read_text(encoding="utf-8"))["left_out"]
+        # mode c: torch wants writable memory; what is written there would not reach the file
+        vectors, labels = (torch.from_numpy(np.load(place / f"{n}.npy", mmap_mode="c")) for n in ("features", "labels"))
+        if len(vectors) != len(labels):
+            raise ValueError(f"{len(vectors)} rows, {len(labels)} labels")
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as fault:
+        raise ProcessError(
+            f"{place}: damaged features ({fault}); delete this folder, they are then made anew"
+        ) from None
+    limit = {"max_bad": options.get("max_bad", MAX_BAD), "setting": options.get("setting", "--max-bad")}
+    Quarantine(source, **limit).check(len(source) - len(labels), left_out)  # whatever was allowed when they were made
+    return Features(vectors, labels, left_out, place)
 
 
 def _write(place: Path, encoder: Encoder, source: ByteSource, about: dict, options: dict) -> None:
-    temporary = place.with_name(f"{place.name}.{os.getpid()}.tmp")
+    temporary = place.with_name(f"{place.name}.{uuid.uuid4().hex}.tmp")  # processes of several machines share numbers
     try:
         temporary.mkdir(parents=True)
         about = {**about, "left_out": []}
@@ -88,13 +101,27 @@ def _write(place: Path, encoder: Encoder, source: ByteSource, about: dict, optio
         np.save(temporary / "labels.npy", np.array([source.label(i) for i in kept], np.int64))
         (temporary / "keys.txt").write_text("".join(f"{source.key(i)}\n" for i in kept), "utf-8", "surrogateescape")
         (temporary / "about.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-        if place.exists():  # without about.json: of a foreign hand
-            shutil.rmtree(place)
-        os.replace(temporary, place)
+        _publish(temporary, place)
     except OSError as fault:
         raise UserError(f"{place}: the features could not be written ({fault}); free space or give another folder")
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _publish(temporary: Path, place: Path) -> None:
+    """Gives a complete cache its name, unless another process has put the same one there in the meantime."""
+    while not (place / "about.json").exists():
+        try:
+            temporary.rename(place)  # atomic; it fails where there is a folder with something in it
+            return
+        except OSError as fault:
+            if fault.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                raise
+        if not (place / "about.json").exists():  # of a foreign hand: no cache appears without it
+            aside = temporary.with_suffix(".old")
+            with suppress(FileNotFoundError):
+                place.rename(aside)
+                shutil.rmtree(aside) if aside.is_dir() else aside.unlink()
 
 
 def _header(file, rows: int, width: int) -> None:
@@ -114,6 +141,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     rows, width = features.vectors.shape
     print(f"{features.place}: {rows:,} x {width:,} features of {source.name} by {encoder.name} ({encoder.digest})")
-    for line in features.left_out:
-        print(f"left out: {line}")
+    if source.classes is not None and (unlabelled := int((features.labels < 0).sum())):
+        print(f"{unlabelled:,} of them are of images without a label, which is -1 in labels.npy")
+    say_left_out(features.left_out)
     return 0

@@ -1,11 +1,15 @@
-"""What the evaluation commands share: arguments, the labelled sets, and the row that a figure is written down in."""
+"""What the evaluation commands share: arguments, what counts as right, and the row that a figure is written down in."""
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
+import os
 import platform
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -15,16 +19,23 @@ import headrace
 
 from ...errors import UserError
 from ...models.stage_pools import LAYERS
-from ...pipelines.sources.given import as_source
-from ...pipelines.spec import ByteSource
+from ...pipelines.loaders.quarantine import MAX_BAD
 from ...pipelines.views import recipes
 from ...places import new_file, new_folder
 from ..engine.distributed import Launch, pick_device
+from .embed import Features
 from .embed_encoder import ENCODER_HELP, Encoder, load_encoder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which features: the encoder, its layer, the view; and how they are computed."""
+    """Which features: the encoder, its layer, the view; how they are computed; how many images may be undecodable."""
+    add_encoder(parser)
+    text = f"share of a set's images that may be undecodable, and are left out ({MAX_BAD:g}); one always may"
+    parser.add_argument("--max-bad", type=share, default=MAX_BAD, metavar="SHARE", help=text)
+
+
+def add_encoder(parser: argparse.ArgumentParser) -> None:
+    """The same for a protocol that takes all images."""
     parser.add_argument("encoder", help=ENCODER_HELP)
     parser.add_argument("--layer", choices=LAYERS, help="a pooled map of a ResNet in place of its last features")
     parser.add_argument("--view", help="a published view such as eval or knn; default: the encoder's own, undistorted")
@@ -63,6 +74,13 @@ def positive(text: str) -> int:
     return value
 
 
+def share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"a share lies in [0, 1], not {value:g}")
+    return value
+
+
 def encoder_of(arguments: argparse.Namespace) -> Encoder:
     encoder = load_encoder(arguments.encoder, arguments.layer)
     if arguments.view is not None:
@@ -77,33 +95,36 @@ def encoder_of(arguments: argparse.Namespace) -> Encoder:
 def options_of(arguments: argparse.Namespace, process: Launch | None = None) -> dict:
     """The keywords of `embed.embed_batches`, of this process alone unless it is said which it is of several."""
     options = {name: getattr(arguments, name) for name in ("batch_size", "loader", "threads")}
+    options["max_bad"] = getattr(arguments, "max_bad", 1.0)  # where all must be good, a command says so itself
     if options["threads"] is None and process is not None:
         options["threads"] = process.cores
     return options | {"process": process or Launch(device=pick_device(arguments.device))}
 
 
-def labelled_sets(train, val) -> tuple[ByteSource, ByteSource]:
-    """Both sources, of whatever `as_source` takes. Raises `UserError` unless they have labels of the same classes."""
-    sources = as_source(train), as_source(val)
-    for flag, source in zip(("--train", "--val"), sources):
-        if source.classes is None:
-            raise UserError(f"{flag}: {source.name} has no labels; give a folder per class")
-    if sources[0].classes != sources[1].classes:
-        raise UserError(
-            f"--val: {sources[1].name} has other classes than {sources[0].name}; use the same class folders"
-        )
-    return sources
+def right(scores: torch.Tensor, labels: torch.Tensor, tolerance: float = 0.0) -> torch.Tensor:
+    """(N, 2) float64 in [0, 1]: how right each row of scores (N, C) is, by its highest score, and by its five highest.
 
-
-def right(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """(N, 2) bool: whether the label of a row (N, C) has the highest score, and one of the five highest."""
-    best = scores.topk(min(5, scores.shape[1]), dim=1).indices == labels[:, None]
-    return torch.stack([best[:, 0], best.any(1)], dim=1)
+    Classes whose scores differ by no more than `tolerance` share the places that are left for them, so an encoder or
+    classifier to which everything is the same gets what chance would. A class of score -inf is out of question.
+    """
+    own = scores.gather(1, labels[:, None])
+    above, equal = (scores > own + tolerance).sum(1), ((scores - own).abs() <= tolerance).sum(1)
+    places = torch.tensor([1.0, 5.0], device=scores.device, dtype=torch.float64) - above[:, None]
+    shares = (places / equal[:, None].clamp(min=1)).clamp(0, 1)
+    return shares * (own.isfinite() & ~scores.isnan().any(1, keepdim=True))
 
 
 def accuracies(scores: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
-    """Shares of rows (N, C) that are `right`."""
-    return dict(zip(("top1", "top5"), right(scores, labels).float().mean(0).tolist()))
+    """Shares of rows (N, C) that are `right`, of those that have a label."""
+    known = labels >= 0
+    return dict(zip(("top1", "top5"), right(scores[known], labels[known]).mean(0).tolist()))
+
+
+def require_finite(features: Features, flag: str, encoder: Encoder) -> None:
+    """Raises `UserError` for features that are no numbers, of which every figure would be one of nothing."""
+    for block in features.vectors.split(1 << 16):
+        if not block.isfinite().all():
+            raise UserError(f"{flag}: {encoder.name} gives features that are not finite; take an earlier checkpoint")
 
 
 class Stopwatch:
@@ -133,10 +154,30 @@ def record(
     }
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with open(file, "a", encoding="utf-8") as out:
-            out.write(json.dumps(row) + "\n")
+        append(file, json.dumps(row) + "\n")
     except OSError as fault:
         raise UserError(f"{file}: cannot be written ({fault.strerror}); give another --results") from None
+
+
+def append(file: Path, line: str) -> None:
+    """Adds a line in one piece, whoever else adds one at the same time; on a full disk nothing of it."""
+    with open(file, "ab", buffering=0) as out:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(out, fcntl.LOCK_EX)
+        end, rest = os.fstat(out.fileno()).st_size, memoryview(line.encode())
+        try:
+            while rest:
+                rest = rest[out.write(rest) :]
+        except OSError:
+            out.truncate(end)
+            raise
+
+
+def say_left_out(lines: Sequence[str], most: int = 10) -> None:
+    for line in lines[:most]:
+        print(f"left out: {line}")
+    if len(lines) > most:
+        print(f"left out: {len(lines) - most:,} others that cannot be decoded")
 
 
 def table(title: str, rows: list[dict]) -> None:

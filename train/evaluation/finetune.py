@@ -8,8 +8,7 @@ from pathlib import Path
 from ...errors import UserError
 from ...models.algorithms.classifier import Classifier
 from ...models.algorithms.multihead import MultiHead
-from ...pipelines.sources import open_source
-from ...pipelines.spec import ViewSpec
+from ...pipelines.spec import ByteSource, ViewSpec
 from ..engine.checkpoint import load_algorithm
 from ..engine.distributed import Launch, launch, pick_device
 from ..engine.run_directory import ENCODER_FILE
@@ -17,7 +16,8 @@ from ..pretrain import pretrain
 from ..recipe.recipe import Recipe, load_recipe
 from .embed import Features, embed, evaluation_view
 from .embed_encoder import Encoder, digest, encoder_file
-from .evaluate import Stopwatch, accuracies, add_results, labelled_sets, record, table
+from .evaluate import Stopwatch, accuracies, add_results, record, say_left_out, table
+from .labels import labelled, labelled_sets, remarks
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,33 +36,40 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"{arguments.recipe}: trains no classifier but {recipe.algorithm.name}; see configs/finetune")
     if recipe.data.train is None or recipe.data.val is None:
         raise UserError("data.train, data.val: fine-tuning needs both, labelled images to learn from and to classify")
-    classes = len(labelled_sets(recipe.data.train, recipe.data.val)[0].classes)
-    given = [f"algorithm.classes={classes}"]
+    sources = labelled_sets(recipe.data.train, recipe.data.val, ("data.train", "data.val"))
+    given = [f"algorithm.classes={len(sources[0].classes)}"]
     if arguments.encoder != "scratch":
         given.append(f"algorithm.weights={encoder_file(arguments.encoder, recipe.out)}")
     recipe = load_recipe(arguments.recipe, [*arguments.overrides, *given])
-    return run_classifier(recipe, f"finetune {recipe.name}", arguments.encoder, arguments.results)
+    return run_classifier(recipe, f"finetune {recipe.name}", arguments.encoder, sources, arguments.results)
 
 
-def run_classifier(recipe: Recipe, protocol: str, start: str, results: Path) -> int:
-    """Trains (or resumes) a recipe whose algorithm is the classifier; tests it on data.val when it is finished."""
+def run_classifier(
+    recipe: Recipe, protocol: str, start: str, sources: tuple[ByteSource, ByteSource], results: Path
+) -> int:
+    """Trains (or resumes) a recipe whose algorithm is the classifier on the first of `labelled_sets`; tests it on the
+    second when it is finished. Images without a label take part in neither."""
     watch = Stopwatch()
+    train, val = map(labelled, sources)
     with launch(pick_device(recipe.train.device), recipe.train.timeout) as process:
-        out = pretrain(recipe, process)
+        if process.is_main:
+            for line in remarks(*sources):
+                print(line, flush=True)
+        out = pretrain(recipe, process, train)
         process.barrier()  # until then the first may still write
         if not (out / ENCODER_FILE).exists():
             if process.is_main:
                 print(f"{out}: stopped before its end; the same command continues, and tests the classifier then")
             return 0
         classifier = load_algorithm(out)[1]
-        found, view = tested(classifier, recipe, process)
+        found, view = tested(classifier, recipe, val, process)
     if not process.is_main:
         return 0
-    for line in found.left_out:
-        print(f"left out: {line}")
+    say_left_out(found.left_out)
     figures = _figures(classifier, found)
     encoder = Encoder(start, classifier, view, digest(classifier, str(classifier.config)))
     data = {"train": recipe.data.train, "val": recipe.data.val}
+    data["unlabelled"] = [len(source) - len(own) for source, own in zip(sources, (train, val))]
     record(results, protocol, encoder, data, recipe.plain(), figures, watch)
     table(f"{protocol}, {start}", figures if isinstance(figures, list) else [figures])
     return 0
@@ -76,9 +83,12 @@ def _figures(classifier: Classifier | MultiHead, found: Features) -> dict | list
     return [{"layer": layer, **accuracies(scores, found.labels)} for layer, scores in heads]
 
 
-def tested(classifier: Classifier | MultiHead, recipe: Recipe, process: Launch) -> tuple[Features, ViewSpec]:
-    """Scores of the images of data.val, (N, classes) or (N, heads, classes), on every process; and the view of them."""
-    view, source = evaluation_view(classifier.config.view), open_source(recipe.data.val)
+def tested(
+    classifier: Classifier | MultiHead, recipe: Recipe, source: ByteSource, process: Launch
+) -> tuple[Features, ViewSpec]:
+    """Scores of the images of a source, (N, classes) or (N, heads, classes), on every process; and the view of them."""
+    view = evaluation_view(classifier.config.view)
     threads = recipe.data.threads or process.cores
     options = {"loader": recipe.data.loader, "threads": threads, "process": process}
+    options |= {"max_bad": recipe.data.max_bad, "setting": "data.max_bad"}
     return embed(classifier.scorer, source, view, **options), view

@@ -9,8 +9,20 @@ from ...places import place
 from ..engine.distributed import launch, pick_device
 from .embed_encoder import encoder_file, saved_algorithm
 from .embed_store import stored_features
-from .evaluate import Stopwatch, add_arguments, add_sets, encoder_of, labelled_sets, options_of, positive, record, table
+from .evaluate import (
+    Stopwatch,
+    add_arguments,
+    add_sets,
+    encoder_of,
+    options_of,
+    positive,
+    record,
+    require_finite,
+    say_left_out,
+    table,
+)
 from .finetune import run_classifier
+from .labels import labelled_sets, remarks
 from .linear_protocols import PROTOCOLS, linear_recipe, protocol_of
 from .linear_sweep import DECAYS, RATES, sweep_heads
 
@@ -49,17 +61,23 @@ def _fast(arguments: argparse.Namespace) -> int:
         train, val = (stored_features(encoder, source, arguments.features, **options) for source in sources)
     if not process.is_main:  # the heads take one process seconds
         return 0
+    for flag, features in (("--train", train), ("--val", val)):
+        require_finite(features, flag, encoder)
+    unlabelled = [int((features.labels < 0).sum()) for features in (train, val)]
+    train, val = train.labelled(), val.labelled()
     grid = {"rates": sorted(set(arguments.lr)), "decays": sorted(set(arguments.weight_decay))}
     rest = {"epochs": arguments.epochs or 50, "batch_size": arguments.head_batch or 256, "seed": arguments.seed}
     best, heads = sweep_heads(train, val, len(sources[0].classes), **grid, **rest, device=process.device)
     data = {"train": sources[0].name, "val": sources[1].name, "images": [len(train.labels), len(val.labels)]}
+    data["unlabelled"] = unlabelled
     record(arguments.results, "linear sweep", encoder, data, grid | rest, best | {"heads": heads}, watch)
     table(f"linear, best of {len(heads)} heads on features, {encoder.name}", [best])
     edges = (grid["rates"][0], grid["rates"][-1])
     if len(grid["rates"]) > 2 and best["lr"] in edges:
         print("the best learning rate lies at the edge of those tried; widen --lr")
-    for line in train.left_out + val.left_out:
-        print(f"left out: {line}")
+    for line in remarks(*sources):
+        print(line)
+    say_left_out(train.left_out + val.left_out)
     return 0
 
 
@@ -83,5 +101,6 @@ def _published(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         loader=arguments.loader,
         threads=arguments.threads,
+        max_bad=arguments.max_bad,
     )
-    return run_classifier(recipe, f"linear {protocol}", arguments.encoder, arguments.results)
+    return run_classifier(recipe, f"linear {protocol}", arguments.encoder, sources, arguments.results)

@@ -14,6 +14,7 @@ from ..recipe import config
 from ..recipe.recipe import SECTIONS, Recipe
 from ..recipe.settings import DataSettings, Optim, TrainSettings
 
+_DATA = ("loader", "threads", "max_bad")
 _SGD = {"name": "sgd", "momentum": 0.9, "weight_decay": 0.0}
 _LARS = {"name": "lars", "momentum": 0.9, "weight_decay": 0.0, "form": "update"}
 _MAE = {**_LARS, "lr": 6.4, "warmup": "10 epochs", "warmup_from": 1e-4}
@@ -76,7 +77,7 @@ def linear_recipe(
 ) -> Recipe:
     """The recipe of a published protocol for an algorithm's encoder, whose weights are in `weights`.
 
-    `change`: batch_size, epochs, max_steps, seed, device, loader and threads, where they are not None.
+    `change`: batch_size, epochs, max_steps, seed, device, loader, threads and max_bad, where they are not None.
     """
     row = PROTOCOLS[protocol]
     backbone = config.plain(getattr(algorithm.config, "backbone", None))
@@ -106,7 +107,7 @@ def linear_recipe(
     given = {key: value for key, value in change.items() if value is not None}
     values = {
         "algorithm": section,
-        "data": {"train": train, "val": val, **{key: given[key] for key in ("loader", "threads") if key in given}},
+        "data": {"train": train, "val": val, **{key: given[key] for key in _DATA if key in given}},
         "train": {
             "out": str(out),
             "batch_size": row["batch_size"],

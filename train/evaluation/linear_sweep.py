@@ -99,8 +99,9 @@ def sweep_heads(
     """What the best head gives on the test set, and the held-out accuracy of every head.
 
     A tenth of the training rows chooses learning rate and weight decay; a head with these, trained on all rows, is what
-    is tested: the test set takes no part in any choice.
+    is tested: the test set takes no part in any choice. Rows without a label neither teach nor count.
     """
+    train, test = train.labelled(), test.labelled()
     bits = np.random.Philox(key=stream_key(seed, "held out", 0) % 2**64)
     order = torch.from_numpy(np.random.Generator(bits).permutation(len(train.labels)))
     held = max(1, round(_HELD_OUT * len(order)))

@@ -8,13 +8,16 @@ import torch
 
 from ...errors import UserError
 from ...models.algorithm import Algorithm
+from ...pipelines.loaders.quarantine import Quarantine
 from ...pipelines.sources import open_source
+from ...pipelines.sources.stream import StreamSource
 from ...pipelines.sources.subset import Subset
 from ...pipelines.spec import ByteSource
 from ..engine.distributed import Launch
 from ..recipe.recipe import Recipe
 from .embed import Features, evaluation_view
 from .knn import knn_accuracy
+from .labels import labelled, labels_of, matched, remarks
 from .sweep import sweep
 
 _BANK, _QUERIES = 50_000, 10_000  # images at most
@@ -29,16 +32,27 @@ def knn_score(
     if recipe.data.val is None:
         raise UserError("train.knn_every: needs labelled images to classify; give data.val")
     val = open_source(recipe.data.val)
-    if source.classes is None or source.classes != val.classes:
-        raise UserError(f"train.knn_every: {source.name} and {val.name} must have labels, and the same classes")
-    some = [Subset(s, range(0, len(s), max(1, -(-len(s) // most)))) for s, most in ((source, _BANK), (val, _QUERIES))]
-    labels = [torch.tensor([s.label(i) for i in range(len(s))]) for s in some]
+    if isinstance(source, StreamSource) or isinstance(val, StreamSource):
+        raise UserError("train.knn_every: a stream has no fixed order, which it needs; copy the shards")
+    val = matched(source, val, ("train.knn_every: data.train", "train.knn_every: data.val"))
+    if process.is_main:
+        for line in remarks(source, val):
+            print(f"train.knn_every: {line}", flush=True)
+    known = zip((labelled(source), labelled(val)), (_BANK, _QUERIES))
+    some = [Subset(s, range(0, len(s), max(1, -(-len(s) // most)))) for s, most in known]
+    labels = [torch.from_numpy(labels_of(s)) for s in some]
+    bad = [Quarantine(s, recipe.data.max_bad) for s in some]
     view = evaluation_view(algorithm.inputs().views[0])
     options = {"process": process, "batch_size": recipe.train.batch_size, "threads": threads}
 
     def score() -> dict[str, float]:
-        rows = [sweep(algorithm.encoder, view, part, **options) for part in some]
-        bank, queries = (Features(vectors, known, []) for vectors, known in zip(rows, labels))
-        return {"knn": knn_accuracy(bank, queries)}
+        sets = []
+        for part, known, quarantine in zip(some, labels, bad):
+            rows = sweep(algorithm.encoder, view, part, quarantine=quarantine, **options)
+            good = torch.ones(len(part), dtype=torch.bool)
+            for found in process.gather(list(quarantine.known())):  # their rows are those of substitutes
+                good[found] = False
+            sets.append(Features(rows[good], known[good], []))
+        return {"knn": knn_accuracy(*sets)}
 
     return score

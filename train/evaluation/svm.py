@@ -19,7 +19,7 @@ from ...pipelines.sources.voc import CATEGORIES, VocSource
 from ..engine.distributed import Launch, launch, pick_device
 from .embed import Features
 from .embed_store import stored_features
-from .evaluate import Stopwatch, add_arguments, add_outputs, encoder_of, options_of, positive, record, table
+from .evaluate import Stopwatch, add_encoder, add_outputs, encoder_of, options_of, positive, record, table
 
 COSTS = (1.0, 10.0, 100.0, *(0.5**power for power in range(4, 20)))
 SHOTS = (1, 2, 4, 8, 16, 32, 64, 96)
@@ -29,12 +29,16 @@ _FOLDS = 3
 def average_precision(targets: np.ndarray, scores: np.ndarray) -> float:
     """Area under precision over recall, in [0, 1], of targets (N,) in {0, 1} ranked by scores (N,).
 
-    Precision is made to fall: at each recall it is the best that any larger recall has (VOC's from 2010 on).
+    Precision is made to fall: at each recall it is the best that any larger recall has (VOC's from 2010 on). What has
+    equal scores comes all at once, so the order of images is worth nothing: scores that are all equal give the share of
+    positives.
     """
-    hits = targets[np.argsort(-scores, kind="stable")] == 1
+    order = np.argsort(-scores, kind="stable")
+    hits = targets[order] == 1
     if not hits.any():
         return 0.0
-    precision = hits.cumsum() / np.arange(1, len(hits) + 1)
+    upto = np.searchsorted(-scores[order], -scores[order], side="right")  # how many come with it or before
+    precision = hits.cumsum()[upto - 1] / upto
     best = np.maximum.accumulate(precision[::-1])[::-1]
     return float(best[hits].mean())  # recall rises by the same step at each hit, and nowhere else
 
@@ -156,7 +160,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="headrace svm", description="Mean average precision on PASCAL VOC 2007 of linear SVMs on frozen features."
     )
-    add_arguments(parser)
+    add_encoder(parser)
     parser.add_argument("data", help="the folder VOCdevkit, or the one that holds it")
     parser.add_argument("--low-shot", action="store_true", help="a few images a class instead of all")
     parser.add_argument("--shots", type=positive, nargs="+", default=SHOTS)

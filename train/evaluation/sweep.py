@@ -9,6 +9,7 @@ from torch import nn
 
 from ...errors import UserError
 from ...pipelines.loaders.choose import choose_loader, make_loader
+from ...pipelines.loaders.quarantine import Quarantine
 from ...pipelines.order import Order
 from ...pipelines.spec import ByteSource, InputSpec, ViewSpec
 from ..engine.distributed import Launch
@@ -25,10 +26,12 @@ def sweep(
     kind: str = "auto",
     threads: int | None = None,
     seed: int = 0,
+    quarantine: Quarantine | None = None,
 ) -> torch.Tensor:
     """(N, ...) float32 on the CPU of every process: row i is ``module(image i)``, in evaluation mode.
 
-    `batch_size` is that of all processes. Row i of an image that cannot be decoded is that of its substitute.
+    `batch_size` is that of all processes. Row i of an image that cannot be decoded is that of its substitute;
+    `quarantine` says which these are, and how many there may be.
     """
     order = Order(len(source), batch_size, seed=seed, shuffle=False, last="pad")
     inputs = InputSpec(views=(replace(view, count=1),))
@@ -36,7 +39,7 @@ def sweep(
     if kind == "webdataset":
         raise UserError(f"{source.name}: a stream has no fixed order, which this algorithm needs; copy the shards")
     share = {"seed": seed, "device": process.device, "rank": process.rank, "world": process.world}
-    loader = make_loader(source, inputs, order, kind=kind, threads=threads, **share)
+    loader = make_loader(source, inputs, order, kind=kind, threads=threads, quarantine=quarantine, **share)
     training = module.training
     module.eval()
     try:

@@ -132,5 +132,5 @@ def test_command(stripes, tmp_path, capsys, monkeypatch):
     (stripes / "other" / "blue").mkdir(parents=True, exist_ok=True)
     for name in ("green", "blue"):
         Image.new("RGB", (40, 40), name).save(stripes / "other" / name / "x.png")
-    with pytest.raises(UserError, match="has other classes than"):
+    with pytest.raises(UserError, match="has other classes than --train: 'green'"):
         knn.main([*arguments[:3], "--val", f"{stripes}/other"])
