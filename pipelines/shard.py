@@ -69,7 +69,11 @@ def shard(
         raise UserError(f"--part: is one of 0/{part[1]} ... {part[1] - 1}/{part[1]}, not {part[0]}/{part[1]}")
     out, source, options = Path(out).expanduser(), open_source(source), options or ShardOptions()
     root = getattr(source, "root", None)
-    if root is not None and Path(root).is_dir() and out.resolve().is_relative_to(Path(root).resolve()):
+    if (
+        isinstance(root, (str, os.PathLike))
+        and Path(root).is_dir()
+        and out.resolve().is_relative_to(Path(root).resolve())
+    ):
         raise UserError(f"{out}: lies inside the source {source.name}; write the shards somewhere else")
     seen, workspace = survey(source, options), None
     try:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ...errors import ProcessError
+from ..sources.stream import StreamSource
 from ..spec import ByteSource
 
 MAX_BAD = 0.01  # the share of a source's samples that may be bad, where nothing else is said
@@ -160,7 +161,7 @@ class Quarantine:
 
     def _is_ours(self, found: dict) -> bool:
         """Whether a line is about this source: another set may have left it."""
-        if hasattr(self._source, "recall"):  # a stream has names, and no positions
+        if isinstance(self._source, StreamSource):  # which has names, and no positions
             return self._source.recall(found["index"], found["key"])
         return 0 <= found["index"] < len(self._source) and found == self.where(found["index"])
 

@@ -73,7 +73,8 @@ def open_source(name: str | os.PathLike, say: Callable[[str], None] = notice) ->
     """
     name = os.fspath(name)
     source = open_stream(name) if name.startswith(SCHEMES) else _open(name)
-    for note in getattr(source, "notes", ()):
+    notes = getattr(source, "notes", None)
+    for note in notes if isinstance(notes, (list, tuple)) else ():  # somebody's own source may mean other things by it
         say(f"{source.name}: {note}")
     return source
 

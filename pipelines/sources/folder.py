@@ -104,7 +104,7 @@ class FolderSource(FileSource):
             top, folders = self._splits
             train = next(folder for folder in folders if _TRAIN.match(folder))
             named, part = _some([top + folder for folder in folders]), self.root / os.fsdecode(top + train)
-            remedy = f"give {part} to train on, or folder:{self.root} for all of them, without labels"
+            remedy = f"give one of them, such as {part}, or folder:{self.root} for all, without labels"
             raise UserError(f"{self.root}: holds {named}, which are splits and not classes; {remedy}")
 
 

@@ -40,7 +40,7 @@ def test_splits_are_no_classes(folders, tree):
     with pytest.raises(UserError) as caught:
         open_source(root)
     train = root / folders[0]
-    for part in (*folders, "splits and not classes", f"give {train} to train on, or folder:{root} for all"):
+    for part in (*folders, "splits and not classes", f"give one of them, such as {train}, or folder:{root} for all"):
         assert part in str(caught.value)
     assert open_source(train).classes == ["x", "y"]
     source, said = opened(f"folder:{root}")

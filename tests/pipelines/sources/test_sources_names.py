@@ -1,14 +1,21 @@
 """Which source a name opens, and what is said where it opens none."""
 
+import io
 import pickle
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from headrace.errors import run_command
+from headrace.pipelines.shard import main as shard_main
 from headrace.pipelines.sources import KINDS, open_source
 from headrace.pipelines.sources.folder import FolderSource
 from headrace.pipelines.sources.shards import ShardSource
+
+Image.new("RGB", (8, 8)).save(TINY := io.BytesIO(), "PNG")
 
 
 @pytest.fixture
@@ -66,6 +73,39 @@ def test_every_kind_can_be_imported():
 def test_two_marks_are_a_question(tmp_path, write_files, refused):
     write_files(tmp_path, {"meta/train.txt": "", "data_batch_1": ""})
     refused(tmp_path, "imagenet or cifar10", "kind in front")
+
+
+class Own:
+    """A source of one's own that means other things by the names that ours have beside the contract."""
+
+    classes = None
+
+    def __init__(self, place, *, notes="x"):
+        self.notes = {"list": ["two lines", "of mine"], "text": "a text", "none": None}.get(notes, self.__len__)
+        self.root = 7
+
+    def __len__(self):
+        return 2
+
+    def read(self, index):
+        return np.frombuffer(TINY.getvalue(), np.uint8)
+
+    def label(self, index):
+        return -1
+
+    def key(self, index):
+        return f"{index}.png"
+
+    def size(self, index):
+        return None
+
+
+def test_a_source_of_ones_own_may_say_what_it_leaves_out(tmp_path, capsys):
+    for kind, said in (("list", ["two lines", "of mine"]), ("text", []), ("none", []), ("x", [])):
+        told = []
+        name = f"{__name__}.Own:here?notes={kind}"
+        assert len(open_source(name, told.append)) == 2 and told == [f"{name}: {line}" for line in said]
+    assert run_command(lambda: shard_main([f"{__name__}.Own:here", str(tmp_path / "out"), "--workers", "1"])) == 0
 
 
 def test_no_kind_imports_torch():
