@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import torch
 from mmpretrain.registry import MODELS
+from mmpretrain.structures import DataSample
 
 from headrace.models.algorithms import find_algorithm
 from headrace.models.backbones.hivit import HiViT
@@ -16,12 +17,13 @@ from headrace.models.backbones.swin import Swin
 from headrace.models.backbones.vit import ViT
 from headrace.models.decoders import MAEDecoder
 from headrace.models.targets.frozen import Weights
-from headrace.pipelines.spec import ViewSpec
+from headrace.pipelines.spec import Batch, Mask, ViewSpec
 from headrace.pipelines.views.recipes import view
 from headrace.tools.exchange.weights.methods import METHODS, load_method
 
 WIDTH, DEPTH, HEADS, PATCH = 24, 3, 2, 8
 SIZE, GRID = 32, 4  # pixels, patches
+SAMPLES = 4
 DECODER = MAEDecoder.Config(width=16, depth=2, heads=2)
 ARCH = dict(embed_dims=WIDTH, num_layers=DEPTH, num_heads=HEADS, feedforward_channels=4 * WIDTH)
 _VIT = ViT.Config(patch_size=PATCH, width=WIDTH, depth=DEPTH, heads=HEADS)
@@ -178,3 +180,35 @@ def imported(name, folder):
         state |= {"norm.weight": torch.rand(32) + 0.5, "norm.bias": torch.randn(32)}
     load_method(ours, state, METHODS[name])
     return theirs, ours
+
+
+def views_of(ours):
+    """Images of every view."""
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(SAMPLES, 3, view.size, view.size, generator=generator) for view in ours.inputs().views]
+
+
+def batch_of(ours, images, mask):
+    views = {view.name: x[None] for view, x in zip(ours.inputs().views, images, strict=True)}
+    return Batch(views=views, ids=torch.arange(SAMPLES), labels=None, mask=mask, step=0, epoch=0)
+
+
+def near(ours, theirs, tolerance=1e-5):
+    assert ours.shape == theirs.shape and theirs.std() > 1e-6
+    assert (ours - theirs).abs().max() <= tolerance * theirs.abs().max()
+
+
+def samples_of(ours, mask):
+    """What their loader passes on for each image."""
+    masks = mask.hidden.unflatten(1, ours.config.mask.grid)
+    samples = [DataSample() for _ in masks]
+    for sample, own in zip(samples, masks, strict=True):
+        sample.set_field(own.float(), "mask")
+    return samples
+
+
+def of_order(restore, kept):
+    """Our mask of their shuffling: the first `kept` of the shuffled patches are visible."""
+    order = restore.argsort(dim=1)
+    hidden = restore >= kept
+    return Mask(hidden, keep=order[:, :kept], restore=restore)

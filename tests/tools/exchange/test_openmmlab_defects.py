@@ -17,8 +17,22 @@ from mmpretrain.datasets.transforms.processing import BEiTMaskGenerator  # noqa:
 from mmpretrain.models.backbones import DeiT3  # noqa: E402
 from mmpretrain.models.utils import resize_pos_embed  # noqa: E402
 from mmpretrain.registry import MODELS  # noqa: E402
-from openmmlab_methods import ARCH, HEADS, PATCH, SIZE, beitv2, imported, mixmim, randomise  # noqa: E402
-from test_openmmlab_methods import SAMPLES, batch_of, near, of_order, samples_of, views_of  # noqa: E402
+from openmmlab_methods import (  # noqa: E402
+    ARCH,
+    HEADS,
+    PATCH,
+    SAMPLES,
+    SIZE,
+    batch_of,
+    beitv2,
+    imported,
+    mixmim,
+    near,
+    of_order,
+    randomise,
+    samples_of,
+    views_of,
+)
 
 from headrace.models.algorithm import Progress  # noqa: E402
 from headrace.models.algorithms.beitv2 import BEiTv2  # noqa: E402

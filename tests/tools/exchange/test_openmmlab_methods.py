@@ -8,47 +8,13 @@ import torch
 
 pytest.importorskip("mmpretrain", reason="needs the extra [parity]")
 
-from mmpretrain.structures import DataSample  # noqa: E402
-from openmmlab_methods import METHOD_CASES, imported  # noqa: E402
+from openmmlab_methods import METHOD_CASES, SAMPLES, batch_of, imported, near, of_order, samples_of, views_of  # noqa: E402
 
 from headrace.models.algorithm import Progress  # noqa: E402
-from headrace.pipelines.spec import Batch, Mask  # noqa: E402
+from headrace.pipelines.spec import Mask  # noqa: E402
 from headrace.pipelines.views.masks import draw_mask  # noqa: E402
 
-SAMPLES = 4
 WITH_MASK = [name for name in METHOD_CASES if name not in ("mae", "mae_hivit", "mixmim")]  # these draw one themselves
-
-
-def views_of(ours):
-    """Images of every view."""
-    generator = torch.Generator().manual_seed(1)
-    return [torch.randn(SAMPLES, 3, view.size, view.size, generator=generator) for view in ours.inputs().views]
-
-
-def batch_of(ours, images, mask):
-    views = {view.name: x[None] for view, x in zip(ours.inputs().views, images, strict=True)}
-    return Batch(views=views, ids=torch.arange(SAMPLES), labels=None, mask=mask, step=0, epoch=0)
-
-
-def near(ours, theirs, tolerance=1e-5):
-    assert ours.shape == theirs.shape and theirs.std() > 1e-6
-    assert (ours - theirs).abs().max() <= tolerance * theirs.abs().max()
-
-
-def samples_of(ours, mask):
-    """What their loader passes on for each image."""
-    masks = mask.hidden.unflatten(1, ours.config.mask.grid)
-    samples = [DataSample() for _ in masks]
-    for sample, own in zip(samples, masks, strict=True):
-        sample.set_field(own.float(), "mask")
-    return samples
-
-
-def of_order(restore, kept):
-    """Our mask of their shuffling: the first `kept` of the shuffled patches are visible."""
-    order = restore.argsort(dim=1)
-    hidden = restore >= kept
-    return Mask(hidden, keep=order[:, :kept], restore=restore)
 
 
 def compare(theirs, ours, images, mask, samples):
