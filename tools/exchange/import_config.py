@@ -23,12 +23,14 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.out is not None and arguments.out.exists():
         raise UserError(f"--out: {arguments.out} exists; give another name")
-    recipe, without = translate(read_config(arguments.config), arguments.config.stem)
-    comments = [f"# from {arguments.config.name}", *(f"# no counterpart: {line}" for line in without)]
+    recipe, report = translate(read_config(arguments.config), arguments.config.stem)
+    comments = [f"# from {arguments.config.name}", *(f"# {line}" for line in report.comments())]
     text = "\n".join(comments) + "\n" + yaml.safe_dump(recipe, sort_keys=False, default_flow_style=None)
     if arguments.out is None:
         print(text, end="")
     else:
         arguments.out.write_text(text, encoding="utf-8")
-        print(f"{arguments.out}: {recipe['algorithm']['name']}, {len(without)} settings without a counterpart")
+        print(f"{arguments.out}: {recipe['algorithm']['name']}, {len(report.without)} settings without a counterpart")
+        others = f"{len(report.same)} settings as in headrace, {len(report.views)} of views, {len(report.aside)} others"
+        print("\n".join([*(f"  {line}" for line in report.without), f"{others}: in the file's comments"]))
     return 0

@@ -66,9 +66,7 @@ def main(argv: list[str] | None = None) -> int:
         "--to", type=new_folder, required=True, help="a new folder, which then stands for a finished run"
     )
     parser.add_argument("--family", help="the layout, such as openmmlab-swin; default: recognised by its names")
-    parser.add_argument(
-        "--teacher", action="store_true", help="the momentum network, or averaged weights, instead of the trained"
-    )
+    parser.add_argument("--teacher", action="store_true", help="the momentum network, or averaged weights")
     parser.add_argument("--heads", type=int, help="of attention, where the tensors do not tell (MoCo v3's ViT-S: 12)")
     parser.add_argument("--pool", choices=("mean", "cls"), help="of a ViT's tokens; default: as the file suggests")
     parser.add_argument("--mlp", choices=("gelu", "quick_gelu"), help="activation of a ViT's MLPs; quick_gelu: CLIP")

@@ -2,293 +2,202 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from ...errors import UserError
+from ...models.algorithms import find_algorithm
+from ...models.backbones import ResNet
+from ...pipelines.spec import ViewSpec
+from ...pipelines.views.recipes import VIEWS
+from . import mmselfsup_backbones as backbones
+from .config_source import Report, Source, copied
 from .mmselfsup_legacy import modern
+from .mmselfsup_methods import ALGORITHMS, ARRIVES, CONVERTED, MASKS, SILENT, method_of
+from .mmselfsup_runs import hooks, optim, surroundings, train
+from .mmselfsup_same import SAME
 
-ALGORITHMS = {
-    "BYOL": "byol",
-    "BarlowTwins": "barlowtwins",
-    "BEiT": "beit",
-    "CAE": "cae",
-    "DeepCluster": "deepcluster",
-    "DenseCL": "densecl",
-    "EVA": "eva",
-    "MAE": "mae",
-    "MaskFeat": "maskfeat",
-    "MILAN": "milan",
-    "MixMIM": "mixmim",
-    "MoCo": "moco",
-    "MoCoV3": "mocov3",
-    "NPID": "npid",
-    "ODC": "odc",
-    "PixMIM": "pixmim",
-    "RelativeLocation": "relative_loc",
-    "RotationPred": "rotation_pred",
-    "SimCLR": "simclr",
-    "SimMIM": "simmim",
-    "SimSiam": "simsiam",
-    "SwAV": "swav",
-}
-_OPTIMIZERS = {"SGD": "sgd", "AdamW": "adamw", "LARS": "lars"}
-_VIT_SIZES = {"b": "vit_base", "base": "vit_base", "l": "vit_large", "large": "vit_large", "h": "vit_huge"}
-_VIT_SIZES |= {"huge": "vit_huge", "mocov3-small": "vit_small", "s": "vit_small", "small": "vit_small"}
-_WITHOUT = ("default_scope", "env_cfg", "log_level", "log_processor", "visualizer", "vis_backends", "custom_imports")
+_PER_PROCESS = ("moco", "densecl", "deepcluster", "relative_loc")  # whose batch norms are each process's own
+_LARGEST = 255.0  # of a pixel, there; 1 here
 
 
-def translate(config: dict[str, Any], name: str = "") -> tuple[dict[str, Any], list[str]]:
-    """A recipe as plain values, and the settings that have no counterpart, as ``key = value``.
+def translate(config: dict[str, Any], name: str = "") -> tuple[dict[str, Any], Report]:
+    """A recipe as plain values, and what became of all values of the configuration that are not in it.
 
     `name` is the file's: OpenMMLab's ``16xb256`` in it says for how many processes the rate is meant. Views are those
-    of the method's own recipe in headrace, which are the published ones: pipelines are listed, not translated. Raises
-    `UserError` where the model is none that headrace has.
+    of the method's own recipe in headrace, which are the published ones: pipelines are reported, not translated. Raises
+    `UserError` where the model or its encoder is none that headrace has.
     """
-    config = modern(config)
     model = config.get("model")
-    if not isinstance(model, dict) or str(model.get("type")) not in ALGORITHMS:
-        known = ", ".join(sorted(ALGORITHMS))
-        kind = model.get("type") if isinstance(model, dict) else None
-        raise UserError(f"model.type: {kind!r} is no algorithm of headrace; known: {known}")
-    without: list[str] = []
-    method = _method_name(model)
+    kind = model.get("type") if isinstance(model, dict) else None
+    if str(kind).rpartition(".")[2] not in ALGORITHMS:
+        raise UserError(f"model.type: {kind!r} is no algorithm of headrace; known: {', '.join(sorted(ALGORITHMS))}")
+    source = Source(modern(config))
+    _set_variables_aside(source, config)
+    try:
+        recipe = _recipe(source, name)
+    except (TypeError, ValueError, AttributeError, KeyError, ArithmeticError) as fault:
+        raise UserError(
+            f"{name or 'configuration'}: a setting has a value that is none of its kind: {fault!r}"
+        ) from None
+    return recipe, source.finish()
+
+
+def _recipe(source: Source, name: str) -> dict[str, Any]:
+    method = method_of({**source.get("model"), "type": str(source.take("model.type")).rpartition(".")[2]})
+    default = find_algorithm(method).Config()
     algorithm: dict[str, Any] = {"name": method}
-    backbone = _backbone(dict(model.get("backbone", {})), without)
-    if backbone:
-        algorithm["backbone"] = backbone
-    algorithm |= _method(method, model, without)
-    recipe: dict[str, Any] = {"algorithm": algorithm}
-    train = _train(config, name, without)
-    optim = _optim(config, without, train.get("batch_size"))
-    recipe |= {"train": train} if train else {}
-    recipe |= {"optim": optim} if optim else {}
-    known = {"model", "train_dataloader", "optim_wrapper", "param_scheduler", "train_cfg", "resume", "load_from"}
-    for key, value in config.items():
-        if key.endswith("pipeline") or key in ("view_pipeline1", "view_pipeline2"):
-            without.append(f"{key}: views are those of the method's recipe; see `headrace browse`")
-        elif key == "auto_scale_lr" or key in known or key in _WITHOUT or not isinstance(value, dict):
+    kind, encoder = backbones.backbone(source)
+    if encoder:
+        algorithm["backbone"] = encoder
+    for path, own in ARRIVES.get(method, {}).items():
+        value = source.take(f"model.{path}")
+        if value is not None:
+            _set(algorithm, own, CONVERTED.get((method, own), lambda same: same)(value))
+    for path, silent in SILENT.get(method, {}).items():
+        own = ARRIVES[method][path]
+        if own not in algorithm and source.get(f"model.{path.partition('.')[0]}.type") is not None:
+            algorithm[own] = silent
+    if method == "moco" and str(source.get("model.neck.type")).endswith("LinearNeck"):
+        algorithm |= {"hidden": None, "view": "moco_v1"}
+    if method == "mocov3" and kind == "vit":
+        encoder.setdefault("heads", None)  # those of the size, not of the method's own small one
+    if method == "mocov3" and kind == "resnet":
+        algorithm |= {"first": "moco_v3_resnet.first", "second": "moco_v3_resnet.second"}
+    _mask(source, method, algorithm)
+    config = backbones.built(kind, encoder, default.backbone)
+    known = _facts(algorithm, default, config, method)
+    known["batch"] = source.get("train_dataloader.batch_size")
+    run = train(source, name)
+    rates = optim(source, method, run)
+    hooks(source, method, algorithm, known, run, rates)
+    known |= {key: value for key, value in algorithm.items() if isinstance(value, (int, float))}
+    for path, here in [*backbones.SAME[kind].items()] if kind else ():
+        if f"backbone.{path}" not in SAME.get(method, {}):
+            source.same(f"model.backbone.{path}", *_here(here, known))
+    for path, here in SAME[method].items():
+        source.same(f"model.{path}", *_here(here, known))
+    source.put_aside("model.memory_bank.length")
+    if method == "beitv2":
+        _tokenizer(source, default.tokenizer)
+    _normalization(source, algorithm, default)
+    surroundings(source, run)
+    return {"algorithm": algorithm} | ({"train": run} if run else {}) | ({"optim": rates} if rates else {})
+
+
+def _tokenizer(source: Source, config: Any) -> None:
+    """The encoder of BEiT v2's targets, which is one of those that the method can have."""
+    known = backbones.facts(config)
+    given = backbones.SAME["vit"] | {"arch": "@arch", "patch_size": "@patch_size", "drop_path_rate": "@drop_path"}
+    given |= {"img_size": 224, "layer_scale_init_value": 0.0, "out_type": "featmap", "output_cls_token": False}
+    for path, here in given.items():
+        source.same(f"model.target_generator.encoder_config.{path}", *_here(here, known))
+
+
+def _set(section: dict[str, Any], field: str, value: Any) -> None:
+    *outer, last = field.split(".")
+    for key in outer:
+        section = section.setdefault(key, {})
+    section[last] = value
+
+
+def _here(value: Any, known: dict[str, Any]) -> tuple:
+    """What a table says, with the facts filled in; several values are any of these."""
+    values = value if isinstance(value, tuple) else (value,)
+    found: list[Any] = []
+    for one in values:
+        fact = known.get(one[1:], one) if isinstance(one, str) and one.startswith("@") else one
+        found += fact if isinstance(fact, tuple) else [fact]
+    return tuple(found)
+
+
+def _facts(algorithm: dict[str, Any], default: Any, encoder: Any, method: str) -> dict[str, Any]:
+    """What settings that say something twice have to be, by name."""
+    view = next((value for value in vars(default).values() if isinstance(value, ViewSpec)), ViewSpec())
+    known = {key: value for key, value in vars(default).items() if isinstance(value, (int, float))}
+    known |= {key: value for key, value in algorithm.items() if isinstance(value, (int, float))}
+    known |= {"size": view.size, "cells": (view.size // 32) ** 2} | backbones.facts(encoder)
+    attention = not isinstance(encoder, ResNet.Config)
+    known |= {"attention": attention, "convolutions": not attention, "layers": 3 if attention else 2}
+    known["norm"] = "BN" if method in _PER_PROCESS else "SyncBN"
+    if "temperature" in known:
+        known["twice_temperature"] = 2 * known["temperature"]
+    if "patch_size" in known:
+        known |= {"patches": (view.size // known["patch_size"]) ** 2, "grid": view.size // known["patch_size"]}
+        known["stride"] = 32 if known["patch_size"] == 4 else known["patch_size"]
+    if method == "swav":
+        known["crops"] = [default.large.count, default.small.count]
+    if method == "beitv2":
+        known["early_and_last"] = [known["early_block"] - known["depth"], -1]
+    return known
+
+
+def _mask(source: Source, method: str, algorithm: dict[str, Any]) -> None:
+    """The masks that a loader draws there, which are part of the method here."""
+    at = "train_dataloader.dataset.pipeline"
+    for number in source.indices(at):
+        if not str(source.get(f"{at}.{number}.type")).endswith("MaskGenerator") or method not in MASKS:
             continue
-        elif key in ("default_hooks", "custom_hooks"):
-            without.append(f"{key}: {', '.join(value)}")
-    return recipe, without
+        for theirs, field in MASKS[method].items():
+            if source.get(f"{at}.{number}.{theirs}", ...) is not ...:
+                algorithm[field] = source.take(f"{at}.{number}.{theirs}")
 
 
-def _method_name(model: dict[str, Any]) -> str:
-    """Two of theirs are told from others by their parts."""
-    part = {key: str((model.get(key) or {}).get("type")) for key in ("backbone", "neck")}
-    if model["type"] == "MAE" and "HiViT" in part["backbone"]:
-        return "mae_hivit"
-    if model["type"] == "BEiT" and "V2" in part["neck"]:
-        return "beitv2"
-    return ALGORITHMS[model["type"]]
-
-
-def _take(section: dict, key: str, default: Any = None) -> Any:
-    return section.pop(key, default)
-
-
-def _rest(section: dict, place: str, without: list[str]) -> None:
-    without += [f"{place}.{key} = {value}" for key, value in section.items()]
-
-
-def _backbone(given: dict, without: list[str]) -> dict[str, Any]:
-    kind = str(_take(given, "type", ""))
-    _take(given, "init_cfg"), _take(given, "norm_cfg"), _take(given, "norm_eval"), _take(given, "frozen_stages")
-    found: dict[str, Any] = {}
-    if kind.startswith("ResNet") or kind == "ResNeXt":
-        found = {"name": f"resnet{_take(given, 'depth', 50)}"}
-        if _take(given, "in_channels", 3) == 2 or "Sobel" in kind:
-            found["sobel"] = True
-        _take(given, "out_indices"), _take(given, "num_stages"), _take(given, "style")
-        zero = _take(given, "zero_init_residual")
-        found |= {} if zero is None else {"zero_init_residual": zero}
-    else:
-        arch = _take(given, "arch", _take(given, "model_name", "base"))
-        stems = {"Swin": "swin", "MixMIM": "mixmim", "HiViT": "hivit"}
-        stem = next((own for theirs, own in stems.items() if theirs in kind), None)
-        if isinstance(arch, dict):
-            names = {"embed_dims": "width", "num_layers": "depth", "num_heads": "heads", "depths": "depths"}
-            names |= {"feedforward_channels": "hidden"}
-            found = {names[key]: value for key, value in arch.items() if key in names}
-            found["name"] = f"{stem}_base" if stem else "vit_base"
-        elif stem:
-            long = {"t": "tiny", "s": "small", "b": "base", "l": "large", "h": "huge"}
-            found = {"name": f"{stem}_{long.get(str(arch).lower(), str(arch).lower())}"}
-        else:
-            size = _VIT_SIZES.get(str(arch).lower())
-            found = {"name": size} if size else {}
-            if size is None:
-                without.append(f"model.backbone.arch = {arch}")
-            elif "MoCoV3" in kind:  # whose small model has 12 heads
-                found["heads"] = 12 if str(arch).lower() == "mocov3-small" else None
-        if (patch := _take(given, "patch_size")) is not None and not stem:
-            found["patch_size"] = patch
-        inner = (_take(given, "stage_cfgs") or {}).get("block_cfgs") or {}
-        windows, padded = _take(given, "window_size", inner.get("window_size")), _take(given, "pad_small_map")
-        if windows is not None:
-            whole = isinstance(windows, list)  # one of each stage; a padded map is one window of full size
-            found |= {"windows": windows if whole else [windows] * 4} if whole or padded else {"window": windows}
-        if rate := _take(given, "drop_path_rate", 0.0):
-            found["drop_path"] = rate
-        if _take(given, "stop_grad_conv1"):
-            found["freeze_patch_embed"] = True
-        scale = _take(given, "layer_scale_init_value")
-        found |= {"layer_scale": scale} if scale else {}
-    for key in ("mask_ratio", "img_size", "range_mask_ratio", "out_indices", "out_type", "final_norm", "avg_token"):
-        _take(given, key)  # said elsewhere here, or what the method needs in any case
-    _take(given, "use_abs_pos_emb"), _take(given, "use_shared_rel_pos_bias"), _take(given, "use_rel_pos_bias")
-    _rest(given, "model.backbone", without)
-    return found
-
-
-def _method(name: str, model: dict, without: list[str]) -> dict[str, Any]:
-    """What configures a method beside its encoder."""
-    neck, head, backbone = (dict(model.get(part) or {}) for part in ("neck", "head", "backbone"))
-    found: dict[str, Any] = {}
-    if "mask_ratio" in backbone and name in ("mae", "pixmim", "milan", "eva", "mixmim"):
-        found["mask_ratio"] = backbone["mask_ratio"]
-    if name == "mixmim" and "range_mask_ratio" in backbone:
-        found["mask_spread"] = backbone["range_mask_ratio"]
-    decoder = {
-        own: neck[theirs]
-        for theirs, own in (
-            ("decoder_embed_dim", "width"),
-            ("decoder_depth", "depth"),
-            ("decoder_num_heads", "heads"),
-        )
-        if theirs in neck
+def _normalization(source: Source, algorithm: dict[str, Any], default: Any) -> None:
+    """Mean and deviation of the images, in each view; a second pair is of the image that targets are made of."""
+    words = {
+        spec: f"{recipe}.{spec.name}" if len(specs) > 1 else recipe for recipe, specs in VIEWS.items() for spec in specs
     }
-    if decoder and name in ("mae", "pixmim", "milan", "eva", "mixmim"):
-        found["decoder"] = decoder
-    if name in ("simclr", "byol", "moco", "densecl", "swav", "mocov3", "odc") and "hid_channels" in neck:
-        found |= {"hidden": neck["hid_channels"], "projection": neck["out_channels"]}
-    if name in ("npid", "barlowtwins", "simsiam") and "out_channels" in neck:
-        found["projection"] = neck["out_channels"]
-    if name == "moco" and neck.get("type") == "LinearNeck":
-        found |= {"hidden": None, "projection": neck.get("out_channels", 128), "view": "moco_v1"}
-    if name in ("moco", "densecl") and "queue_len" in model:
-        found["queue"] = model["queue_len"]
-    for key in ("momentum", "base_momentum"):
-        if key in model and name in ("moco", "densecl", "byol", "mocov3"):
-            # the share of the old weights in 0.x, of the new ones since
-            found["momentum"] = model[key] if model[key] > 0.5 else round(1 - model[key], 9)
-    if name == "mocov3" and str(backbone.get("type")).startswith("ResNet"):
-        found |= {"first": "moco_v3_resnet.first", "second": "moco_v3_resnet.second"}
-    if name == "densecl" and "loss_lambda" in model:
-        found["dense_weight"] = model["loss_lambda"]
-    if name in ("odc", "deepcluster") and "num_classes" in head:
-        found["clusters"] = head["num_classes"]
-    if name == "npid" and "neg_num" in model:
-        found["negatives"] = model["neg_num"]
-    if name == "npid" and model.get("ensure_neg"):
-        found["exclude_self"] = True
-    if name == "beitv2":
-        found |= {own: neck[theirs] for theirs, own in (("num_layers", "neck_depth"),) if theirs in neck}
-        found |= {"early_block": neck["early_layers"] - 1} if "early_layers" in neck else {}
-    temperature = head.get(
-        "temperature", head.get("loss", {}).get("temperature") if isinstance(head.get("loss"), dict) else None
-    )
-    if temperature is not None and name in ("simclr", "moco", "mocov3", "npid", "densecl", "swav"):
-        found["temperature"] = temperature
-    if name == "mae" and "norm_pix" in head:
-        found["normalize_pixels"] = head["norm_pix"]
-    return found
+    at = "model.data_preprocessor" if source.get("model.data_preprocessor") else "data_preprocessor"
+    for key in ("to_rgb", "bgr_to_rgb"):
+        source.same(f"{at}.{key}", True)
+    kinds = ("SelfSupDataPreprocessor", "TwoNormDataPreprocessor", "CAEDataPreprocessor", "RelativeLocDataPreprocessor")
+    source.same(f"{at}.type", *kinds, "RotationPredDataPreprocessor", "ImgDataPreprocessor")
+    views = {key: value for key, value in vars(default).items() if isinstance(value, ViewSpec)}
+    for theirs, own in (("mean", "mean"), ("std", "std"), ("second_mean", "mean"), ("second_std", "std")):
+        value = source.get(f"{at}.{theirs}")
+        fields = [key for key in views if (key == "target_view") is theirs.startswith("second")]
+        if not isinstance(value, list) or len(value) != 3 or not fields:
+            continue
+        if all(abs(v / _LARGEST - w) < 1e-6 for key in fields for v, w in zip(value, getattr(views[key], own))):
+            source.same(f"{at}.{theirs}", copied(value))
+            continue
+        source.take(f"{at}.{theirs}")
+        for key in fields:
+            given = algorithm.get(key, words.get(views[key]))
+            section = given if isinstance(given, dict) else {"recipe": given}
+            algorithm[key] = section | {own: [round(v / _LARGEST, 9) for v in value]}
 
 
-def _train(config: dict, name: str, without: list[str]) -> dict[str, Any]:
-    loader, found = config.get("train_dataloader") or {}, {}
-    if "batch_size" in loader:
-        named = re.search(_NAMED, name)
-        found["batch_size"] = loader["batch_size"] * (int(named[1]) if named else _processes(config))
-        if named and int(named[2]) != loader["batch_size"]:
-            without.append(f"train_dataloader.batch_size = {loader['batch_size']}, but the file's name has {named[0]}")
-    if (epochs := (config.get("train_cfg") or {}).get("max_epochs")) is not None:
-        found["epochs"] = epochs
-    wrapper = config.get("optim_wrapper") or {}
-    if wrapper.get("type") == "AmpOptimWrapper":
-        found["precision"] = "bf16" if wrapper.get("dtype") == "bfloat16" else "fp16"
-    if (steps := wrapper.get("accumulative_counts")) is not None:
-        found["accumulate"] = steps
-        if "batch_size" in found:
-            found["batch_size"] *= steps
-    return found
+_KNOWN = frozenset(
+    "model data_preprocessor train_dataloader optim_wrapper param_scheduler train_cfg randomness default_hooks "
+    "custom_hooks auto_scale_lr load_from resume find_unused_parameters data optimizer_config lr_config runner "
+    "total_epochs fp16 checkpoint_config log_config resume_from seed deterministic".split()
+)
 
 
-_NAMED = r"(?<![^_-])(\d+)xb(\d+)"
+def _set_variables_aside(source: Source, config: dict[str, Any]) -> None:
+    """A file's own variables, which do something only where they are used; one that is used nowhere is reported."""
+    used: list[Any] = []
+
+    def collect(value: Any) -> None:
+        used.append(value)
+        for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+            collect(inner)
+
+    for key in (key for key in config if key in _KNOWN):
+        collect(copied(config[key]))
+    for key in (key for key in config if key not in _KNOWN):
+        value = source.get((key,))
+        if isinstance(value, (dict, list)) and value and _used(copied(config[key]), used):
+            source.take((key,))
+            source.report.aside.append(f"{key}: a variable, as where it is used")
+        elif not isinstance(value, (dict, list)) and value is not None:
+            source.put_aside((key,))
 
 
-def _processes(config: dict) -> int:
-    """How many the rate is meant for: by the base batch size of `auto_scale_lr`, or 8."""
-    loader, scaled = config.get("train_dataloader") or {}, config.get("auto_scale_lr") or {}
-    if "base_batch_size" in scaled and loader.get("batch_size"):
-        return max(1, scaled["base_batch_size"] // loader["batch_size"])
-    return 8
-
-
-# what an optimizer does where a configuration is silent, which is not what headrace does
-_DEFAULTS = {
-    "AdamW": {"betas": [0.9, 0.999], "weight_decay": 0.01},
-    "SGD": {"momentum": 0.0, "weight_decay": 0.0},
-    "LARS": {"momentum": 0.0, "weight_decay": 0.0},
-}
-
-
-def _optim(config: dict, without: list[str], batch: int | None) -> dict[str, Any]:
-    wrapper = dict(config.get("optim_wrapper") or {})
-    given = dict(wrapper.get("optimizer") or {})
-    if not given:
-        return {}
-    kind = _take(given, "type")
-    if kind not in _OPTIMIZERS:
-        without.append(f"optim_wrapper.optimizer.type = {kind}")
-        return {}
-    found: dict[str, Any] = {"name": _OPTIMIZERS[kind], "lr": _take(given, "lr")}
-    if batch is not None:
-        found["lr_batch"] = None  # the rate is that of this batch size
-    for key, silent in _DEFAULTS[kind].items():
-        found[key] = _take(given, key, silent)
-    _rest(given, "optim_wrapper.optimizer", without)
-    for schedule in config.get("param_scheduler") or []:
-        found |= _schedule(schedule, found["lr"], without)
-    found |= _groups(wrapper.get("paramwise_cfg") or {}, without)
-    if (largest := (wrapper.get("clip_grad") or {}).get("max_norm")) is not None:
-        found["clip_grad"] = largest
-    return found
-
-
-def _schedule(given: dict, peak: float, without: list[str]) -> dict[str, Any]:
-    kind = given.get("type")
-    if kind == "LinearLR" and "end" in given:
-        unit = "epochs" if given.get("by_epoch", True) else "steps"
-        return {"warmup": f"{given['end']} {unit}", "warmup_from": given.get("start_factor", 1 / 3)}
-    if kind == "MultiStepLR":
-        return {"schedule": "multistep", "milestones": given["milestones"], "gamma": given.get("gamma", 0.1)}
-    if kind != "CosineAnnealingLR":
-        without.append(f"param_scheduler: {kind}")
-        return {}
-    last = given.get("eta_min_ratio", given.get("eta_min", 0) / peak)
-    found: dict[str, Any] = {"final_lr": last} if last else {}
-    if given.get("by_epoch", True) and not given.get("convert_to_iter_based"):
-        found["per_epoch"] = True
-    return found
-
-
-def _groups(given: dict, without: list[str]) -> dict[str, Any]:
-    """Their keys are parts of parameter names, which are others here: only those that all code bases share are said."""
-    rules = dict(given.get("custom_keys") or {})
-    free = [key for key, rule in rules.items() if rule.get("decay_mult") == 0]
-    free += [key for key in ("norm_decay_mult", "bias_decay_mult") if given.get(key) == 0]
-    found: dict[str, Any] = {"exempt": "vectors" if any(re.search(r"bn|ln|norm|bias", key) for key in free) else "none"}
-    rates = {rule["lr_mult"] for key, rule in rules.items() if re.search(r"bn|bias", key) and "lr_mult" in rule}
-    groups = []
-    if len(rates) == 1:  # those of batch norms, which in heads are the second of three layers, and of biases
-        groups.append({"match": r"bias|bn|downsample\.1|head\.[14]\.", "lr": rates.pop()})
-    for key, rule in rules.items():
-        if "predictor" in key and rule.get("fix_lr"):
-            groups.append({"match": r"^predictor\.", "fixed_lr": True})
-        elif "relative_position_bias_table" in key and rule.get("decay_mult") == 0:
-            groups.append({"match": "bias_table", "weight_decay": 0.0})
-        elif not re.search(r"bn|ln|norm|bias|downsample", key):
-            without.append(f"optim_wrapper.paramwise_cfg.{key} = {rule}")
-    return found | ({"groups": groups} if groups else {})
+def _used(variable: Any, values: list[Any]) -> bool:
+    """Whether a variable is one of the values, or a dict that has gone into one of them."""
+    if variable in values:
+        return True
+    dicts = [value for value in values if isinstance(value, dict)] if isinstance(variable, dict) else []
+    return any({key: one[key] for key in variable if key in one} == variable for one in dicts)

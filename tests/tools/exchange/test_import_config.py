@@ -115,9 +115,9 @@ def test_methods_and_schedules():
         "optim_wrapper": {"optimizer": {"type": "SGD", "lr": 0.03, "weight_decay": 1e-4, "momentum": 0.9}},
         "param_scheduler": [{"type": "MultiStepLR", "milestones": [120, 160]}],
     }
-    recipe, without = translate(moco)
+    recipe, report = translate(moco)
     expected = {"hidden": 2048, "projection": 128, "queue": 1024, "momentum": 0.999, "temperature": 0.2}
-    assert {key: recipe["algorithm"][key] for key in expected} == expected and not without
+    assert {key: recipe["algorithm"][key] for key in expected} == expected and not report.without
     assert recipe["train"]["batch_size"] == 256 and recipe["optim"]["milestones"] == [120, 160]
     assert yaml.safe_load(yaml.safe_dump(recipe)) == recipe
     with pytest.raises(UserError, match="'Faster' is no algorithm"):
@@ -264,8 +264,8 @@ def test_silence_means_what_it_means_there():
     optim = translate(config, "simsiam_resnet50_4xb64-coslr-100e")[0]["optim"]
     assert optim["weight_decay"] == 0 and optim["exempt"] == "none" and optim["per_epoch"]
     assert optim["groups"] == [{"match": r"^predictor\.", "fixed_lr": True}]
-    recipe, without = translate(config, "simsiam_resnet50_4xb64-coslr-100e")
-    assert recipe["train"]["batch_size"] == 128 and "the file's name has 4xb64" in without[0]
+    recipe, report = translate(config, "simsiam_resnet50_4xb64-coslr-100e")
+    assert recipe["train"]["batch_size"] == 128 and "the file's name has 4xb64" in report.without[0]
 
 
 # ---- MMPretrain's own files
@@ -276,6 +276,8 @@ REVIEWED = {  # what differs on purpose, and why
     "name": "",
     "train.precision": "half precision is bfloat16 here, which needs no loss scale",
     "data.last_batch": "not said there",
+    "train.keep": "no matter of what is learned",
+    "train.log_every": "likewise",
     "optim.form": "LARS as the authors of MoCo v3 and Barlow Twins have it",
     "optim.warmup_from": "the authors' where theirs differs by rounding, or by 1e-9 for 1e-4",
 }

@@ -1,7 +1,7 @@
 """Whole pre-training methods: what OpenMMLab and the authors call decoders, projectors, teachers and queues.
 
 The encoders in them are found as everywhere; the pairs here are of the rest, by full names. A method's pairs hold the
-spellings of all code bases side by side, since none is the beginning of another one's. Wrappers in names are gone by then.
+spellings of all code bases side by side, since none is the beginning of another one's. Wrappers are gone by then.
 """
 
 from __future__ import annotations
