@@ -165,7 +165,7 @@ def built(kind: str, found: dict[str, Any], default: Any) -> Any:
     found = {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
     try:
         return dataclasses.replace(start, **found)
-    except (TypeError, ValueError) as fault:
+    except (TypeError, ValueError, IndexError) as fault:
         raise UserError(f"model.backbone: {fault}") from None
 
 

@@ -31,11 +31,11 @@ def translate(config: dict[str, Any], name: str = "") -> tuple[dict[str, Any], R
     kind = model.get("type") if isinstance(model, dict) else None
     if str(kind).rpartition(".")[2] not in ALGORITHMS:
         raise UserError(f"model.type: {kind!r} is no algorithm of headrace; known: {', '.join(sorted(ALGORITHMS))}")
-    source = Source(modern(config))
-    _set_variables_aside(source, config)
     try:
+        source = Source(modern(config))
+        _set_variables_aside(source, config)
         recipe = _recipe(source, name)
-    except (TypeError, ValueError, AttributeError, KeyError, ArithmeticError) as fault:
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as fault:
         raise UserError(
             f"{name or 'configuration'}: a setting has a value that is none of its kind: {fault!r}"
         ) from None

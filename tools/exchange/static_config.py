@@ -88,6 +88,8 @@ def _read(path: Path, depth: int) -> dict[str, Any]:
         raise UserError(f"{path}: no Python ({str(fault).splitlines()[0]})") from None
     file = _File(path, depth)
     file.read(tree.body)
+    if _size(file.own) > _MOST:  # a list that holds itself has no end
+        raise UserError(f"{path}: more than {_MOST} values")
     return _merge(file.inherited, file.own)
 
 

@@ -88,6 +88,15 @@ def test_nor_one_of_mmpretrains_own_files(family):
     assert silent(read_config(path), path.stem) == []
 
 
+@pytest.mark.parametrize("write", [new, old])
+def test_a_value_of_another_kind_is_translated_or_refused_in_one_line(write):
+    config = write("SwAV", "lars")
+    inner = {path[:depth] for path, _ in leaves(config) for depth in range(1, len(path) + 1)}
+    for path in inner:
+        for value in ("x", [], {"type": "x"}):
+            assert "\n" not in str(told(put(config, path, value), "a_8xb32"))
+
+
 ARRIVING = [  # method, path, its value -> where it is in the recipe
     ("SwAV", "model.head.loss.num_prototypes", 500, "algorithm.prototypes", 500),
     ("SwAV", "model.head.loss.epsilon", 0.03, "algorithm.epsilon", 0.03),

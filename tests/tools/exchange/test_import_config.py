@@ -88,6 +88,11 @@ def test_dicts_merge_lists_replace_and_delete_drops(tmp_path):
         ("x = __import__('os')", "not understood; nothing is executed"),
         ("x = open('/etc/passwd').read()", "not understood"),
         ("x = dict(a=1)\nfor i in range(3):\n    x = i", "b.py:2: only assignments"),
+        ("x = [1]\nx.append(x)", "more than 100000 values|nests too deep"),
+        ("x = [1]\nx.append(1, 2)", "only assignments"),
+        ("x = dict(a=1)\nx += [1]", "not understood"),
+        ("if open('/etc/passwd'):\n    x = 1", "not understood"),
+        ("x = '{{_base_.nothing}}'", "KeyError"),
         ("x = y", "KeyError"),
         ("x = (", "no Python"),
         ("_base_ = 'b.py'", "nest more than"),
@@ -284,8 +289,11 @@ REVIEWED = {  # what differs on purpose, and why
 MORE = {
     "maskfeat_vit-base-p16_8xb256-amp-coslr-300e_in1k": {"optim.groups"},  # training stalls without it
     "simclr_resnet50_16xb256-coslr-800e_in1k": {"train.batch_size"},  # 32 there, against its name and its rate
-    "simmim_swin-base-w6_16xb128-amp-coslr-800e_in1k-192px": {"train.batch_size"},  # 256 there, against its name
-    "simmim_swin-large-w12_16xb128-amp-coslr-800e_in1k-192px": {"train.batch_size"},
+    # 256 there, against two names; and its mask token decays there, not with the authors
+    "simmim_swin-base-w6_16xb128-amp-coslr-800e_in1k-192px": {"train.batch_size", "optim.groups"},
+    "simmim_swin-large-w12_16xb128-amp-coslr-800e_in1k-192px": {"train.batch_size", "optim.groups"},
+    "simmim_swin-base-w6_16xb128-amp-coslr-100e_in1k-192px": {"optim.groups"},
+    "simmim_swin-base-w6_8xb256-amp-coslr-100e_in1k-192px": {"optim.groups"},
 }
 RENAMED = {
     "eva-mae-style_vit-base-p16_16xb256-coslr-400e_in1k": "eva-mae-style_vit-base-p16_16xb256-amp-coslr-400e_in1k",
