@@ -26,7 +26,8 @@ from .sharding.workers import write_shards
 from .sharding.workspace import Workspace
 from .sharding.writer import ShardJob, ShardWriter
 from .sources import open_source, read_manifest
-from .sources.shards import FORMAT, MANIFEST, VERSION
+from .sources.folder import FolderSource
+from .sources.shards import FORMAT, MANIFEST, VERSION, ShardSource
 
 if TYPE_CHECKING:
     from .spec import ByteSource
@@ -68,12 +69,8 @@ def shard(
     if not 0 <= part[0] < part[1]:
         raise UserError(f"--part: is one of 0/{part[1]} ... {part[1] - 1}/{part[1]}, not {part[0]}/{part[1]}")
     out, source, options = Path(out).expanduser(), open_source(source), options or ShardOptions()
-    root = getattr(source, "root", None)
-    if (
-        isinstance(root, (str, os.PathLike))
-        and Path(root).is_dir()
-        and out.resolve().is_relative_to(Path(root).resolve())
-    ):
+    scanned = source.root.resolve() if isinstance(source, (FolderSource, ShardSource)) else None
+    if scanned is not None and scanned.is_dir() and out.resolve().is_relative_to(scanned):
         raise UserError(f"{out}: lies inside the source {source.name}; write the shards somewhere else")
     seen, workspace = survey(source, options), None
     try:

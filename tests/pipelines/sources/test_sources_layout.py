@@ -113,9 +113,12 @@ def test_options_behind_a_path_are_those_of_its_kind(tree, refused):
     refused(f"folder:{root}?split=val", "no option for folder 'split'")
 
 
-def test_shards_are_not_written_into_their_source(tree, capsys):
-    """However the source was named."""
+def test_shards_are_not_written_into_their_source(tree, capsys, monkeypatch):
+    """However the source was named. A list names its images: what is written beside them is none of them."""
     root = tree("a/1.jpg", "b/2.jpg")
+    (root / "list.txt").write_text("a/1.jpg\nb/2.jpg\n")
+    monkeypatch.chdir(root)
+    assert run_command(lambda: shard_main(["list:list.txt", "listed", "--workers", "1"])) == 0
     for name in (root, f"folder:{root}"):
         assert run_command(lambda name=name: shard_main([str(name), str(root / "a/out")])) == 2
         assert "lies inside the source" in capsys.readouterr().err
