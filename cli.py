@@ -12,8 +12,8 @@ from .errors import UserError, run_command
 COMMANDS = {
     "shard": ("pipelines.shard", "any source of images -> WebDataset tars with an index"),
     "check": ("pipelines.check", "whether a data set is sound: tars, indexes, checksums, images"),
-    "pretrain": ("train.pretrain", "a recipe -> a pre-trained encoder"),
-    "recipes": ("train.recipe.recipe", "what can be trained, one line a recipe"),
+    "pretrain": ("train.pretrain_command", "a recipe -> a pre-trained encoder"),
+    "recipes": ("train.recipe.listing", "what can be trained, one line a recipe"),
     "embed": ("train.evaluation.embed_store", "features of a data set, as numpy arrays"),
     "knn": ("train.evaluation.knn", "k-NN accuracy of an encoder"),
     "linear": ("train.evaluation.linear", "accuracy of a linear classifier on its features"),

@@ -335,15 +335,21 @@ def without_triton(device: str) -> str | None:
     return f"Triton needs a CUDA or ROCm device, not {device}"
 
 
+def _constant(function: Callable) -> Callable:
+    """`torch.compiler.assume_constant_result`, which imports the compiler: 2 s of a core that most runs do not need."""
+    function._dynamo_marked_constant = True
+    return function
+
+
 # torch.compile runs these two while it traces and keeps only their effect: what it guards is the entry in `_decisions`,
 # so a later `use` or `configure` leads to a new graph.
-@torch.compiler.assume_constant_result
+@_constant
 def _ensure_decided(name: str, shape: ShapeClass, impl: Choice | None) -> None:
     if (name, shape, impl) not in _decisions:
         _decisions[name, shape, impl] = decide(operator(name), shape, impl)
 
 
-@torch.compiler.assume_constant_result
+@_constant
 def _note_forward_only(op: str, implementation: str) -> None:
     if (op, implementation) not in _forward_only:
         _forward_only.add((op, implementation))

@@ -165,3 +165,34 @@ def test_models_import_with_torch_alone():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+LIGHT = {  # what answers at once -> what it must not import
+    "--help": "torch numpy yaml",
+    "recipes": "torch numpy",
+    "pretrain --help": "torch numpy yaml",
+    "pretrain mae_vit-tiny --show": "torch._dynamo torch._inductor sympy torchvision numba nvidia.dali matplotlib",
+}
+
+
+@pytest.mark.parametrize("command", LIGHT)
+def test_what_answers_at_once_imports_little(command):
+    code = (
+        "import sys, contextlib, io\n"
+        "from headrace.cli import dispatch\n"
+        "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
+        f"    dispatch({command.split()!r})\n"
+        f"print(*sorted(set({LIGHT[command].split()!r}) & sys.modules.keys()))\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ran.stdout.strip(), ran.returncode) == ("", 0), ran.stderr
+
+
+def test_the_compiler_is_told_what_its_own_decorator_tells_it():
+    """`kernels.registry` marks functions itself, because the decorator imports the compiler."""
+    code = (
+        "import torch\nfrom headrace.kernels.registry import _constant\n"
+        "mine, theirs = _constant(lambda: 0), torch.compiler.assume_constant_result(lambda: 0)\n"
+        "assert vars(mine) == vars(theirs) != {}\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,6 +1,6 @@
 """From batches to an encoder, and how good it is.
 
-pretrain.py      the entry of torchrun: recipe -> run
+pretrain.py      the entry of torchrun: recipe -> run     pretrain_command.py   its arguments
 notebook.py      the same from Python: `headrace.pretrain`, `embed`, `knn`
 recipe/          YAML -> checked dataclasses: what a run is
 engine/          the loop, the step, checkpoints, processes: how it goes

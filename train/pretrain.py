@@ -5,7 +5,6 @@ One batch can be followed from here: `loop.train` -> `Loader.__next__` -> `step.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import time
@@ -42,32 +41,16 @@ from headrace.train.engine.trackers import make_tracker
 from headrace.train.engine.transforms import checkpoint_blocks
 from headrace.train.evaluation.score import knn_score
 from headrace.train.evaluation.sweep import sweep
-from headrace.train.recipe.recipe import Recipe, load_recipe, smoke, smoke_images
+from headrace.train.pretrain_command import main
+from headrace.train.recipe.recipe import Recipe, smoke_images
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="headrace pretrain", description="Pre-train an encoder from a recipe.")
-    parser.add_argument("recipe", help="a YAML file, or the name of a packaged recipe such as mae_vit-tiny")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="e.g. data.train=shards train.max_steps=50"
-    )
-    parser.add_argument("--show", action="store_true", help="print the resolved recipe with the origin of each value")
-    parser.add_argument(
-        "--smoke",
-        action="store_true",
-        help="20 steps of a tiny model on the CPU, on generated images unless data.train",
-    )
-    arguments = parser.parse_intermixed_args(argv)
-    recipe = load_recipe(arguments.recipe, arguments.overrides)
-    if arguments.smoke:
-        recipe = smoke(recipe)
-    if arguments.show:
-        print(recipe.resolved, end="")
-        return 0
+def run(recipe: Recipe, generated: bool = False) -> int:
+    """A command's run, alone or as one of torchrun's processes; `generated`: on images made for it."""
     if recipe.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     with launch(pick_device(recipe.train.device), recipe.train.timeout) as process:
-        pretrain(recipe, process, smoke_images() if arguments.smoke and recipe.data.train is None else None)
+        pretrain(recipe, process, smoke_images() if generated else None)
     return 0
 
 
@@ -95,7 +78,8 @@ def pretrain(
     total_steps = settings.max_steps or settings.epochs * order.steps_per_epoch
 
     kernels.configure(recipe.kernels)
-    torch.use_deterministic_algorithms(settings.deterministic)
+    if settings.deterministic != torch.are_deterministic_algorithms_enabled():  # the call imports the compiler
+        torch.use_deterministic_algorithms(settings.deterministic)
     torch.manual_seed(settings.seed)  # every rank starts from the same weights
     algorithm = find_algorithm(recipe.algorithm.name)(recipe.algorithm)
     torch.backends.cudnn.benchmark = not settings.deterministic and algorithm.equal_shapes

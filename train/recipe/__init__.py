@@ -1,6 +1,7 @@
 """What a run is.
 
-recipe.py        a recipe's sections, --smoke, `headrace recipes`
+recipe.py        a recipe's sections, --smoke
+listing.py       `headrace recipes`
 settings.py      the sections that belong to training: data, train, optim
 schedules.py     rates and decays as arrays
 config.py        YAML recipes -> checked dataclasses

@@ -12,22 +12,19 @@ import functools
 import os
 import re
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ...errors import UserError
-from ...pipelines.spec import ViewSpec
-from ...pipelines.views.recipes import view
 from .recipe_yaml import Node, parse, render, typed
 
 RECIPES = Path(__file__).parents[2] / "configs"
 MAX_BASES = 2
 COMMAND_LINE = "command line"
 ARGUMENT = "argument"  # of a call from Python
-NAMED = {ViewSpec: view}  # dataclasses that a word may stand for -> what it stands for, or ValueError
 _NEEDS = {bool: "true or false", int: "an integer", float: "a finite number", str: "a string", Path: "a path"}
 
 
@@ -173,8 +170,8 @@ def build(tree: Tree, types: Mapping[str, Any]) -> dict[str, Any]:
     dotted names, and ``dict[str, Any]`` for the options of what such a name leads to, which checks them. A float must
     be finite; an integer may be written `1e5`. A dataclass that is given in part keeps the rest of its field's default
     instance, and an absent section is made of defaults; an absent dict is empty, and what may be None is None. For a
-    dataclass of `NAMED` a word may stand, alone or as the `recipe` of a mapping that changes some of its keys; the tree
-    then holds what it stands for.
+    dataclass of `_named` a word may stand, alone or as the `recipe` of a mapping that changes some of its keys; the
+    tree then holds what it stands for.
 
     Raises `UserError` with one line per problem, a `__post_init__` that raises `ValueError` among them: a message
     that starts with ``key:`` is reported where that key was written. Raises `TypeError` for other annotations.
@@ -321,8 +318,8 @@ class _Checker:
             return self.refused(node, fields, key, str(error))
 
     def spelled_out(self, node: Node, kind: Any, key: str) -> Node:
-        """The mapping that a word stands for where the annotation has a dataclass of `NAMED`; other nodes as given."""
-        stand_in = next((NAMED[part] for part in (kind, *get_args(kind)) if part in NAMED), None)
+        """The mapping that a word stands for where the annotation has a dataclass of `_named`; other nodes as given."""
+        stand_in = next((_named()[part] for part in (kind, *get_args(kind)) if part in _named()), None)
         rest = dict(node.value) if isinstance(node.value, dict) else {}
         word = rest.pop("recipe", None) if isinstance(node.value, dict) else node
         if stand_in is None or word is None or not isinstance(word.value, str):
@@ -342,6 +339,15 @@ class _Checker:
             return self.problem(node.origin, key, message)
         origin = next((node.value[name].origin for name in named if name in node.value), node.origin)
         self.problems.append(f"{origin}: {_dotted(key, message)}")
+
+
+@functools.cache
+def _named() -> dict[type, Callable[[str], Any]]:
+    """Dataclasses that a word may stand for -> what it stands for, or ValueError. A list of recipes needs no torch."""
+    from ...pipelines.spec import ViewSpec
+    from ...pipelines.views.recipes import view
+
+    return {ViewSpec: view}
 
 
 def show(tree: Tree, sections: Mapping[str, Any]) -> str:

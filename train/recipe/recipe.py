@@ -1,8 +1,7 @@
-"""A recipe as its sections, ``--smoke``, and ``headrace recipes``."""
+"""A recipe as its sections, and ``--smoke``."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import tempfile
 from collections.abc import Sequence
@@ -11,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import UserError
 from ...models.algorithm import Algorithm
 from ...models.algorithms import find_algorithm
 from ...pipelines.sources.arrays import ArraySource
@@ -92,25 +90,3 @@ def smoke_images() -> ArraySource:
     labels = np.arange(_SMOKE_IMAGES) % 4
     coarse = rng.uniform(0, 128, (_SMOKE_IMAGES, 6, 6, 3)) + 40 * labels[:, None, None, None]
     return ArraySource(coarse.repeat(8, 1).repeat(8, 2).astype(np.uint8), labels, name="generated images")
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="headrace recipes",
-        description="What can be trained, one line each: of headrace pretrain, then of the commands that folders are "
-        "named after.",
-    )
-    parser.add_argument("word", nargs="?", default="", help="only recipes with this word in name or description")
-    word = parser.parse_args(argv).word
-    rows = {name: _description(name) for name in config.packaged()}
-    rows = {name: text for name, text in rows.items() if word.lower() in f"{name} {text}".lower()}
-    if not rows:
-        raise UserError(f"recipes: none has {word!r} in its name or description; headrace recipes lists them all")
-    width = max(map(len, rows))
-    print("\n".join(f"{name:<{width}}  {text}" for name, text in rows.items()))
-    return 0
-
-
-def _description(name: str) -> str:
-    node = config.load(name).root.value.get("description")
-    return str(node.value) if node else ""

@@ -19,7 +19,7 @@ from headrace.train.engine.metrics import MetricsLog, read_metrics
 from headrace.train.evaluation.embed import embed, evaluation_view
 from headrace.train.evaluation.knn import knn_accuracy
 from headrace.train.evaluation.sweep import sweep
-from headrace.train.recipe import config, recipe
+from headrace.train.recipe import config, listing, recipe
 
 
 def run(out, *overrides, name="mae_vit-tiny"):
@@ -119,7 +119,7 @@ def test_a_tracker_that_is_not_installed(tmp_path, monkeypatch):
 
 
 def test_every_recipe_is_listed_with_its_description(capsys):
-    assert recipe.main([]) == 0
+    assert listing.main([]) == 0
     lines = capsys.readouterr().out.splitlines()
     names = sorted(path.stem for path in config.RECIPES.glob("*.yaml"))
     for folder in ("detect", "finetune", "segment"):
@@ -127,9 +127,9 @@ def test_every_recipe_is_listed_with_its_description(capsys):
     assert [line.split()[0] for line in lines] == names
     path = config.RECIPES / "simclr_resnet18.yaml"
     assert lines[names.index("simclr_resnet18")].endswith(yaml.safe_load(path.read_text())["description"])
-    assert recipe.main(["cifar"]) == 0 and "simclr_resnet18_cifar10" in capsys.readouterr().out
+    assert listing.main(["cifar"]) == 0 and "simclr_resnet18_cifar10" in capsys.readouterr().out
     with pytest.raises(UserError, match="none has 'zzz'"):
-        recipe.main(["zzz"])
+        listing.main(["zzz"])
 
 
 @pytest.mark.parametrize("name", ["mae_vit-tiny", "simclr_resnet18"])
