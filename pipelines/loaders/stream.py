@@ -193,8 +193,8 @@ class StreamLoader(CpuLoader):
         finally:
             if self._stream is not None:
                 _end(self._stream)
+            self._came += reader.images
             self._tell(url, reader)
-        self._came += reader.images
         if not (self._closing or self._given_up):
             self._count_missing(url, reader.images, fault)
 

@@ -129,3 +129,14 @@ def test_our_own_shards_have_one_image(photo_folder, tmp_path, capsys):
     with pytest.raises(UserError, match="hold one image a sample; leave image=jpg out"):
         open_source(f"{tmp_path / 'out'}?image=jpg")
     assert check(tmp_path / "out").notes == []
+
+
+def test_the_archives_of_imagenet_count_what_they_pass_over(tmp_path, tar_bytes, encode):
+    inner = {"n01440764_1.JPEG": encode(1), "n01440764_2.jfif": encode(2), "._n01440764_1.JPEG": b"", "list.txt": b""}
+    files = {"n01440764.tar": tar_bytes(inner), "n01443537.tar": tar_bytes({"n01443537_1.JPEG": encode(3)})}
+    (tmp_path / "train.tar").write_bytes(tar_bytes(files | {"README": b"x"}))
+    source, said = notes(tmp_path / "train.tar")
+    assert len(source) == 3 and "passed over: 2 other files: 1 .txt, 1 without a suffix" in said
+    (tmp_path / "ILSVRC2012_img_test.tar").write_bytes(tar_bytes({"a_test_1.JPEG": encode(1), "a.heic": b""}))
+    source, said = notes(f"imagenet:{tmp_path}/ILSVRC2012_img_test.tar")
+    assert len(source) == 1 and "1 .heic (HEIF: convert" in said
