@@ -14,6 +14,7 @@ from ..errors import UserError
 from . import bench, records, registry, tiles
 from .check import Result, check, parity
 from .overview import report
+from .tf32 import rounded_products
 from .tune import tune
 
 
@@ -100,6 +101,8 @@ def _check(args: argparse.Namespace) -> int:
     for name, implementation in sorted({(result.op, result.implementation) for result in results}):
         if implementation in registry.forward_only(name):
             print(f"{implementation} has no backward of its own: the gradients are the reference's, recomputed")
+    for line in dict.fromkeys(line for result in results for line in _rounded(result.op, result.implementation)):
+        print(line)
     judged = [result.passed for result in results if result.passed is not None]
     failed = judged.count(False)
     print(f"{len(judged)} checks of {len(cases)} cases on {args.device}, {failed} failed")
@@ -111,6 +114,18 @@ def _record(op: str, implementation: str, device: str, found: list[Result]) -> N
     about, outcome = registry.subject(spec, registry.resolve(spec, implementation), device), parity(found)
     if about and outcome:
         records.record_parity(about, outcome)
+
+
+def _rounded(op: str, implementation: str) -> list[str]:
+    """What a check on a CPU cannot see of a kernel of the user's."""
+    spec = registry.operator(op)
+    function = registry.users_function(spec, registry.resolve(spec, implementation))
+    places = rounded_products(function) if function else []
+    return [
+        f"{place}: tl.dot rounds float32 to tf32 (10 bits) on a GPU, which a CPU does not show; "
+        'input_precision="ieee" does not round'
+        for place in places
+    ]
 
 
 def _bench(args: argparse.Namespace) -> int:

@@ -261,9 +261,13 @@ def _decide_anew() -> None:
 
 def subject(op: Operator, implementation: Implementation, device: str) -> records.Subject | None:
     """What a check or benchmark of `implementation` on a device type ("cuda", "cpu") is recorded about."""
+    return records.subject(op.name, implementation.name, users_function(op, implementation), device)
+
+
+def users_function(op: Operator, implementation: Implementation) -> Callable | None:
+    """What an implementation of the user's calls; None for a built-in one."""
     function = None if implementation in op.implementations else implementation.function
-    function = imported(function, "kernels") if isinstance(function, str) else function
-    return records.subject(op.name, implementation.name, function, device)
+    return imported(function, "kernels") if isinstance(function, str) else function
 
 
 def decide(op: Operator, shape: ShapeClass, impl: Choice | None = None) -> Decision:

@@ -168,6 +168,40 @@ def test_command_records_the_outcome_and_says_what_it_lacks(user_module, capsys,
     assert f"passed {count} checks" in line
 
 
+def test_command_names_products_that_only_a_gpu_rounds(user_module, capsys, monkeypatch):
+    """On a CPU tf32 is seen by nobody: each `tl.dot` without a precision is named by its line, others are not."""
+    monkeypatch.delenv("TRITON_F32_DEFAULT", raising=False)
+    body = """
+import triton.language as tl
+from triton import language
+from triton.language import dot as product
+
+def never_run(a, b, options):
+    tl.dot(a, b)                                  # 9, the default
+    tl.dot(a, b, input_precision="ieee")
+    language.dot(a, tl.trans(b), acc=a)           # 11
+    product(a, b, allow_tf32=False)
+    product(a, b, None, "tf32")                   # 13, asked for
+    tl.dot(a, b, input_precision="tf32x3")
+    tl.dot(a, b, **options)                       # may say it
+    tl.dot(a, b, input_precision=None)            # 16
+    a.dot(b)                                      # not Triton's
+    torch.dot(a, b)
+
+def kernel(i, p, h, **o): return reference(i, p, h, **o)
+"""
+    user_module(body)
+    assert main(["check", "patch_loss", "my_kernels:kernel", "--device", "cpu"]) == 0
+    found = [line for line in capsys.readouterr().out.splitlines() if "tf32" in line]
+    assert [line.partition(": ")[0] for line in found] == [f"my_kernels.py:{n}" for n in (9, 11, 13, 16)]
+    assert all('input_precision="ieee"' in line for line in found)
+    monkeypatch.setenv("TRITON_F32_DEFAULT", "ieee")
+    assert main(["check", "patch_loss", "my_kernels:kernel", "--device", "cpu"]) == 0
+    assert capsys.readouterr().out.count("tf32") == 1  # the one that asks for it
+    assert main(["check", "patch_loss", "reference", "--device", "cpu"]) == 0  # built in
+    assert "tf32" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
