@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import nn
@@ -62,8 +62,13 @@ class Algorithm(nn.Module):
             raise UserError(f"algorithm.name: {self.name} has no tiny configuration for --smoke (Config.smoke)")
 
     def inputs(self) -> InputSpec:
-        """The views and the mask this algorithm needs: a function of `self.config`, which every algorithm keeps."""
-        raise NotImplementedError
+        """The views and the mask this algorithm needs: a function of `self.config`, which every algorithm keeps.
+
+        Here all its fields that are views, in their order, and its `mask` if there is one.
+        """
+        values = (getattr(self.config, each.name) for each in fields(self.config))
+        views = tuple(value for value in values if isinstance(value, ViewSpec))
+        return InputSpec(views=views, mask=getattr(self.config, "mask", None))
 
     def prepare(self, samples: int) -> None:
         """Called once, before a checkpoint is loaded, with the number of training samples: memory banks."""

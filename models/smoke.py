@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import Any
 
 from ..pipelines.spec import ViewSpec
 from .backbones import BackboneConfig, ResNet
@@ -12,6 +13,13 @@ from .backbones.swin import Swin
 from .backbones.vit import ViT
 
 SIZE, PATCH = 32, 8  # pixels of a tiny view and of its patches
+
+
+def tiny(config: Any, size: int = SIZE, **change: object) -> Any:
+    """A method's `Config` with all its views at `size` pixels, a tiny backbone, and `change`."""
+    values = {each.name: getattr(config, each.name) for each in fields(config)}
+    views = {name: tiny_view(value, size) for name, value in values.items() if isinstance(value, ViewSpec)}
+    return replace(config, **{**views, "backbone": tiny_backbone(config.backbone), **change})
 
 
 def tiny_view(view: ViewSpec, size: int = SIZE) -> ViewSpec:

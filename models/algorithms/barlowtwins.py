@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -10,12 +10,12 @@ from torch import nn
 
 from ...kernels.cross_correlation import cross_correlation
 from ...kernels.ranks import all_reduce_sum, world_size
-from ...pipelines.spec import Batch, InputSpec, ViewSpec
+from ...pipelines.spec import Batch, ViewSpec
 from ...pipelines.views.recipes import view
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones import BackboneConfig, ResNet, build_backbone
 from ..heads import projection_mlp
-from ..smoke import tiny_backbone, tiny_view
+from ..smoke import tiny
 
 
 class BarlowTwins(Algorithm):
@@ -36,8 +36,7 @@ class BarlowTwins(Algorithm):
         off_diagonal: float = 0.0051  # lambda, the weight of the elements beside the diagonal
 
         def smoke(self) -> BarlowTwins.Config:
-            tiny = {"first": tiny_view(self.first), "second": tiny_view(self.second)}
-            return replace(self, **tiny, backbone=tiny_backbone(self.backbone), projection=32)
+            return tiny(self, projection=32)
 
     def __init__(self, config: Config = Config()) -> None:
         super().__init__()
@@ -49,9 +48,6 @@ class BarlowTwins(Algorithm):
     @property
     def encoder(self) -> nn.Module:
         return self.backbone
-
-    def inputs(self) -> InputSpec:
-        return InputSpec(views=(self.config.first, self.config.second))
 
     def forward(self, batch: Batch, progress: Progress) -> StepOutput:
         views = [batch.views[spec.name][0] for spec in self.inputs().views]

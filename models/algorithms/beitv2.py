@@ -8,28 +8,27 @@ from typing import Literal
 import torch
 from torch import nn
 
-from ...pipelines.spec import Batch, BlockMask, InputSpec, ViewSpec
+from ...pipelines.spec import Batch, ViewSpec
 from ...pipelines.views.recipes import view as named
-from ..algorithm import Algorithm, Progress, StepOutput
+from ..algorithm import Progress, StepOutput
 from ..backbones.transformer import Block, drop_rates
 from ..backbones.vit import ViT
-from ..smoke import tiny_backbone, tiny_view
-from ..targets.frozen import RANDOM, Weights
+from ..smoke import tiny_backbone
+from ..targets.frozen import Weights
 from ..targets.vqkd import CODES, ENCODER, VQKDTokenizer
-from .beit import BACKBONE, check_words, hidden_places, init_beit, rescale, rows, word_loss
+from ..words import MaskedWords, WordsConfig, hidden_places, rows, word_loss
+from .beit import BACKBONE, init_beit, rescale
 
 
-class BEiTv2(Algorithm):
+class BEiTv2(MaskedWords):
     """BEiT with the codes of VQ-KD, and a second prediction that has to go through the class token.
 
     Loss: the sum of two cross-entropies over the same hidden patches, norm and head. The second starts from the patch
     tokens of three quarters of the depth with the class token of the last block, and has two blocks of its own.
     """
 
-    no_pictures = "predicts tokens of a visual vocabulary, no pictures"
-
     @dataclass(frozen=True)
-    class Config(Algorithm.Config):
+    class Config(WordsConfig):
         name: Literal["beitv2"] = "beitv2"
         view: ViewSpec = named("beitv2.image")
         target_view: ViewSpec = named("beitv2.target")
@@ -43,28 +42,16 @@ class BEiTv2(Algorithm):
         weights: Weights = Weights()  # of the tokenizer
 
         def __post_init__(self) -> None:
-            check_words(self, self.tokenizer.patch_size)
+            self.check_words(self.tokenizer.patch_size)
             if not 0 <= self.early_block < self.backbone.shape[1] - 1:
                 raise ValueError(f"early_block: {self.early_block} is not before the last of {self.backbone.shape[1]}")
 
-        @property
-        def mask(self) -> BlockMask:
-            side = self.view.size // self.backbone.patch_size
-            block = {"min_block": self.smallest_block, "max_block": self.largest_block}
-            return BlockMask(grid=(side, side), count=self.hidden_patches, **block)
-
         def smoke(self) -> BEiTv2.Config:
-            return replace(
-                self,
-                view=tiny_view(self.view),
-                target_view=tiny_view(self.target_view),
+            return self.tiny(
                 backbone=replace(tiny_backbone(self.backbone), depth=3),
                 early_block=1,
-                hidden_patches=6,
-                smallest_block=2,
                 largest_block=6,
                 tokenizer=tiny_backbone(self.tokenizer),
-                weights=Weights(RANDOM),
             )
 
     def __init__(self, config: Config = Config()) -> None:
@@ -84,13 +71,6 @@ class BEiTv2(Algorithm):
         rescale(self.vit.blocks, first=1)
         rescale(self.neck, first=config.early_block + 2)
         self.tokenizer = VQKDTokenizer(config.weights, config.tokenizer, config.target_view.size)
-
-    @property
-    def encoder(self) -> ViT:
-        return self.vit
-
-    def inputs(self) -> InputSpec:
-        return InputSpec(views=(self.config.view, self.config.target_view), mask=self.config.mask)
 
     def forward(self, batch: Batch, progress: Progress) -> StepOutput:
         images, targets = (batch.views[spec.name][0] for spec in self.inputs().views)

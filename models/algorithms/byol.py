@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ...pipelines.spec import Batch, InputSpec, ViewSpec
+from ...pipelines.spec import Batch, ViewSpec
 from ...pipelines.views.recipes import view
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones import BackboneConfig, ResNet, build_backbone
 from ..heads import projection_mlp
-from ..smoke import tiny_backbone, tiny_view
+from ..smoke import tiny
 from ..teacher import Teacher, cosine_momentum
 
 
@@ -35,8 +35,7 @@ class BYOL(Algorithm):
         momentum: float = 0.99  # of the teacher at the start; 1 at the end
 
         def smoke(self) -> BYOL.Config:
-            tiny = {"first": tiny_view(self.first), "second": tiny_view(self.second)}
-            return replace(self, **tiny, backbone=tiny_backbone(self.backbone), hidden=32, projection=16)
+            return tiny(self, hidden=32, projection=16)
 
     def __init__(self, config: Config = Config()) -> None:
         super().__init__()
@@ -50,9 +49,6 @@ class BYOL(Algorithm):
     @property
     def encoder(self) -> nn.Module:
         return self.backbone
-
-    def inputs(self) -> InputSpec:
-        return InputSpec(views=(self.config.first, self.config.second))
 
     def forward(self, batch: Batch, progress: Progress) -> StepOutput:
         views = [batch.views[spec.name][0] for spec in self.inputs().views]

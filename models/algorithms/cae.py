@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ...pipelines.spec import Batch, BlockMask, InputSpec, ViewSpec
+from ...pipelines.spec import Batch, ViewSpec
 from ...pipelines.views.recipes import view as named
-from ..algorithm import Algorithm, Progress, StepOutput
+from ..algorithm import Progress, StepOutput
 from ..backbones.transformer import Block, init_transformer
 from ..backbones.vit import ViT
-from ..smoke import PATCH, SIZE, tiny_backbone, tiny_view
+from ..smoke import PATCH, SIZE, tiny_view
 from ..targets.dalle import STRIDE, WORDS, DalleEncoder
-from ..targets.frozen import RANDOM, Weights
+from ..targets.frozen import Weights
 from ..teacher import Teacher
-from .beit import check_words, hidden_places, rows, word_loss
+from ..words import MaskedWords, WordsConfig, hidden_places, rows, word_loss
 
 
-class CAE(Algorithm):
+class CAE(MaskedWords):
     """Encoding is kept apart from the pretext task: the encoder sees visible patches, a regressor guesses the rest.
 
     The regressor predicts what the encoder would make of the hidden patches, from their positions and the visible
@@ -29,10 +29,8 @@ class CAE(Algorithm):
     the hidden tokens of the encoder of the step before, which sees the hidden patches alone.
     """
 
-    no_pictures = "predicts tokens of a visual vocabulary, no pictures"
-
     @dataclass(frozen=True)
-    class Config(Algorithm.Config):
+    class Config(WordsConfig):
         name: Literal["cae"] = "cae"
         view: ViewSpec = named("cae.image")
         target_view: ViewSpec = named("cae.target")
@@ -47,26 +45,14 @@ class CAE(Algorithm):
         tokenizer_width: int = 256
 
         def __post_init__(self) -> None:
-            check_words(self, STRIDE)
-
-        @property
-        def mask(self) -> BlockMask:
-            side = self.view.size // self.backbone.patch_size
-            block = {"min_block": self.smallest_block, "max_block": self.largest_block}
-            return BlockMask(grid=(side, side), count=self.hidden_patches, **block)
+            self.check_words(STRIDE)
 
         def smoke(self) -> CAE.Config:
-            return replace(
-                self,
-                view=tiny_view(self.view),
+            return self.tiny(
                 target_view=tiny_view(self.target_view, STRIDE * SIZE // PATCH),
-                backbone=tiny_backbone(self.backbone),
                 regressor_depth=1,
                 decoder_depth=1,
-                hidden_patches=6,
-                smallest_block=2,
                 largest_block=None,
-                weights=Weights(RANDOM),
                 tokenizer_width=8,
             )
 
@@ -89,13 +75,6 @@ class CAE(Algorithm):
         nn.init.zeros_(self.head.bias)
         self.teacher = Teacher(vit=self.vit)
         self.tokenizer = DalleEncoder(config.weights, config.tokenizer_width)
-
-    @property
-    def encoder(self) -> ViT:
-        return self.vit
-
-    def inputs(self) -> InputSpec:
-        return InputSpec(views=(self.config.view, self.config.target_view), mask=self.config.mask)
 
     def regress(self, tokens: torch.Tensor, keep: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         """Visible tokens (B, 1 + K, D) at `keep` (B, K) -> guesses (B, H, D) of those at `places` (B, H)."""

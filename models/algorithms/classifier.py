@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...errors import UserError
-from ...pipelines.spec import Batch, InputSpec, ViewSpec
+from ...pipelines.spec import Batch, ViewSpec
 from ...pipelines.views.mixing import Mixing, draw_mix, mix
 from ...pipelines.views.recipes import view
 from ..algorithm import Algorithm, Progress, StepOutput
@@ -81,9 +81,6 @@ class Classifier(Algorithm):
     @property
     def encoder(self) -> nn.Module:
         return self.backbone if self.average is None else self.average.backbone
-
-    def inputs(self) -> InputSpec:
-        return InputSpec(views=(self.config.view,))
 
     def train(self, mode: bool = True) -> Classifier:
         super().train(mode)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...kernels.ranks import all_reduce_sum, world_size
-from ...pipelines.spec import Batch, InputSpec, ViewSpec
+from ...pipelines.spec import Batch, ViewSpec
 from ...pipelines.views.recipes import view
 from ..algorithm import Algorithm, Embed, Progress, StepOutput
 from ..backbones import BackboneConfig, ResNet, build_backbone
@@ -19,7 +19,7 @@ from ..clustering import cluster_sizes, kmeans, pca_whiten, unit_rows
 from ..distributed import average_buffers, rank
 from ..heads import classifier
 from ..memory import SampleMemory
-from ..smoke import tiny_backbone, tiny_view
+from ..smoke import tiny
 
 
 class DeepCluster(Algorithm):
@@ -46,8 +46,7 @@ class DeepCluster(Algorithm):
                 raise ValueError(f"view: DeepCluster needs one view, count is {self.view.count}")
 
         def smoke(self) -> DeepCluster.Config:
-            tiny = {"view": tiny_view(self.view), "backbone": tiny_backbone(self.backbone)}
-            return replace(self, **tiny, clusters=8, components=8)
+            return tiny(self, clusters=8, components=8)
 
     def __init__(self, config: Config = Config()) -> None:
         super().__init__()
@@ -60,9 +59,6 @@ class DeepCluster(Algorithm):
     @property
     def encoder(self) -> nn.Module:
         return self.backbone
-
-    def inputs(self) -> InputSpec:
-        return InputSpec(views=(self.config.view,))
 
     def prepare(self, samples: int) -> None:
         self.memory.allocate(samples)

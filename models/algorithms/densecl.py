@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...kernels.info_nce import info_nce_queue
-from ...pipelines.spec import Batch, InputSpec, ViewSpec
+from ...pipelines.spec import Batch, ViewSpec
 from ...pipelines.views.recipes import view
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones import ResNet
@@ -66,9 +66,6 @@ class DenseCL(Algorithm):
     @property
     def encoder(self) -> nn.Module:
         return self.backbone
-
-    def inputs(self) -> InputSpec:
-        return InputSpec(views=(self.config.view,))
 
     def forward(self, batch: Batch, progress: Progress) -> StepOutput:
         query_images, key_images = batch.views[self.config.view.name]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ...kernels.prototype_ce import prototype_ce
-from ...pipelines.spec import Batch, InputSpec, ViewSpec
+from ...pipelines.spec import Batch, ViewSpec
 from ...pipelines.views.recipes import view
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones import BackboneConfig, ViT, build_backbone
@@ -73,9 +73,6 @@ class DINO(Algorithm):
     @property
     def encoder(self) -> nn.Module:
         return self.backbone
-
-    def inputs(self) -> InputSpec:
-        return InputSpec(views=(self.config.first, self.config.second, self.config.small))
 
     def forward(self, batch: Batch, progress: Progress) -> StepOutput:
         first, second, small = (batch.views[spec.name] for spec in self.inputs().views)

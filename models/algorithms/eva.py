@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch.nn.functional as F
+from torch import nn
 
 from ...pipelines.spec import Batch, ViewSpec
 from ...pipelines.views.recipes import view
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..decoders import MAEDecoder
-from ..smoke import PATCH, SIZE, tiny_backbone, tiny_view
+from ..smoke import PATCH, SIZE, tiny
 from ..targets.clip import CLIPShape, CLIPVision
 from ..targets.frozen import RANDOM, Weights
 from .mae import MAE
@@ -24,18 +25,6 @@ def check_same_grid(config: Algorithm.Config) -> None:
             f"view: {config.view.size} px in patches of {config.backbone.patch_size}, but CLIP's tower sees "
             f"{config.clip.size} px in patches of {config.clip.patch_size}"
         )
-
-
-def tiny(config: MAE.Config) -> MAE.Config:
-    """`Config.smoke` of methods with CLIP's tower."""
-    return replace(
-        config,
-        view=tiny_view(config.view),
-        backbone=tiny_backbone(config.backbone),
-        decoder=MAEDecoder.Config(width=16, depth=1, heads=2),
-        clip=CLIPShape(SIZE, PATCH, width=32, depth=2, heads=2, features=24),
-        weights=Weights(RANDOM),
-    )
 
 
 class EVA(MAE):
@@ -58,12 +47,19 @@ class EVA(MAE):
             check_same_grid(self)
 
         def smoke(self) -> EVA.Config:
-            return tiny(self)
+            clip = CLIPShape(SIZE, PATCH, width=32, depth=2, heads=2, features=24)
+            decoder = MAEDecoder.Config(width=16, depth=1, heads=2)
+            return tiny(self, decoder=decoder, clip=clip, weights=Weights(RANDOM))
 
     def __init__(self, config: Config = Config()) -> None:
         super().__init__(config)
-        self.decoder = MAEDecoder(config.decoder, self.vit.features, self.vit.grid, config.clip.features)
+        self.decoder = self.decoder_of(config.decoder, self.vit.features, self.vit.grid, config.clip.features)
         self.clip = CLIPVision(config.weights, config.clip)
+
+    @staticmethod
+    def decoder_of(config: MAEDecoder.Config, features: int, grid: tuple[int, int], outputs: int) -> nn.Module:
+        """(B, 1 + K, features) and restore (B, L) -> (B, L, outputs)"""
+        return MAEDecoder(config, features, grid, outputs)
 
     def forward(self, batch: Batch, progress: Progress) -> StepOutput:
         images = batch.views[self.config.view.name][0]

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from ...kernels.patch_loss import patch_loss
-from ...pipelines.spec import Batch, InputSpec, Mask, RandomMask, ViewSpec
+from ...pipelines.spec import Batch, Mask, RandomMask, ViewSpec
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones.vit import ViT
 from ..decoders import MAEDecoder
@@ -61,9 +61,6 @@ class MAE(Algorithm):
     @property
     def encoder(self) -> ViT:
         return self.vit
-
-    def inputs(self) -> InputSpec:
-        return InputSpec(views=(self.config.view,), mask=self.config.mask)
 
     def predict(self, images: torch.Tensor, mask: Mask) -> tuple[torch.Tensor, torch.Tensor]:
         """images (B, 3, S, S) -> predicted patches (B, L, 3 p²) and the visible tokens' mean (B, D)."""

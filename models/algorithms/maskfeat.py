@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ...kernels.hog import hog
-from ...pipelines.spec import Batch, BlockMask, InputSpec, Mask, ViewSpec
+from ...pipelines.spec import Batch, BlockMask, Mask, ViewSpec
 from ...pipelines.views.recipes import view
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones.vit import ViT
@@ -65,9 +65,6 @@ class MaskFeat(Algorithm):
     @property
     def encoder(self) -> ViT:
         return self.vit
-
-    def inputs(self) -> InputSpec:
-        return InputSpec(views=(self.config.view,), mask=self.config.mask)
 
     def predict(self, images: torch.Tensor, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """images (B, 3, S, S), hidden (B, L) -> histograms (B, L, 108) and tokens (B, L, D)."""

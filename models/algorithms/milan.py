@@ -15,44 +15,29 @@ from ...pipelines.views.recipes import view
 from ..algorithm import Progress, StepOutput
 from ..backbones.transformer import init_transformer, sincos_positions
 from ..decoders import MAEDecoder
-from ..targets.clip import CLIPShape, CLIPVision
-from ..targets.frozen import Weights
-from .eva import check_same_grid, tiny
-from .mae import MAE
+from .eva import EVA
 
 
-class MILAN(MAE):
+class MILAN(EVA):
     """An encoder of visible patches learns CLIP's features of all of them; CLIP's attention says which are visible.
 
     Loss: 2 - 2 cos(prediction, feature), averaged over all tokens, the class token and visible ones included. The
     decoder leaves visible tokens as the encoder made them ("prompting").
     """
 
-    no_pictures = "predicts features of CLIP, no pictures"
-
     @dataclass(frozen=True)
-    class Config(MAE.Config):
+    class Config(EVA.Config):
         name: Literal["milan"] = "milan"
         view: ViewSpec = view("milan")
-        clip: CLIPShape = CLIPShape()
-        weights: Weights = Weights()  # of CLIP's vision tower
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            check_same_grid(self)
 
         @property
         def mask(self) -> WeightedMask:
             side = self.view.size // self.backbone.patch_size
             return WeightedMask(grid=(side, side), ratio=self.mask_ratio)
 
-        def smoke(self) -> MILAN.Config:
-            return tiny(self)
-
-    def __init__(self, config: Config = Config()) -> None:
-        super().__init__(config)
-        self.decoder = PromptingDecoder(config.decoder, self.vit.features, self.vit.grid, config.clip.features)
-        self.clip = CLIPVision(config.weights, config.clip)
+    @staticmethod
+    def decoder_of(config: MAEDecoder.Config, features: int, grid: tuple[int, int], outputs: int) -> nn.Module:
+        return PromptingDecoder(config, features, grid, outputs)
 
     def predict(self, images: torch.Tensor, mask: Mask) -> tuple[torch.Tensor, torch.Tensor]:
         """images (B, 3, S, S) -> features (B, 1 + L, F), class token first, and the visible tokens' mean (B, D)."""
@@ -66,10 +51,6 @@ class MILAN(MAE):
         prediction, embedding = self.predict(images, mask)
         loss = (2 - 2 * F.cosine_similarity(prediction.float(), features, dim=-1, eps=1e-12)).mean()
         return StepOutput(loss=loss, embedding=embedding.detach())
-
-    @property
-    def pictures(self) -> None:
-        return None
 
 
 class PromptingDecoder(nn.Module):

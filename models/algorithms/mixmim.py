@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from ...kernels.patch_loss import patch_loss
-from ...pipelines.spec import Batch, InputSpec, Mask, SharedMask, ViewSpec
+from ...pipelines.spec import Batch, Mask, SharedMask, ViewSpec
 from ...pipelines.views.recipes import view
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones.mixmim import MixMIMTransformer
@@ -69,9 +69,6 @@ class MixMIM(Algorithm):
     @property
     def encoder(self) -> MixMIMTransformer:
         return self.backbone
-
-    def inputs(self) -> InputSpec:
-        return InputSpec(views=(self.config.view,), mask=self.config.mask)
 
     def predict(self, images: torch.Tensor, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """images (B, 3, S, S), hidden (1 or B, L) -> patches (B, L, 3 * 32²), tokens of the mixed images (B, L, D)."""

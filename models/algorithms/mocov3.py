@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...kernels.info_nce import info_nce
-from ...pipelines.spec import Batch, InputSpec, ViewSpec
+from ...pipelines.spec import Batch, ViewSpec
 from ...pipelines.views.recipes import view
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones import BackboneConfig, ViT, build_backbone
 from ..distributed import gather_with_gradient, rank
 from ..heads import projection_mlp
-from ..smoke import tiny_backbone, tiny_view
+from ..smoke import tiny
 from ..teacher import Teacher, cosine_momentum
 
 
@@ -44,8 +44,7 @@ class MoCoV3(Algorithm):
                 raise ValueError(f"temperature: must be positive, not {self.temperature}")
 
         def smoke(self) -> MoCoV3.Config:
-            tiny = {"first": tiny_view(self.first), "second": tiny_view(self.second)}
-            return replace(self, **tiny, backbone=tiny_backbone(self.backbone), hidden=32, projection=16)
+            return tiny(self, hidden=32, projection=16)
 
     def __init__(self, config: Config = Config()) -> None:
         super().__init__()
@@ -63,9 +62,6 @@ class MoCoV3(Algorithm):
     @property
     def encoder(self) -> nn.Module:
         return self.backbone
-
-    def inputs(self) -> InputSpec:
-        return InputSpec(views=(self.config.first, self.config.second))
 
     def forward(self, batch: Batch, progress: Progress) -> StepOutput:
         views = [batch.views[spec.name][0] for spec in self.inputs().views]

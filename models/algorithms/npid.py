@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ...pipelines.spec import Batch, InputSpec, ViewSpec
+from ...pipelines.spec import Batch, ViewSpec
 from ...pipelines.views.recipes import view
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones import BackboneConfig, ResNet, build_backbone
 from ..distributed import gather_with_gradient
 from ..memory import SampleMemory
-from ..smoke import tiny_backbone, tiny_view
+from ..smoke import tiny
 
 
 class NPID(Algorithm):
@@ -42,8 +42,7 @@ class NPID(Algorithm):
                 raise ValueError(f"temperature, negatives: must be positive: {self.temperature}, {self.negatives}")
 
         def smoke(self) -> NPID.Config:
-            tiny = {"view": tiny_view(self.view), "backbone": tiny_backbone(self.backbone)}
-            return replace(self, **tiny, projection=16, negatives=64)
+            return tiny(self, projection=16, negatives=64)
 
     def __init__(self, config: Config = Config()) -> None:
         super().__init__()
@@ -56,9 +55,6 @@ class NPID(Algorithm):
     @property
     def encoder(self) -> nn.Module:
         return self.backbone
-
-    def inputs(self) -> InputSpec:
-        return InputSpec(views=(self.config.view,))
 
     def prepare(self, samples: int) -> None:
         self.bank.allocate(samples)

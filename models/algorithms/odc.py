@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 from ...kernels.ranks import world_size
-from ...pipelines.spec import Batch, InputSpec, ViewSpec
+from ...pipelines.spec import Batch, ViewSpec
 from ...pipelines.views.recipes import view
 from ..algorithm import Algorithm, Embed, Progress, StepOutput
 from ..backbones import BackboneConfig, ResNet, build_backbone
@@ -18,7 +18,7 @@ from ..clustering import bisect, cluster_sizes, cluster_sums, kmeans, members, u
 from ..distributed import gather_with_gradient, rank
 from ..heads import classifier
 from ..memory import SampleMemory
-from ..smoke import tiny_backbone, tiny_view
+from ..smoke import tiny
 from .deepcluster import features_view, weighted_cross_entropy
 
 
@@ -51,8 +51,7 @@ class ODC(Algorithm):
                 raise ValueError(f"view: ODC needs one view, count is {self.view.count}")
 
         def smoke(self) -> ODC.Config:
-            tiny = {"view": tiny_view(self.view), "backbone": tiny_backbone(self.backbone)}
-            return replace(self, **tiny, hidden=32, projection=16, clusters=8, min_size=2)
+            return tiny(self, hidden=32, projection=16, clusters=8, min_size=2)
 
     def __init__(self, config: Config = Config()) -> None:
         super().__init__()
@@ -75,9 +74,6 @@ class ODC(Algorithm):
     @property
     def encoder(self) -> nn.Module:
         return self.backbone
-
-    def inputs(self) -> InputSpec:
-        return InputSpec(views=(self.config.view,))
 
     def prepare(self, samples: int) -> None:
         self.memory.allocate(samples)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ...pipelines.spec import Batch, InputSpec, ViewSpec
+from ...pipelines.spec import Batch, ViewSpec
 from ...pipelines.views.recipes import view
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones import BackboneConfig, ResNet, build_backbone
@@ -58,9 +58,6 @@ class RelativeLoc(Algorithm):
     @property
     def encoder(self) -> nn.Module:
         return self.backbone
-
-    def inputs(self) -> InputSpec:
-        return InputSpec(views=(self.config.view,))
 
     def forward(self, batch: Batch, progress: Progress) -> StepOutput:
         patches = batch.views[self.config.view.name]  # (9, B, 3, 64, 64), the centre first

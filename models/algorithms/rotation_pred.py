@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ...pipelines.spec import Batch, InputSpec, ViewSpec
+from ...pipelines.spec import Batch, ViewSpec
 from ...pipelines.views.recipes import view
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones import BackboneConfig, ResNet, build_backbone
@@ -43,9 +43,6 @@ class RotationPred(Algorithm):
     @property
     def encoder(self) -> nn.Module:
         return self.backbone
-
-    def inputs(self) -> InputSpec:
-        return InputSpec(views=(self.config.view,))
 
     def forward(self, batch: Batch, progress: Progress) -> StepOutput:
         images = batch.views[self.config.view.name]  # (4, B, 3, S, S)

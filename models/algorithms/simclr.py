@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from ...kernels.info_nce import info_nce
-from ...pipelines.spec import Batch, InputSpec, ViewSpec
+from ...pipelines.spec import Batch, ViewSpec
 from ...pipelines.views.recipes import view
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones import BackboneConfig, ResNet, build_backbone
@@ -52,9 +52,6 @@ class SimCLR(Algorithm):
     @property
     def encoder(self) -> torch.nn.Module:
         return self.backbone
-
-    def inputs(self) -> InputSpec:
-        return InputSpec(views=(self.config.view,))
 
     def forward(self, batch: Batch, progress: Progress) -> StepOutput:
         views = batch.views[self.config.view.name]

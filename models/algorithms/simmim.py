@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ...kernels.patch_loss import patch_loss
-from ...pipelines.spec import Batch, CellMask, InputSpec, Mask, ViewSpec
+from ...pipelines.spec import Batch, CellMask, Mask, ViewSpec
 from ...pipelines.views.recipes import view
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones.swin import Swin
@@ -77,9 +77,6 @@ class SimMIM(Algorithm):
     @property
     def encoder(self) -> nn.Module:
         return self.backbone
-
-    def inputs(self) -> InputSpec:
-        return InputSpec(views=(self.config.view,), mask=self.config.mask)
 
     def predict(self, images: torch.Tensor, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """images (B, 3, S, S), hidden tokens (B, L) -> patches (B, P, 3 p²), p = `config.output`; tokens (B, P, D)."""

@@ -14,7 +14,7 @@ from ...errors import UserError
 from ...kernels.prototype_ce import prototype_ce
 from ...kernels.ranks import world_size
 from ...kernels.sinkhorn import sinkhorn
-from ...pipelines.spec import Batch, InputSpec, ViewSpec
+from ...pipelines.spec import Batch, ViewSpec
 from ...pipelines.views.recipes import view
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones import BackboneConfig, ResNet, build_backbone
@@ -73,9 +73,6 @@ class SwAV(Algorithm):
     @property
     def encoder(self) -> nn.Module:
         return self.backbone
-
-    def inputs(self) -> InputSpec:
-        return InputSpec(views=(self.config.large, self.config.small))
 
     def forward(self, batch: Batch, progress: Progress) -> StepOutput:
         large, small = (batch.views[spec.name] for spec in self.inputs().views)

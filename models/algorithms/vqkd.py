@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ...pipelines.spec import Batch, InputSpec, ViewSpec
+from ...pipelines.spec import Batch, ViewSpec
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones.transformer import Block, init_trunc_normal
 from ..smoke import PATCH, SIZE, tiny_backbone, tiny_view
@@ -67,9 +67,6 @@ class VQKD(Algorithm):
     @property
     def encoder(self) -> ViT:
         return self.tokenizer.vit
-
-    def inputs(self) -> InputSpec:
-        return InputSpec(views=(self.config.view,))
 
     def forward(self, batch: Batch, progress: Progress) -> StepOutput:
         images = batch.views[self.config.view.name][0]

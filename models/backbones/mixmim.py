@@ -14,7 +14,7 @@ from torch import nn
 
 from ...kernels.token_mix import mix
 from .transformer import init_transformer, resize_positions, sincos_positions
-from .windows import EPS, PatchEmbed, WindowEncoder, WindowStages, enlarge, window_sizes
+from .windows import EPS, PatchEmbed, WindowConfig, WindowEncoder, WindowStages, enlarge, window_sizes
 
 _SIZES = {  # width of the first stage, depths, heads
     "mixmim_base": (128, (2, 2, 18, 2), (4, 8, 16, 32)),
@@ -27,7 +27,7 @@ class MixMIMTransformer(WindowEncoder):
     """See `WindowEncoder`."""
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(WindowConfig):
         name: Literal["mixmim_base", "mixmim_large", "mixmim_huge"] = "mixmim_base"
         windows: tuple[int, int, int, int] = (14, 14, 14, 7)  # 16, 16, 24, 12 for images of 384 px
         width: int | None = None  # these three replace the named size's own figures
@@ -35,16 +35,8 @@ class MixMIMTransformer(WindowEncoder):
         heads: tuple[int, int, int, int] | None = None
         drop_path: float = 0.0
 
-        @property
-        def shape(self) -> tuple[int, tuple, tuple]:
-            """(width, depths, heads)"""
-            given = (self.width, self.depths, self.heads)
-            return tuple(g or d for g, d in zip(given, _SIZES[self.name]))
-
-        def __post_init__(self) -> None:
-            width, _, heads = self.shape
-            if width % 4 or any((width << stage) % count for stage, count in enumerate(heads)):
-                raise ValueError(f"width: {width} must be a multiple of 4, and times 1, 2, 4, 8 of heads {heads}")
+        sizes = _SIZES
+        multiple = 4  # for fixed positions
 
     def __init__(self, config: Config, image_size: int = 224) -> None:
         super().__init__()

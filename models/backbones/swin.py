@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from .transformer import init_trunc_normal
-from .windows import EPS, PatchEmbed, WindowEncoder, WindowStages, window_sizes
+from .windows import EPS, PatchEmbed, WindowConfig, WindowEncoder, WindowStages, window_sizes
 
 _SIZES = {  # width of the first stage, depths, heads
     "swin_tiny": (96, (2, 2, 6, 2), (3, 6, 12, 24)),
@@ -23,7 +23,7 @@ class Swin(WindowEncoder):
     """See `WindowEncoder`."""
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(WindowConfig):
         name: Literal["swin_tiny", "swin_small", "swin_base", "swin_large"] = "swin_base"
         window: int = 7  # shrinks to the map of a stage where that is smaller
         windows: tuple[int, int, int, int] | None = None  # of each stage, instead; maps that are smaller are padded
@@ -32,16 +32,7 @@ class Swin(WindowEncoder):
         heads: tuple[int, int, int, int] | None = None
         drop_path: float = 0.1
 
-        @property
-        def shape(self) -> tuple[int, tuple, tuple]:
-            """(width, depths, heads)"""
-            given = (self.width, self.depths, self.heads)
-            return tuple(g or d for g, d in zip(given, _SIZES[self.name]))
-
-        def __post_init__(self) -> None:
-            width, _, heads = self.shape
-            if any((width << stage) % count for stage, count in enumerate(heads)):
-                raise ValueError(f"width: {width} times 1, 2, 4, 8 must be multiples of heads {heads}")
+        sizes = _SIZES
 
     def __init__(self, config: Config, image_size: int = 224) -> None:
         super().__init__()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -157,6 +158,26 @@ class WindowStages(nn.Module):
 def enlarge(cells: torch.Tensor, factor: int) -> torch.Tensor:
     """(B, h, w) -> (B, h * factor, w * factor), each cell repeated."""
     return cells.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
+
+
+class WindowConfig:
+    """Base of a `Config` with `name`, and `width`, `depths` and `heads`, which replace the named size's own figures."""
+
+    sizes: ClassVar[dict[str, tuple]]  # name -> width of the first stage, depths, heads
+    multiple: ClassVar[int] = 1  # of which widths are one
+
+    @property
+    def shape(self) -> tuple[int, tuple, tuple]:
+        """(width, depths, heads)"""
+        given = (self.width, self.depths, self.heads)
+        return tuple(g or d for g, d in zip(given, self.sizes[self.name]))
+
+    def __post_init__(self) -> None:
+        width, _, heads = self.shape
+        if width % self.multiple:
+            raise ValueError(f"width: {width} must be a multiple of {self.multiple}")
+        if any((width << stage) % count for stage, count in enumerate(heads)):
+            raise ValueError(f"width: {width} times 1, 2, 4, 8 must be multiples of heads {heads}")
 
 
 class WindowEncoder(nn.Module):
