@@ -10,9 +10,9 @@ from mim_samples import RANDOM, START, batch_of, build
 
 from headrace.models.algorithm import Progress
 from headrace.models.algorithms import find_algorithm
-from headrace.models.algorithms.beit import hidden_places
 from headrace.models.targets.hog_picture import hog_picture
 from headrace.models.targets.lowpass import low_pass
+from headrace.models.words import hidden_places
 
 NAMES = ("pixmim", "maskfeat", "beit", "beitv2", "cae", "milan", "eva", "vqkd")
 
