@@ -6,7 +6,7 @@ rng.py            random numbers as a function of seed, stream, epoch and sample
 images/           encoded bytes <-> pixels
 sources/          what images are stored in: folders, tar shards, lists, published sets
 shard.py          a source -> tar shards with an index; sharding/ does the work
-check.py          whether a data set is what it should be; check_tar.py: one tar of it
+check.py          whether a data set is what it should be; check_tar.py: one tar of it; range_use.py: deep images
 views/            what a view or a mask is, what is drawn for it, how its pixels are made
 loaders/          batches: one loader for each way to get at pixels
 

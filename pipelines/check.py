@@ -7,6 +7,7 @@ Tars are read as anybody may have made or damaged them: nothing in them is trust
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -24,6 +25,8 @@ from ..errors import UserError
 from ..places import new_file
 from .check_tar import Problem, TarCheck
 from .images.decode import DecodeError, decode, image_size
+from .images.rules import add_rules, use_options
+from .range_use import small_range
 from .sources import existing, open_source, read_manifest, resolve
 from .sources.samples import SampleReader
 from .sources.shards import FORMAT, INDEX, INDEX_FILE, MANIFEST, tars_in
@@ -46,7 +49,7 @@ class Report:
     bytes: int = 0
     seconds: float = 0.0
     problems: list[Problem] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)  # what is there and will not be read, which is no fault in itself
+    notes: list[str] = field(default_factory=list)  # what will not be read, or may not be meant; no fault in itself
 
     @property
     def sound(self) -> bool:
@@ -108,6 +111,9 @@ def check(data: str | os.PathLike, decode: bool = False, workers: int | None = N
             report.samples = len(source)
     if manifest is not None:
         _check_sequence(jobs, report.problems)
+    if all(one.kind == "image" for one in report.problems):
+        with contextlib.suppress(UserError):
+            report.notes += filter(None, [small_range(open_source(data, lambda note: None))])
     report.seconds = time.monotonic() - start
     return report
 
@@ -205,7 +211,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--decode", action="store_true", help="decode every image, too")
     parser.add_argument("--json", type=new_file, metavar="FILE", help="write the whole report there")
     parser.add_argument("--workers", type=int, metavar="N", help="threads (one a core)")
+    add_rules(parser)
     options = parser.parse_args(argv)
+    use_options(options)
     if options.workers is not None and options.workers < 1:
         raise UserError(f"--workers: must be at least 1, not {options.workers}")
     report = check(options.data, options.decode, options.workers)

@@ -21,6 +21,7 @@ import numpy as np
 from ..cores import cores
 from ..errors import UserError
 from .images.encode import Encoding
+from .images.rules import add_rules, use_options
 from .sharding.plan import Plan, ShardOptions, Survey, differences, make_plan, survey, without_duplicates
 from .sharding.workers import write_shards
 from .sharding.workspace import Workspace
@@ -239,6 +240,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--workers", type=int, metavar="N", help="processes (one a core); any number writes the same")
     add("--part", metavar="I/N", help="write only every N-th shard, from the I-th: see below")
     add("--prefix", default="train", metavar="P", help="of the shards' names (%(default)s)")
+    add_rules(parser)
     add("--format", choices=("webdataset", "ffcv"), default="webdataset", help="(%(default)s)")
     order = parser.add_mutually_exclusive_group()
     order.add_argument("--seed", type=int, default=0, metavar="S", help="of the shuffling (%(default)s)")
@@ -249,6 +251,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """``headrace shard``; `errors.run_command` gives `UserError` and Ctrl-C their exit codes."""
     given = _parser().parse_args(argv)
+    use_options(given)
     part = _part(given.part)
     ffcv = given.format == "ffcv"
     options = ShardOptions(

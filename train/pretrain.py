@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import yaml
 from safetensors.torch import save_file
 
 import headrace
@@ -23,9 +22,11 @@ from headrace.errors import UserError, run_command
 from headrace.models.algorithm import Algorithm, Embed
 from headrace.models.algorithms import find_algorithm
 from headrace.models.distributed import synchronize_batch_norm
+from headrace.pipelines.images.rules import use_rules
 from headrace.pipelines.loaders.choose import choose_loader, make_loader
 from headrace.pipelines.loaders.quarantine import QUARANTINE_FILE, Quarantine
 from headrace.pipelines.order import Order, shard_sizes
+from headrace.pipelines.range_use import small_range
 from headrace.pipelines.sources import open_source
 from headrace.pipelines.spec import ByteSource, Loader
 from headrace.train.engine import checkpoint
@@ -66,6 +67,7 @@ def pretrain(
     images and, at the end, encoder.safetensors.
     """
     settings, out = recipe.train, recipe.out
+    use_rules(recipe.data.rules)
     if source is None:
         if recipe.data.train is None:
             raise UserError("data.train: missing; give a folder of shards or of images, e.g. data.train=path/to/shards")
@@ -110,6 +112,8 @@ def pretrain(
         loader = batches(source, algorithm, order, threads=threads, **share)
         try:
             if process.is_main:
+                if (note := small_range(source)) is not None:
+                    print(f"warning: {note}", flush=True)
                 _announce(recipe, process, source, f"{kind} ({why})", algorithm, order, total_steps, resumed, precision)
             first_step = resumed[1]["step"] if resumed else 0
             if first_step >= total_steps:
@@ -307,7 +311,7 @@ def _summary(steps: int, seconds: float, recipe: Recipe, loader: Loader) -> str:
 def _finish(out: Path, weights: dict[str, torch.Tensor], recipe: Recipe, quarantine: Quarantine) -> None:
     """Writes the encoder alone and reports what was replaced."""
     tensors = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
-    save_file(tensors, out / ENCODER_FILE, metadata={"config": yaml.safe_dump(recipe.plain()["algorithm"])})
+    save_file(tensors, out / ENCODER_FILE, metadata=checkpoint.encoder_metadata(recipe.plain()))
     if quarantine:
         print(f"{len(quarantine):,} images could not be decoded and were replaced by others ({out / QUARANTINE_FILE}):")
         print("\n".join(f"  {line}" for line in quarantine.lines(10)))

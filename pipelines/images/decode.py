@@ -37,6 +37,10 @@ def _formats() -> tuple[str, ...]:
     return tuple(kind for kind in _KINDS if kind in Image.OPEN)
 
 
+class TooManyPixels(DecodeError):
+    """More than `rules().max_pixels`."""
+
+
 def open_image(encoded: bytes, most: int | None = None) -> Image.Image:
     """The header of an image of at most `most` pixels, by default `rules().max_pixels`. Raises `DecodeError`."""
     try:
@@ -55,7 +59,8 @@ def check_size(width: int, height: int, jpeg=None, most: int | None = None) -> N
     """Raises `DecodeError` for a header that asks for more memory than the image can be worth; `jpeg`: its bytes."""
     most = most or rules().max_pixels
     if width * height > most:
-        raise DecodeError(f"{width}x{height} pixels, more than the {most:,} that data.max_pixels allows")
+        words = f"more than the {most:,} that data.max_pixels, or --max-pixels, allows"
+        raise TooManyPixels(f"{width}x{height} pixels, {words}")
     # every 8x8 block takes a Huffman code of at least one bit; arithmetic coding spends less on what it expects
     if jpeg is not None and width * height > 512 * len(jpeg) and not arithmetic(jpeg):
         raise DecodeError(f"too few bytes for a JPEG of {width}x{height} pixels ({len(jpeg):,})")

@@ -8,8 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from .decode import decode, image_size
+from .budget import reserve
+from .decode import TooManyPixels, decode, image_size, open_image, read_samples
 from .jpeg import MAGIC, jpeg_header
+from .rules import rules
+
+_SCALES = 8  # by which libjpeg can shrink each side while it decodes
+_PROGRESSIVE = 2  # pixels' worth of memory, one part of it, that libjpeg keeps of each pixel of a progressive file
 
 
 @dataclass(frozen=True)
@@ -31,16 +36,22 @@ class Encoding:
 
         Raises `DecodeError`. The same bytes in give the same bytes out for one version of Pillow and libjpeg.
         """
-        height, width = image_size(data)
+        try:
+            height, width = image_size(data)
+        except TooManyPixels as fault:
+            if self.max_side is None:
+                raise
+            return self._jpeg(_reduced(data, self.max_side, fault))
         if self._keeps(data, max(height, width)):
             if self.verify:
                 decode(data)
             return data, height, width
         image = Image.fromarray(decode(data))
-        side = max(image.size)
-        if self.max_side is not None and side > self.max_side:
-            size = tuple(max(1, round(s * self.max_side / side)) for s in image.size)
-            image = image.resize(size, Image.Resampling.BICUBIC)
+        if self.max_side is not None and max(image.size) > self.max_side:
+            image = image.resize(_fitted(image.size, self.max_side), Image.Resampling.BICUBIC)
+        return self._jpeg(image)
+
+    def _jpeg(self, image: Image.Image):
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=self.quality)
         return np.frombuffer(buffer.getbuffer(), np.uint8), image.height, image.width
@@ -52,3 +63,31 @@ class Encoding:
             return True
         header = jpeg_header(data)
         return header is not None and header.orientation == 1 and header.components != 4
+
+
+def _fitted(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """(width, height) whose longer side is `side`."""
+    return tuple(max(1, round(s * side / max(size))) for s in size)
+
+
+def _reduced(data, side: int, fault: TooManyPixels) -> Image.Image:
+    """An upright image of more pixels than are allowed, its longer side `side`, and never held at its full size:
+    libjpeg decodes it at a half, a quarter or an eighth, at least twice as large as it is wanted.
+
+    Raises `fault` for other formats than JPEG, of which Pillow decodes all at once, and for what is too large even so.
+    """
+    encoded, most = bytes(data), rules().max_pixels
+    try:
+        image = open_image(encoded, most * _SCALES**2)
+    except TooManyPixels:
+        raise fault from None
+    if image.format not in ("JPEG", "MPO"):
+        raise TooManyPixels(f"{fault}; only JPEGs are shrunk while they are decoded")
+    wanted, whole = _fitted(image.size, side), image.width * image.height
+    image.draft(None, tuple(2 * s for s in wanted))
+    if image.width * image.height > most:
+        raise fault
+    kept = whole // _PROGRESSIVE if image.info.get("progressive") else 0
+    with reserve(image.width * image.height + kept):
+        upright = Image.fromarray(read_samples(image, encoded))
+    return upright.resize(_fitted(upright.size, side), Image.Resampling.BICUBIC)

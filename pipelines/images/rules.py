@@ -7,9 +7,11 @@ options of the same names, an evaluation from the run whose encoder it judges.
 
 from __future__ import annotations
 
+import argparse
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 from ...errors import UserError
 
@@ -38,6 +40,17 @@ class Rules:
         if self.max_pixels < 1:
             raise ValueError(f"max_pixels: must be at least 1, not {self.max_pixels}")
 
+    @classmethod
+    def of(cls, section: Mapping[str, Any]) -> Rules:
+        """Those that a recipe's section `data` holds, as plain values; what it does not hold is as usual."""
+        found = {key: section[key] for key in ("range", "max_pixels") if key in section}
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in found.items()})
+
+    @property
+    def unusual(self) -> dict[str, Any]:
+        """The fields that are not as usual."""
+        return {key: value for key, value in asdict(self).items() if value != getattr(Rules, key)}
+
 
 _current = Rules()
 
@@ -52,11 +65,27 @@ def use_rules(new: Rules) -> None:
     _current = new
 
 
-def parse_range(text: str) -> Range:
-    """``full``, ``percentile`` or ``low,high``, as an option of a command has it. Raises `UserError`."""
+def add_rules(parser: argparse.ArgumentParser) -> None:
+    """Options of a command that has no recipe: --range and --max-pixels."""
+    text = "of images of more than eight bits: full, percentile, or LOW,HIGH in the file's own numbers, as data.range"
+    parser.add_argument("--range", type=_range, metavar="RANGE", help=f"{text} (full)")
+    text = "an image of more is bad, as data.max_pixels"
+    parser.add_argument("--max-pixels", type=int, metavar="N", help=f"{text} ({MAX_PIXELS:,})")
+
+
+def use_options(given: argparse.Namespace) -> None:
+    """What `add_rules` was given is from here on the process's rule; what it was not stays as it is."""
+    said = {key: getattr(given, key, None) for key in ("range", "max_pixels")}
+    changed = {key: value for key, value in said.items() if value is not None}
+    try:
+        use_rules(replace(rules(), **changed))
+    except ValueError as fault:
+        raise UserError(f"--{str(fault).replace('max_pixels', 'max-pixels')}") from None
+
+
+def _range(text: str) -> Range:
     low, comma, high = text.partition(",")
     try:
-        return Rules((float(low), float(high)) if comma else text).range
-    except ValueError as fault:
-        words = str(fault).removeprefix("range: ")
-        raise UserError(f"--range: {words if words.startswith(('full', 'needs')) else f'no numbers: {text}'}") from None
+        return (float(low), float(high)) if comma else text
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"two numbers, as in 0,4095, not {text!r}") from None

@@ -15,6 +15,7 @@ from PIL import features
 
 from ...errors import UserError
 from ..images.encode import Encoding
+from ..images.rules import rules
 from ..sources import tar
 
 if TYPE_CHECKING:
@@ -88,6 +89,8 @@ def survey(source: ByteSource, options: ShardOptions) -> Survey:
         del request["encoding"]["quality"]  # nothing is encoded
     else:
         request["encoding"]["with"] = f"Pillow {pillow_version}, libjpeg {features.version('jpg')}"
+    if rules().unusual:
+        request["rules"] = json.loads(json.dumps(rules().unusual))
     return Survey(sizes, request, hashlib.sha256(times.tobytes()).hexdigest())
 
 

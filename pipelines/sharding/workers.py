@@ -10,6 +10,8 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 
 from ...errors import UserError
+from ..images.budget import Budget, free_memory, use_budget
+from ..images.rules import Rules, rules, use_rules
 from .writer import ShardJob, ShardWriter
 
 
@@ -24,10 +26,11 @@ def write_shards(
         return [one for job in jobs for one in writer.write(job, report)]
     context = multiprocessing.get_context("spawn")  # fork would copy whatever threads and locks the caller has
     jobs, bad, processes, busy = iter(jobs), [], {}, set()
+    share, alone = free_memory() // 2 // workers, context.Lock()
     try:
         for job in jobs:
             here, there = context.Pipe()
-            processes[here] = context.Process(target=_serve, args=(there, writer), daemon=True)
+            processes[here] = context.Process(target=_serve, args=(there, writer, rules(), share, alone), daemon=True)
             with _ctrl_c_blocked():
                 processes[here].start()
             there.close()
@@ -68,8 +71,11 @@ def _ctrl_c_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _serve(connection: Connection, writer: ShardWriter) -> None:
-    """A worker: takes jobs, sends counts and a result for each, and ends when the other side is gone."""
+def _serve(connection: Connection, writer: ShardWriter, decoding: Rules, share: int, alone) -> None:
+    """A worker: takes jobs, sends counts and a result for each, and ends when the other side is gone. It decodes with
+    `share` bytes of memory; what needs more waits for `alone`, of which all workers have one."""
+    use_rules(decoding)
+    use_budget(Budget(share, alone))
     try:
         while True:
             job = connection.recv()

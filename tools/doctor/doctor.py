@@ -10,6 +10,7 @@ import json
 from dataclasses import asdict
 
 from ...errors import UserError
+from ...pipelines.images.rules import use_rules
 from ...pipelines.sources import open_source
 from ...places import new_file
 from ...train.recipe.recipe import load_recipe
@@ -32,6 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     if not 0 < given.seconds <= 3600:
         raise UserError(f"--seconds: more than 0 and at most 3600, not {given.seconds:g}")
     recipe = load_recipe(given.recipe, given.overrides)
+    use_rules(recipe.data.rules)
     measured = measure(open_source(given.data), recipe, given.seconds, given.model)
     advice = advise(measured)
     installed = versions()

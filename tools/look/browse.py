@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ...errors import UserError
 from ...models.algorithms import inputs_of
+from ...pipelines.images.rules import use_rules
 from ...pipelines.loaders.choose import choose_loader
 from ...pipelines.sources import open_source
 from ...pipelines.spec import (
@@ -103,6 +104,7 @@ def browse(
         raise UserError("--mask: belongs to --views; a recipe has its algorithm's own mask")
     else:
         settings = load_recipe(recipe, overrides)
+        use_rules(settings.data.rules)
         inputs = inputs_of(settings.algorithm)
         shown_as = f"{settings.name} ({settings.algorithm.name})"
         seed = settings.train.seed if seed is None else seed

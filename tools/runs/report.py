@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ...errors import UserError
 from ...models.algorithms import inputs_of
+from ...pipelines.images.rules import use_rules
 from ...pipelines.loaders.choose import choose_loader
 from ...pipelines.sources import open_source
 from ...pipelines.spec import ByteSource
@@ -70,6 +71,7 @@ def _or_why(part: Callable, record: Record, source: ByteSource, samples: int):
 
 def _seen(record: Record, source: ByteSource, samples: int) -> list[Sample]:
     recipe = load_recipe(str(record.folder / "config.yaml"), [])
+    use_rules(recipe.data.rules)
     return first_samples(source, inputs_of(recipe.algorithm), samples, seed=recipe.train.seed)
 
 

@@ -26,7 +26,7 @@ from ..engine.checkpoint import load_algorithm
 from ..engine.distributed import Launch, launch, pick_device
 from ..engine.run_directory import ENCODER_FILE
 from ..evaluation.embed import evaluation_view
-from ..evaluation.embed_encoder import Encoder, digest, encoder_file
+from ..evaluation.embed_encoder import Encoder, digest, encoder_file, inherited
 from ..evaluation.evaluate import Stopwatch, add_results, record, table
 from ..pretrain import pretrain
 from ..recipe import config
@@ -77,7 +77,8 @@ def run(task: Task, argv: list[str] | None) -> int:
     train, val = open_sets(task, recipe)
     given = [f"algorithm.classes={len(train.categories)}"]
     if arguments.encoder != "scratch":
-        given += of_encoder(encoder_file(arguments.encoder, recipe.out))
+        weights = encoder_file(arguments.encoder, recipe.out)
+        given += [*inherited(weights), *of_encoder(weights)]
     recipe = load_recipe(arguments.recipe, [*given, *arguments.overrides])
     if arguments.show:
         print(recipe.resolved, end="")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import threading
@@ -10,11 +11,13 @@ import zipfile
 from pathlib import Path
 
 import torch
+import yaml
 
 from ...errors import UserError
 from ...models.algorithm import Algorithm
 from ...models.algorithms import find_algorithm
 from ...models.targets.frozen import without_weights
+from ...pipelines.images.rules import Rules, use_rules
 from ..recipe import config
 
 _NAME = re.compile(r"step-(\d{8})\.pt")
@@ -150,6 +153,8 @@ def newest(folder: Path) -> tuple[Path, dict] | None:
 def load_algorithm(path: str | Path) -> tuple[Path, Algorithm]:
     """The algorithm of a checkpoint, or of the newest one in a run directory, with its weights, on the CPU.
 
+    From here on this process decodes images as that run did.
+
     Raises `UserError` where there is none that can be read.
     """
     path = Path(path)
@@ -162,7 +167,20 @@ def load_algorithm(path: str | Path) -> tuple[Path, Algorithm]:
         state = load(path)
     algorithm = build_algorithm(state["config"]["algorithm"], path)
     algorithm.load_state_dict(state["model"])
+    use_rules(Rules.of(state["config"].get("data") or {}))
     return path, algorithm
+
+
+def encoder_metadata(recipe: dict) -> dict[str, str]:
+    """What an encoder.safetensors says besides weights, of a recipe in plain values: the algorithm, and how images were
+    decoded where that was not as usual."""
+    unusual = Rules.of(recipe.get("data") or {}).unusual
+    return {"config": yaml.safe_dump(recipe["algorithm"])} | ({"rules": json.dumps(unusual)} if unusual else {})
+
+
+def rules_in(metadata: dict[str, str] | None) -> Rules:
+    """How an encoder with the metadata of `encoder_metadata` wants images decoded."""
+    return Rules.of(json.loads((metadata or {}).get("rules", "{}")))
 
 
 def build_algorithm(section: dict, origin: Path) -> Algorithm:

@@ -7,6 +7,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -20,9 +21,10 @@ from ...models.algorithms import find_algorithm
 from ...models.backbones import ResNet
 from ...models.stage_pools import Stage
 from ...models.targets.frozen import without_weights
+from ...pipelines.images.rules import rules, use_rules
 from ...pipelines.spec import ViewSpec
 from ...pipelines.views.recipes import CIFAR_MEAN, CIFAR_STD
-from ..engine.checkpoint import build_algorithm, checkpoints, load_algorithm
+from ..engine.checkpoint import build_algorithm, checkpoints, encoder_metadata, load_algorithm, rules_in
 from ..recipe import config
 from ..recipe.recipe import load_recipe
 from .embed import evaluation_view
@@ -73,6 +75,7 @@ def saved_algorithm(name: str | Path) -> Algorithm:
     try:
         with safe_open(path, "pt") as file:
             section = yaml.safe_load((file.metadata() or {})["config"])
+            use_rules(rules_in(file.metadata()))
             weights = {key: file.get_tensor(key) for key in file.keys()}
     except (OSError, KeyError, SafetensorError, yaml.YAMLError) as fault:
         raise UserError(f"{path}: no encoder.safetensors of headrace ({fault}); give that of a finished run") from None
@@ -97,7 +100,8 @@ def encoder_file(name: str | Path, folder: Path) -> Path:
         else:
             algorithm = saved_algorithm(path)
             tensors = {key: value.contiguous() for key, value in algorithm.encoder.state_dict().items()}
-            save_file(tensors, temporary, metadata={"config": yaml.safe_dump(config.plain(algorithm.config))})
+            described = encoder_metadata({"algorithm": config.plain(algorithm.config), "data": rules().unusual})
+            save_file(tensors, temporary, metadata=described)
         with open(temporary, "rb") as file:
             contents = hashlib.file_digest(file, "sha256").hexdigest()[:16]
         return temporary.rename(folder / f"start-{contents}.safetensors")
@@ -105,6 +109,13 @@ def encoder_file(name: str | Path, folder: Path) -> Path:
         raise UserError(f"{folder}: the encoder could not be copied there ({fault})") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def inherited(file: Path) -> list[tuple[str, Any]]:
+    """What a recipe takes over, where it says nothing else, from the encoder that it starts with: how images are
+    decoded, as pairs of key and value."""
+    with safe_open(file, "pt") as opened:
+        return [(f"data.{key}", value) for key, value in rules_in(opened.metadata()).unusual.items()]
 
 
 def _random(recipe: str) -> tuple[nn.Module, ViewSpec, str]:

@@ -18,6 +18,7 @@ import torch
 import headrace
 
 from ...errors import ProcessError, UserError
+from ...pipelines.images.rules import rules
 from ...pipelines.loaders.quarantine import MAX_BAD, Quarantine
 from ...pipelines.sources import open_source
 from ...pipelines.spec import ByteSource
@@ -53,6 +54,8 @@ def stored_features(encoder: Encoder, source: ByteSource, folder: Path, **option
     """
     view = dataclasses.asdict(encoder.view)
     about = {"encoder": encoder.digest, "data": fingerprint(source), "view": view, "version": headrace.__version__}
+    if rules().unusual:  # other pixels, other features
+        about["rules"] = rules().unusual
     name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     place = folder / name
     process = options.get("process", ALONE)

@@ -19,6 +19,7 @@ import headrace
 
 from ...errors import UserError
 from ...models.stage_pools import LAYERS
+from ...pipelines.images.rules import add_rules, use_options
 from ...pipelines.loaders.quarantine import MAX_BAD
 from ...pipelines.views import recipes
 from ...places import new_file, new_folder
@@ -39,6 +40,7 @@ def add_encoder(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("encoder", help=ENCODER_HELP)
     parser.add_argument("--layer", choices=LAYERS, help="a pooled map of a ResNet in place of its last features")
     parser.add_argument("--view", help="a published view such as eval or knn; default: the encoder's own, undistorted")
+    add_rules(parser)
     add_computing(parser)
 
 
@@ -83,6 +85,7 @@ def share(text: str) -> float:
 
 def encoder_of(arguments: argparse.Namespace) -> Encoder:
     encoder = load_encoder(arguments.encoder, arguments.layer)
+    use_options(arguments)  # instead of the encoder's own
     if arguments.view is not None:
         try:
             view = recipes.view(arguments.view)

@@ -10,6 +10,7 @@ from ...models.algorithms.classifier import Classifier
 from ...models.algorithms.multihead import MultiHead
 from ...models.backbones import ResNet
 from ...models.backbones.vit import ViT
+from ...pipelines.images.rules import rules
 from ..recipe import config
 from ..recipe.recipe import SECTIONS, Recipe
 from ..recipe.settings import DataSettings, Optim, TrainSettings
@@ -107,7 +108,7 @@ def linear_recipe(
     given = {key: value for key, value in change.items() if value is not None}
     values = {
         "algorithm": section,
-        "data": {"train": train, "val": val, **{key: given[key] for key in _DATA if key in given}},
+        "data": {"train": train, "val": val, **rules().unusual, **{key: given[key] for key in _DATA if key in given}},
         "train": {
             "out": str(out),
             "batch_size": row["batch_size"],

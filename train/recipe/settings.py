@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ...outside import called
+from ...pipelines.images.rules import MAX_PIXELS, Rules
 from .schedules import SCHEDULES, length_in_steps, milestone_in_steps, own_factors
 
 
@@ -25,13 +26,23 @@ class DataSettings:
     )
     val: str | None = None  # labelled images for train.knn_every; the training set is the bank of neighbours
     max_bad: float = 0.01  # the share of undecodable images above which the run stops; one is always let pass
+    # which values of images of more than eight bits are black and white: those that the format declares, percentiles
+    # of each image, or low,high in the file's own numbers
+    range: tuple[float, float] | Literal["full", "percentile"] = "full"
+    max_pixels: int = MAX_PIXELS  # an image of more is bad
 
     def __post_init__(self) -> None:
+        Rules(self.range, self.max_pixels)
         if isinstance(self.block, int) and self.block < 1:
             raise ValueError(f"block: must be at least 1, not {self.block}")
         for key in ("max_bad", "hw_decoder_load"):
             if not 0 <= (getattr(self, key) or 0) <= 1:
                 raise ValueError(f"{key}: a share lies in [0, 1], not {getattr(self, key)}")
+
+    @property
+    def rules(self) -> Rules:
+        """How the images of this run are decoded, in training and in every evaluation of what it has trained."""
+        return Rules(self.range, self.max_pixels)
 
 
 @dataclass(frozen=True)

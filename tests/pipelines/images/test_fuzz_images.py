@@ -48,8 +48,8 @@ def with_size(data, width, height):
 @pytest.mark.parametrize(
     "size, reason",
     [
-        ((65500, 65500), "65500x65500 pixels, more than the 89,478,485 that data.max_pixels allows"),
-        ((10000, 9000), "10000x9000 pixels, more than the 89,478,485 that data.max_pixels allows"),
+        ((65500, 65500), "65500x65500 pixels, more than the 89,478,485 that data.max_pixels, or --max-pixels, allows"),
+        ((10000, 9000), "10000x9000 pixels, more than the 89,478,485 that data.max_pixels, or --max-pixels, allows"),
         ((8000, 8000), "too few bytes for a JPEG of 8000x8000 pixels"),
     ],
 )
