@@ -38,7 +38,8 @@ def load_weights(backbone: nn.Module, path: str, fresh: Collection[str] = ()) ->
             some = ", ".join(sorted(names)[:3])
             raise UserError(
                 f"algorithm.weights: {path} {problem} {len(names)} of the backbone's tensors, such as {some}; "
-                "give algorithm.backbone as in its run's config.yaml, or name those to start anew in algorithm.fresh"
+                "give algorithm.backbone as in its run's config.yaml, or name those to start anew in algorithm.fresh; "
+                "of a file of another library headrace import makes one first"
             )
     backbone.load_state_dict({**own, **found})
 

@@ -8,10 +8,12 @@ import re
 import threading
 import warnings
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 import yaml
+from torch import nn
 
 from ...errors import UserError
 from ...models.algorithm import Algorithm
@@ -21,6 +23,8 @@ from ...pipelines.images.rules import Rules, use_rules
 from ..recipe import config
 
 _NAME = re.compile(r"step-(\d{8})\.pt")
+_GIVE = "give a run directory or a step-*.pt of one"
+_IMPORT = "headrace import takes the encoder out of checkpoints of other libraries"
 
 
 def save(folder: Path, step: int, state: dict, keep: int, keep_every: int | None = None) -> Path:
@@ -44,8 +48,9 @@ def save(folder: Path, step: int, state: dict, keep: int, keep_every: int | None
         temporary.unlink(missing_ok=True)
         raise UserError(f"{path}: the checkpoint could not be written ({fault}); free some space or change train.out")
     for old in checkpoints(folder)[:-keep]:
-        if keep_every is None or _step(old) % keep_every:
-            old.unlink(missing_ok=True)
+        if keep_every is None or step_of(old) % keep_every:
+            with suppress(OSError):  # one too many is no fault of the run
+                old.unlink(missing_ok=True)
     return path
 
 
@@ -111,33 +116,78 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("step-*.pt") if _NAME.fullmatch(p.name))
 
 
-def _step(path: Path) -> int:
+def step_of(path: Path) -> int:
     return int(_NAME.fullmatch(path.name)[1])
 
 
 def load(path: Path) -> dict:
-    """The state on the CPU. Raises `UserError` for anything that is not a complete checkpoint of tensors.
+    """The state on the CPU. Raises `UserError`, which says what it is instead, for anything that is not a complete
+    checkpoint of tensors.
 
     Every record is held to the checksum it was written with, which `torch.load` alone does not do.
     """
     try:
+        with open(path, "rb") as file:
+            start = file.read(16)
+        if (other := _other_format(start)) is not None:
+            raise UserError(f"{path}: not a readable checkpoint ({other})")
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
+            damaged, names = archive.testzip(), [name.rpartition("/")[2] for name in archive.namelist()]
         if damaged is not None:
             raise UserError(f"{path}: not a readable checkpoint (the checksum of {damaged} is wrong)")
+        if "data.pkl" not in names or "constants.pkl" in names:
+            other = "a TorchScript program" if "constants.pkl" in names else "a .zip, but not of torch"
+            raise UserError(f"{path}: not a readable checkpoint ({other}; {_GIVE})")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint") from None
+    except IsADirectoryError:
+        saved = checkpoints(path)
+        raise UserError(f"{path}: a folder; " + (f"give a checkpoint in it, such as {saved[-1]}" if saved else _GIVE))
     except UserError:
         raise
+    except zipfile.BadZipFile:
+        raise UserError(f"{path}: not a readable checkpoint (cut short: it has a beginning and no end)") from None
     except Exception as fault:  # torch raises a dozen kinds for truncated, foreign and hostile files
         reason = str(fault).splitlines()[0] if str(fault) else type(fault).__name__
         if "Weights only load failed" in reason:
-            reason = "it holds Python objects, which are never unpickled"
+            reason = f"it holds Python objects, which are never unpickled; {_IMPORT}"
         raise UserError(f"{path}: not a readable checkpoint ({reason})") from None
     if not isinstance(state, dict) or "model" not in state:
-        raise UserError(f"{path}: not a headrace checkpoint: it has no 'model'")
+        check_own(state, path)
     return state
+
+
+def check_own(state: object, path: Path) -> None:
+    """Raises `UserError`, which says what it is instead, for a state that no run of headrace saved."""
+    if (foreign := _foreign(state)) is not None:
+        raise UserError(f"{path}: not a headrace checkpoint but {foreign}")
+
+
+def _other_format(start: bytes) -> str | None:
+    """What a file is that begins so, if that is no zip archive, which torch has written since 1.6."""
+    if start.startswith(b"PK"):
+        return None
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 1 << 32:
+        return f"a .safetensors file, which holds tensors alone; {_GIVE}"
+    if start[:1] == b"\x80":
+        return f"a pickle, as torch wrote before 1.6 and others do, which is never unpickled here; {_IMPORT}"
+    return f"{'an empty file' if not start else 'no file of torch'}; {_GIVE}"
+
+
+def _foreign(state: object) -> str | None:
+    """What was loaded, in words; None for what `save` is given."""
+    if not isinstance(state, dict):
+        return f"a {type(state).__name__}; {_GIVE}"
+    if {"step", "ids", "views"} <= state.keys():
+        return f"a batch that was left because it was not finite; {_GIVE}"
+    config, names = state.get("config"), ", ".join(map(str, list(state)[:4]))
+    section = config.get("algorithm") if isinstance(config, dict) else None
+    if isinstance(state.get("model"), dict) and isinstance(section, dict) and isinstance(section.get("name"), str):
+        return None
+    if state and all(torch.is_tensor(value) for value in state.values()):
+        return f"the bare tensors of a model ({names}, ...); {_IMPORT}"
+    return f"one of another library, with {names or 'nothing'} in it; {_IMPORT}"
 
 
 def newest(folder: Path) -> tuple[Path, dict] | None:
@@ -157,18 +207,36 @@ def load_algorithm(path: str | Path) -> tuple[Path, Algorithm]:
 
     Raises `UserError` where there is none that can be read.
     """
+    path, state = find(path)
+    return path, algorithm_of(state, path)
+
+
+def find(path: str | Path) -> tuple[Path, dict]:
+    """A checkpoint, or the newest readable one of a run directory, and what is in it."""
     path = Path(path)
-    if path.is_dir():
-        found = newest(path)
-        if found is None:
-            raise UserError(f"{path}: holds no readable checkpoint (step-*.pt)")
-        path, state = found
-    else:
-        state = load(path)
+    found = newest(path) if path.is_dir() else (path, load(path))
+    if found is None:
+        raise UserError(f"{path}: holds no readable checkpoint (step-*.pt)")
+    check_own(found[1], found[0])
+    return found
+
+
+def algorithm_of(state: dict, path: Path) -> Algorithm:
+    """The algorithm of a state that `path` was loaded from, with its weights; images are decoded as in its run."""
     algorithm = build_algorithm(state["config"]["algorithm"], path)
-    algorithm.load_state_dict(state["model"])
+    load_weights(algorithm, state["model"], path, "those of the algorithm it names")
     use_rules(Rules.of(state["config"].get("data") or {}))
-    return path, algorithm
+    return algorithm
+
+
+def load_weights(module: nn.Module, weights: dict[str, torch.Tensor], path: Path, whose: str) -> None:
+    """`load_state_dict`, whose complaints become a `UserError` of one line: the tensors of `path` are not `whose`."""
+    try:
+        module.load_state_dict(weights)
+    except (RuntimeError, TypeError, AttributeError) as fault:
+        reason = re.sub(r"^Error\(s\) in [^:]*: ", "", " ".join(str(fault).split()))
+        reason = reason if len(reason) < 300 else reason[:300] + " ..."
+        raise UserError(f"{path}: its tensors are not {whose} ({reason})") from None
 
 
 def encoder_metadata(recipe: dict) -> dict[str, str]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import yaml
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from ...errors import UserError
@@ -24,7 +24,14 @@ from ...models.targets.frozen import without_weights
 from ...pipelines.images.rules import rules, use_rules
 from ...pipelines.spec import ViewSpec
 from ...pipelines.views.recipes import CIFAR_MEAN, CIFAR_STD
-from ..engine.checkpoint import build_algorithm, checkpoints, encoder_metadata, load_algorithm, rules_in
+from ..engine.checkpoint import (
+    build_algorithm,
+    checkpoints,
+    encoder_metadata,
+    load_algorithm,
+    load_weights,
+    rules_in,
+)
 from ..recipe import config
 from ..recipe.recipe import load_recipe
 from .embed import evaluation_view
@@ -77,10 +84,17 @@ def saved_algorithm(name: str | Path) -> Algorithm:
             section = yaml.safe_load((file.metadata() or {})["config"])
             use_rules(rules_in(file.metadata()))
             weights = {key: file.get_tensor(key) for key in file.keys()}
-    except (OSError, KeyError, SafetensorError, yaml.YAMLError) as fault:
+    except KeyError:
+        raise UserError(
+            f"{path}: tensors of another library, without the configuration of an encoder of headrace; headrace import "
+            "makes one of them"
+        ) from None
+    except (OSError, SafetensorError, yaml.YAMLError) as fault:
         raise UserError(f"{path}: no encoder.safetensors of headrace ({fault}); give that of a finished run") from None
+    if not (isinstance(section, dict) and isinstance(section.get("name"), str)):
+        raise UserError(f"{path}: its configuration is none of an encoder of headrace; give that of a finished run")
     algorithm = build_algorithm(section, path)
-    algorithm.encoder.load_state_dict(weights)
+    load_weights(algorithm.encoder, weights, path, "those of the encoder it names")
     return algorithm
 
 
@@ -101,7 +115,7 @@ def encoder_file(name: str | Path, folder: Path) -> Path:
             algorithm = saved_algorithm(path)
             tensors = {key: value.contiguous() for key, value in algorithm.encoder.state_dict().items()}
             described = encoder_metadata({"algorithm": config.plain(algorithm.config), "data": rules().unusual})
-            save_file(tensors, temporary, metadata=described)
+            temporary.write_bytes(save(tensors, metadata=described))
         with open(temporary, "rb") as file:
             contents = hashlib.file_digest(file, "sha256").hexdigest()[:16]
         return temporary.rename(folder / f"start-{contents}.safetensors")
