@@ -2,6 +2,7 @@
 
 spec.py           the contracts: ViewSpec, ViewParams, InputSpec, Batch, ByteSource, Loader; mask_spec.py: the masks'
 order.py          which samples each rank reads at which step
+identity.py       which data set a source is, told in a moment
 rng.py            random numbers as a function of seed, stream, epoch and sample
 images/           encoded bytes <-> pixels
 sources/          what images are stored in: folders, tar shards, lists, published sets

@@ -23,6 +23,7 @@ from ..places import new_folder, place
 from ..train import pretrain
 from ..train.engine.checkpoint import load_algorithm
 from ..train.engine.distributed import Launch, pick_device
+from ..train.engine.run_directory import has_ended
 from ..train.evaluation.embed import Features, embed, evaluation_view
 from ..train.evaluation.knn import knn_accuracy
 from ..train.recipe.recipe import load_recipe
@@ -58,13 +59,17 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def demo(out: Path, data: Path | None, overrides: list[str]) -> dict[str, float]:
-    """Runs every stage that `out` does not hold yet; returns the figures of the closing table, in [0, 1]."""
+    """Runs every stage that `out` does not hold yet; returns the figures of the closing table, in [0, 1]. There are
+    none of a training that was told to stop."""
     train_set, bank, queries = _generated(out) if data is None else _own(out, data)
     run = ["train.resume=auto", f"data.train={train_set.name}", f"train.out={out}", *overrides]
     if len(train_set) < 128:
         run.insert(0, "data.last_batch=pad")
     recipe = load_recipe(RECIPE, run)
     pretrain.main([RECIPE, *run])
+    if not has_ended(out):
+        print(f"{out}: stopped before its end; the same command continues, and shows what it is worth then")
+        return {}
 
     _, trained = load_algorithm(out)
     view = trained.inputs().views[0]
@@ -114,7 +119,8 @@ def _own(out: Path, data: Path) -> tuple[ByteSource, ByteSource, ByteSource]:
     wanted = str(data.expanduser().resolve())
     if marker.exists() and marker.read_text(encoding="utf-8") != wanted:
         raise UserError(f"{out}: holds a demo of {marker.read_text(encoding='utf-8')}; delete it or give another --out")
-    if not thumbnails.exists():
+    if not (thumbnails.exists() and marker.exists()):
+        shutil.rmtree(thumbnails, ignore_errors=True)  # of nobody knows what: a kill came between the two
         for line in write_thumbnails(open_source(data.expanduser()), thumbnails):
             print(f"left out: {line}")
         marker.write_text(wanted, encoding="utf-8")

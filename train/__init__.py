@@ -1,6 +1,7 @@
 """From batches to an encoder, and how good it is.
 
 pretrain.py      the entry of torchrun: recipe -> run     pretrain_command.py   its arguments
+resume.py        what a run continues from, and whether it may
 notebook.py      the same from Python: `headrace.pretrain`, `embed`, `knn`
 recipe/          YAML -> checked dataclasses: what a run is
 engine/          the loop, the step, checkpoints, processes: how it goes

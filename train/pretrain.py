@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 import headrace
 from headrace import kernels
@@ -22,6 +21,7 @@ from headrace.errors import UserError, run_command
 from headrace.models.algorithm import Algorithm, Embed
 from headrace.models.algorithms import find_algorithm
 from headrace.models.distributed import synchronize_batch_norm
+from headrace.pipelines.identity import identity
 from headrace.pipelines.images.rules import use_rules
 from headrace.pipelines.loaders.choose import choose_loader, make_loader
 from headrace.pipelines.loaders.quarantine import QUARANTINE_FILE, Quarantine
@@ -32,11 +32,19 @@ from headrace.pipelines.spec import ByteSource, Loader
 from headrace.train.engine import checkpoint
 from headrace.train.engine.distributed import Launch, launch, pick_device
 from headrace.train.engine.loop import train, wrap
-from headrace.train.engine.metrics import MetricsLog, duration
+from headrace.train.engine.metrics import MetricsLog, duration, say
 from headrace.train.engine.optim import Schedules, build_optimizer
 from headrace.train.engine.precision import cost, resolved
-from headrace.train.engine.run_directory import ENCODER_FILE, locked, write_environment
-from headrace.train.engine.sharding import check_shardable, gathered, shard, shared_model, shared_optimizer
+from headrace.train.engine.run_directory import (
+    CONFIG_FILE,
+    ENCODER_FILE,
+    has_ended,
+    locked,
+    write_encoder,
+    write_environment,
+    write_whole,
+)
+from headrace.train.engine.sharding import check_shardable, gathered, shard
 from headrace.train.engine.step import Stepper
 from headrace.train.engine.trackers import make_tracker
 from headrace.train.engine.transforms import checkpoint_blocks
@@ -44,6 +52,7 @@ from headrace.train.evaluation.score import knn_score
 from headrace.train.evaluation.sweep import sweep
 from headrace.train.pretrain_command import main
 from headrace.train.recipe.recipe import Recipe, smoke_images
+from headrace.train.resume import Resumed, find_resume, go_back, restore, restore_weights, saved_state
 
 
 def run(recipe: Recipe, generated: bool = False) -> int:
@@ -100,24 +109,25 @@ def pretrain(
     threads = recipe.data.threads or process.cores
     score = knn_score(recipe, process, algorithm, source, threads)
 
+    data = identity(source, blocks)
     with locked(out) if process.is_main else nullcontext():
-        resumed = _find_resume(recipe, out)
-        process.require_equal(_facts(recipe, source, resumed))
+        resumed = find_resume(recipe, data, order)
+        process.require_equal(_facts(recipe, data, resumed))
         if process.is_main and not resumed:  # what another run has found may have been repaired since
             (out / QUARANTINE_FILE).unlink(missing_ok=True)
         process.barrier()
         quarantine = Quarantine(source, recipe.data.max_bad, out / QUARANTINE_FILE)
+        if process.is_main:
+            if (note := small_range(source)) is not None:
+                say(f"warning: {note}")
+            _announce(recipe, process, source, f"{kind} ({why})", algorithm, order, total_steps, resumed, precision)
+        if resumed and resumed.step >= total_steps:
+            _end(resumed, recipe, process, algorithm, quarantine, total_steps)
+            return out
         share = {"seed": settings.seed, "device": process.device, "rank": process.rank, "world": process.world}
         batches = batches or partial(_views, kind=kind, recipe=recipe, quarantine=quarantine, precision=precision)
         loader = batches(source, algorithm, order, threads=threads, **share)
         try:
-            if process.is_main:
-                if (note := small_range(source)) is not None:
-                    print(f"warning: {note}", flush=True)
-                _announce(recipe, process, source, f"{kind} ({why})", algorithm, order, total_steps, resumed, precision)
-            first_step = resumed[1]["step"] if resumed else 0
-            if first_step >= total_steps:
-                return out
             schedules = Schedules(recipe.optim, settings.batch_size, total_steps, order.steps_per_epoch)
             if settings.compile:
                 algorithm.compile()
@@ -131,16 +141,15 @@ def pretrain(
                 clip_grad=recipe.optim.clip_grad,
             )
             if resumed:
-                _restore(resumed[1], stepper, loader)
+                restore(resumed, stepper, loader)
             embed = partial(sweep, source=source, process=process, batch_size=settings.batch_size, threads=threads)
             embed = partial(embed, quarantine=quarantine)
-            finished = _train(recipe, process, loader, stepper, embed, score, first_step, total_steps)
+            finished = _train(recipe, process, loader, stepper, embed, score, data, resumed, total_steps)
             process.barrier()  # until then others may still find bad images
             if finished == total_steps:
                 weights = gathered(algorithm.encoder.state_dict())
                 if process.is_main:
-                    quarantine.refresh()
-                    _finish(out, weights, recipe, quarantine)
+                    _finish(out, weights, recipe.plain(), quarantine)
         finally:
             loader.close()
     return out
@@ -168,33 +177,29 @@ def _train(
     stepper: Stepper,
     embed: Embed,
     score: Callable[[], dict[str, float]] | None,
-    first_step: int,
+    data: dict,
+    resumed: Resumed | None,
     total_steps: int,
 ) -> int:
     """The steps, with what the first process writes of them; returns how many are finished."""
-    settings, out = recipe.train, recipe.out
+    settings, out, first_step = recipe.train, recipe.out, resumed.step if resumed else 0
     trackers, writer, began = [], None, time.perf_counter()
     if process.is_main:
-        (out / "config.yaml").write_text(recipe.resolved, encoding="utf-8")
-        (out / ENCODER_FILE).unlink(missing_ok=True)  # of the same run when it was shorter
+        write_whole(out / CONFIG_FILE, recipe.resolved.encode())
         write_environment(out, process.device, process.world)
+        if resumed and resumed.goes_back:
+            go_back(resumed, recipe, data)
         writer = checkpoint.Writer(out, settings.keep, settings.keep_every)
         trackers = [make_tracker(kind, out, recipe.name, recipe.plain(), first_step) for kind in settings.trackers]
 
     def save(step: int) -> None:
-        state = {
-            "model": gathered(stepper.algorithm.state_dict()),
-            "optimizer": gathered(stepper.optimizer.state_dict()),
-            "scaler": stepper.scaler.state_dict(),
-            "step": step,
-            "loader": loader.state_dict(),
-            "config": recipe.plain(),
-            "version": headrace.__version__,
-        }
+        state = saved_state(recipe, data, stepper, loader, step)
         if writer:
             writer.save(step, state)
 
     log = MetricsLog(out, first_step, total_steps, process.is_main, trackers)
+    if process.is_main:  # last, when nothing at the start can fail any more
+        (out / ENCODER_FILE).unlink(missing_ok=True)  # of the same run when it was shorter
     try:
         finished = train(
             stepper,
@@ -214,59 +219,24 @@ def _train(
         if writer:
             writer.finish()
     if process.is_main:
-        print(_summary(finished - first_step, time.perf_counter() - began, recipe, loader), flush=True)
+        say(_summary(finished - first_step, time.perf_counter() - began, recipe, loader))
     return finished
 
 
-def _facts(recipe: Recipe, source: ByteSource, resumed: tuple[Path, dict] | None) -> dict[str, object]:
+def _facts(recipe: Recipe, data: dict, resumed: Resumed | None) -> dict[str, object]:
     """What must be the same on all processes; paths may differ."""
     sections = recipe.plain()
     for key in ("train", "val"):
         sections["data"].pop(key)
     sections["train"].pop("out")
-    keys = [source.key(i) for i in range(0, len(source), max(1, len(source) // 16))]
     return {
         "the version of headrace": headrace.__version__,
         "the version of torch": torch.__version__,
-        "the number of training images": len(source),
-        "which training images there are": [key.rpartition("/")[2] for key in keys],
-        "the checkpoint to continue from (train.out must be seen by all)": resumed and resumed[1]["step"],
+        "the number of training images": data["images"],
+        "which training images there are": data,
+        "the checkpoint to continue from (train.out must be seen by all)": resumed and resumed.step,
         **{f"the section {name}": section for name, section in sections.items()},
     }
-
-
-def _find_resume(recipe: Recipe, out: Path) -> tuple[Path, dict] | None:
-    """The checkpoint to continue from, as train.resume says."""
-    resume, own = recipe.train.resume, checkpoint.checkpoints(out)
-    if resume == "never" and own:
-        raise UserError(f"{out}: holds the checkpoints of a run; choose another train.out, or train.resume=auto")
-    if (out / ENCODER_FILE).exists() and not own:
-        raise UserError(f"{out}: holds an encoder without the checkpoints of its run; choose another train.out")
-    if resume == "never":
-        return None
-    found = checkpoint.newest(out) if resume == "auto" else (path := Path(resume).expanduser(), checkpoint.load(path))
-    if found and found[1]["config"]["algorithm"] != recipe.plain()["algorithm"]:
-        raise UserError(
-            f"{found[0]}: comes from another algorithm section than this recipe's; choose another train.out, "
-            "or compare with the config.yaml beside it"
-        )
-    return found
-
-
-def _restore(state: dict, stepper: Stepper, loader: Loader) -> None:
-    stepper.algorithm.load_state_dict(shared_model(state["model"], stepper.algorithm))
-    stepper.watch_buffers()
-    options = [
-        {key: value for key, value in group.items() if key != "params"} for group in stepper.optimizer.param_groups
-    ]
-    parameters = [p for group in stepper.optimizer.param_groups for p in group["params"]]
-    stepper.optimizer.load_state_dict(shared_optimizer(state["optimizer"], parameters))
-    for group, own in zip(
-        stepper.optimizer.param_groups, options
-    ):  # what the recipe says now counts, not what it said then
-        group.update(own)
-    stepper.scaler.load_state_dict(state["scaler"])
-    loader.load_state_dict(state["loader"])
 
 
 def _announce(recipe, process, source, loader, algorithm, order, total_steps, resumed, precision) -> None:
@@ -288,15 +258,17 @@ def _announce(recipe, process, source, loader, algorithm, order, total_steps, re
         "loader": loader,
         "processes": f"{process.world} on {device}, {batch}",
         "steps": f"{total_steps:,} ({total_steps / order.steps_per_epoch:.1f} epochs of {order.steps_per_epoch:,})",
-        "resumed": f"{resumed[0]} at step {resumed[1]['step']}" if resumed else "no, a new run",
+        "resumed": f"{resumed.path} at step {resumed.step}" if resumed else "no, a new run",
     }
     for row in kernels.report(process.device.type):
         operator = row.op if row.why == "automatic" else f"{row.op} ({row.why})"
         rows[f"{row.chosen} kernels"] = ", ".join(filter(None, (rows.get(f"{row.chosen} kernels"), operator)))
     width = max(map(len, rows))
-    print("\n".join(f"{key:<{width}}  {value}" for key, value in rows.items()), flush=True)
+    say("\n".join(f"{key:<{width}}  {value}" for key, value in rows.items()))
     if warning := cost(settings.precision, process.device):
-        print(f"headrace: {warning}", file=sys.stderr, flush=True)
+        say(f"headrace: {warning}", sys.stderr)
+    for note in resumed.notes if resumed else ():
+        say(f"headrace: {note}", sys.stderr)
 
 
 def _summary(steps: int, seconds: float, recipe: Recipe, loader: Loader) -> str:
@@ -308,14 +280,38 @@ def _summary(steps: int, seconds: float, recipe: Recipe, loader: Loader) -> str:
     return "; ".join(parts)
 
 
-def _finish(out: Path, weights: dict[str, torch.Tensor], recipe: Recipe, quarantine: Quarantine) -> None:
-    """Writes the encoder alone and reports what was replaced."""
-    tensors = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
-    save_file(tensors, out / ENCODER_FILE, metadata=checkpoint.encoder_metadata(recipe.plain()))
+def _end(
+    resumed: Resumed, recipe: Recipe, process: Launch, algorithm: Algorithm, quarantine: Quarantine, total_steps: int
+) -> None:
+    """What is missing behind the last step, which another process has taken and then, perhaps, been killed."""
+    out, state = recipe.out, resumed.state
+    if process.gather(has_ended(out))[0]:
+        if process.is_main:
+            say(f"done before: {out}/{ENCODER_FILE}, after {resumed.step:,} of {total_steps:,} steps")
+            if resumed.changed:
+                say("headrace: no step is left that could be taken with the changes; raise train.epochs", sys.stderr)
+        return
+    restore_weights(resumed, algorithm)
+    weights = gathered(algorithm.encoder.state_dict())
+    if process.is_main:
+        if not checkpoint.checkpoints(out):  # train.resume has named one elsewhere
+            config = state["config"]
+            own = {**state, "config": {**config, "train": {**config["train"], "resume": recipe.train.resume}}}
+            checkpoint.save(out, resumed.step, own, keep=1)
+        if not (out / CONFIG_FILE).exists():
+            write_whole(out / CONFIG_FILE, recipe.resolved.encode())
+        _finish(out, weights, state["config"], quarantine)
+    process.barrier()
+
+
+def _finish(out: Path, weights: dict[str, torch.Tensor], recipe: dict, quarantine: Quarantine) -> None:
+    """Writes the encoder alone, of a recipe in plain values, and reports what was replaced."""
+    quarantine.refresh()
+    write_encoder(out, weights, checkpoint.encoder_metadata(recipe))
     if quarantine:
-        print(f"{len(quarantine):,} images could not be decoded and were replaced by others ({out / QUARANTINE_FILE}):")
-        print("\n".join(f"  {line}" for line in quarantine.lines(10)))
-    print(f"done: {out}/{ENCODER_FILE}")
+        say(f"{len(quarantine):,} images could not be decoded and were replaced by others ({out / QUARANTINE_FILE}):")
+        say("\n".join(f"  {line}" for line in quarantine.lines(10)))
+    say(f"done: {out}/{ENCODER_FILE}")
 
 
 if __name__ == "__main__":

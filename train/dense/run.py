@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import yaml
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from ...errors import UserError
 from ...models.algorithm import Algorithm
@@ -22,9 +22,9 @@ from ...models.algorithms import find_algorithm, inputs_of
 from ...pipelines.sources import open_source
 from ...pipelines.spec import Loader
 from ...places import new_file
-from ..engine.checkpoint import load_algorithm
+from ..engine import checkpoint
 from ..engine.distributed import Launch, launch, pick_device
-from ..engine.run_directory import ENCODER_FILE
+from ..engine.run_directory import has_ended
 from ..evaluation.embed import evaluation_view
 from ..evaluation.embed_encoder import Encoder, digest, encoder_file, inherited
 from ..evaluation.evaluate import Stopwatch, add_results, record, table
@@ -90,11 +90,12 @@ def run(task: Task, argv: list[str] | None) -> int:
     with launch(device, recipe.train.timeout) as process, workers_watched():
         out = pretrain(recipe, process, task.learnable(train), task.batches)
         process.barrier()
-        if not (out / ENCODER_FILE).exists():
+        if not has_ended(out):
             if process.is_main:
                 print(f"{out}: stopped before its end; the same command continues, and tests then")
             return 0
-        trained = load_algorithm(out)[1].to(device).eval()
+        path, state = checkpoint.find(out)
+        trained = checkpoint.algorithm_of(state, path).to(device).eval()
         threads = recipe.data.threads or process.cores
         scored = task.score(trained, val, recipe, process, threads)
         if not process.is_main:
@@ -102,11 +103,12 @@ def run(task: Task, argv: list[str] | None) -> int:
         if arguments.picture is not None:
             task.draw(trained, val, device, arguments.picture)
     rows, more = scored
-    view = evaluation_view(inputs_of(recipe.algorithm).views[0])
-    encoder = Encoder(arguments.encoder, trained, view, digest(trained, str(recipe.algorithm)))
-    data = {"train": recipe.data.train, "val": recipe.data.val, "images": len(val)}
-    record(arguments.results, f"{task.name} {recipe.name}", encoder, data, recipe.plain(), more | {"rows": rows}, watch)
+    view = evaluation_view(inputs_of(trained.config).views[0])
     table(f"{task.name} {recipe.name}, {arguments.encoder}, {len(val):,} images", rows)
+    encoder = Encoder(arguments.encoder, trained, view, digest(trained, str(trained.config)))
+    data = {"train": state["config"]["data"]["train"], "val": recipe.data.val, "images": len(val)}
+    figures = more | {"rows": rows}
+    record(arguments.results, f"{task.name} {recipe.name}", encoder, data, state["config"], figures, watch)
     return 0
 
 
@@ -148,8 +150,14 @@ def open_sets(task: Task, recipe: Recipe) -> tuple[Any, Any]:
 
 def of_encoder(file: Path) -> list[str]:
     """Overrides that put the encoder of an encoder.safetensors into a recipe."""
-    with safe_open(file, "pt") as opened:
-        section = yaml.safe_load(opened.metadata()["config"])
+    try:
+        with safe_open(file, "pt") as opened:
+            section = yaml.safe_load((opened.metadata() or {})["config"])
+    except (SafetensorError, KeyError, yaml.YAMLError):
+        raise UserError(
+            f"{file}: tensors without the configuration of an encoder of headrace; give an encoder.safetensors of a "
+            "run, or make one of another library's checkpoint: headrace import"
+        ) from None
     kind = find_algorithm(section["name"])
     section = config.build(config.from_plain({"algorithm": section}, str(file)), {"algorithm": kind.Config})
     backbone, view = getattr(section["algorithm"], "backbone", None), inputs_of(section["algorithm"]).views[0]

@@ -54,7 +54,7 @@ def train(
     save: Callable[[int], None],
     score: Callable[[], dict[str, float]] | None = None,
 ) -> int:
-    """Steps `first_step` .. total_steps - 1; returns how many are finished, fewer after SIGTERM or SIGUSR1.
+    """Steps `first_step` .. total_steps - 1; returns how many are finished, fewer after one of `SIGNALS`.
 
     `save(finished_steps)` is called every `save_every` steps and at the end, `score()` every `knn_every` epochs.
     Raises `UserError` when `max_skipped` steps in a row had no finite gradient (looked at on logging steps).
@@ -105,9 +105,17 @@ def _not_finite(row: dict, batch: Batch, out: Path, launch: Launch) -> str:
     """Leaves the batch on disk; returns what to tell the user."""
     path = out / f"not-finite-step-{row['step']:08d}-rank-{launch.rank}.pt"
     mask = None if batch.mask is None else {key: value for key, value in vars(batch.mask).items() if value is not None}
-    torch.save({"step": batch.step, "ids": batch.ids, "views": batch.views, "mask": mask, "labels": batch.labels}, path)
+    left, where = (
+        {"step": batch.step, "ids": batch.ids, "views": batch.views, "mask": mask, "labels": batch.labels},
+        "in",
+    )
+    try:
+        torch.save(left, path)
+    except (OSError, RuntimeError):  # torch's zip writer raises RuntimeError when the disk is full
+        path.unlink(missing_ok=True)
+        where = "lost, for it could not be written as"
     return (
         f"step {row['step']}: loss or gradient not finite in {row['skipped_in_row']} steps in a row, all left out; "
-        f"this batch is in {path}; lower optim.lr, set optim.clip_grad or train.precision=bf16 or fp32, and start "
-        "again from the last checkpoint"
+        f"this batch is {where} {path}; lower optim.lr, set optim.clip_grad or train.precision=bf16 or fp32, and start "
+        "again from the last checkpoint, with train.accept_changes=true"
     )

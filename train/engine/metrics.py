@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from ...errors import UserError
+from .run_directory import write_whole
 from .trackers import Tracker
 
+NEWLINE = b"\n"
 _TRACKED = ("loss", "lr", "images_per_s", "data_wait")
 _COLUMNS = ("loss {loss:.4f}", "lr {lr:.2e}", "{images_per_s:,.0f} img/s", "data wait {data_wait:.1%}")
 
@@ -36,22 +41,24 @@ class MetricsLog:
     """Appends rows to ``metrics.jsonl`` and shows them; does nothing on ranks other than the first.
 
     Rows of steps from `first_step` on are removed at the start: a resumed run writes them again.
+
+    Nothing here ends a run: rows that cannot be written wait until they can, a tracker that fails is left out from then
+    on, and what a console cannot take is lost.
     """
 
     def __init__(
         self, folder: Path, first_step: int, total_steps: int, enabled: bool, trackers: Sequence[Tracker] = ()
     ) -> None:
-        self._enabled, self._total, self._trackers = enabled, total_steps, trackers
+        self._enabled, self._total, self._trackers = enabled, total_steps, list(trackers)
         if not enabled:
             return
         path = folder / "metrics.jsonl"
-        kept = (
-            [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= first_step]
-            if path.exists()
-            else []
-        )
-        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        self._file = open(path, "a", encoding="utf-8", buffering=1)
+        try:
+            self._file = open(path, "ab+", buffering=0)
+            _cut(self._file, first_step)
+        except OSError as fault:
+            raise UserError(f"{path}: cannot be written ({fault.strerror}); choose another train.out") from None
+        self._waiting, self._told = b"", False  # what is not in the file yet, and whether that was said
         self._progress = None
         if sys.stdout.isatty():
             columns = (
@@ -61,34 +68,86 @@ class MetricsLog:
             )
             self._progress = Progress(*columns, console=Console(soft_wrap=True))
             self._task = self._progress.add_task("starting", total=total_steps, completed=first_step)
-            self._progress.start()
+            with suppress(OSError):
+                self._progress.start()
 
     def row(self, row: dict) -> None:
         if not self._enabled:
             return
-        self._file.write(json.dumps(row) + "\n")
-        for tracker in self._trackers:
-            tracker(row["step"], {key: row[key] for key in _TRACKED} | row.get("metrics", {}))
-        if self._progress:
-            self._progress.update(self._task, completed=row["step"], description=describe(row))
-        else:
-            print(f"step {row['step']}/{self._total} · {describe(row)}", flush=True)
+        self._waiting += json.dumps(row).encode() + b"\n"
+        self._write()
+        for tracker in list(self._trackers):
+            try:
+                tracker(row["step"], {key: row[key] for key in _TRACKED} | row.get("metrics", {}))
+            except Exception as fault:  # of another library: whatever it is, the run does not need it
+                self._trackers.remove(tracker)
+                self.warn(f"train.trackers: {type(tracker).__name__} failed ({fault}) and is left out from now on")
+        with suppress(OSError):
+            if self._progress:
+                self._progress.update(self._task, completed=row["step"], description=describe(row))
+        if not self._progress:
+            say(f"step {row['step']}/{self._total} · {describe(row)}")
+
+    def _write(self) -> None:
+        """In append mode and unbuffered, so that a row that a full disk cut in two goes on where it was cut."""
+        try:
+            while self._waiting:
+                self._waiting = self._waiting[self._file.write(self._waiting) :]
+        except OSError as fault:
+            if not self._told:
+                self.warn(f"{self._file.name}: cannot be written ({fault.strerror}); the run goes on, its rows wait")
+            self._told = True
 
     def warn(self, text: str | None) -> None:
         """Something to be read by a person, on a line of its own."""
         if self._enabled and text:
-            print(f"headrace: {text}", file=sys.stderr, flush=True)
+            say(f"headrace: {text}", sys.stderr)
 
     def close(self) -> None:
-        if self._enabled and not self._file.closed:
-            self._file.close()
-            for tracker in self._trackers:
+        if not self._enabled or self._file.closed:
+            return
+        self._write()
+        if self._waiting:
+            self.warn(
+                f"{self._file.name}: its last {self._waiting.count(NEWLINE)} rows are lost, they could not be written"
+            )
+        self._file.close()
+        for tracker in self._trackers:
+            try:
                 tracker.close()
+            except Exception as fault:
+                self.warn(f"train.trackers: {type(tracker).__name__} did not end well ({fault})")
+        with suppress(OSError):
             if self._progress:
                 self._progress.stop()
 
 
-def _step(line: str) -> float:
+def say(text: str, stream: TextIO | None = None) -> None:
+    """A line on the console, or nowhere if that has gone: neither a closed terminal nor a full disk ends a run."""
+    with suppress(OSError):
+        print(text, file=stream or sys.stdout, flush=True)
+
+
+def _cut(file: BinaryIO, first_step: int) -> None:
+    """Ends a log before its first row of a step after `first_step`, in place, which takes no space."""
+    file.seek(0)
+    kept = 0
+    for line in file.read().splitlines(keepends=True):
+        if not line.endswith(NEWLINE) or _step(line) > first_step:
+            break
+        kept += len(line)
+    file.truncate(kept)
+
+
+def renumber(folder: Path, count: Callable[[int], int]) -> None:
+    """Gives every row the step that `count` makes of its own: the run goes on with steps of another size."""
+    path = folder / "metrics.jsonl"
+    if path.exists():
+        rows = [row | {"step": count(row["step"])} for row in read_metrics(folder)]
+        write_whole(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def _step(line: str | bytes) -> float:
     """The step of a row; a line cut short by a kill counts as infinitely late."""
     try:
         return json.loads(line)["step"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,8 +33,11 @@ def profiled(window: str | None, out: Path, enabled: bool) -> Iterator[Callable[
             running = True
         elif running and finished >= last:
             recorder.stop()
-            recorder.export_chrome_trace(str(out / "trace.json"))
             running = False
+            try:
+                recorder.export_chrome_trace(str(out / "trace.json"))
+            except (OSError, RuntimeError) as fault:
+                warnings.warn(f"{out}/trace.json: cannot be written ({fault}); the run goes on without", stacklevel=2)
 
     yield after
     if running:

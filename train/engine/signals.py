@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 import torch.distributed as dist
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # of schedulers that take a machine back: save, then end with 0
+# of schedulers that take a machine back, of a person at the keyboard, of a terminal that closes: save, then end with 0
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+_SHELL = (signal.SIGINT, signal.SIGHUP)  # which nohup and shells have a program ignore that runs in the background
+_ONE_PRESS = 1.0  # seconds: torchrun hands on the Ctrl-C that the terminal has sent to all processes itself
 
 
 class StopRequest:
-    """A context in which SIGTERM and SIGUSR1 do not end the process but make `agreed` true on every process.
+    """A context in which `SIGNALS` do not end the process but make `agreed` true on every process; Ctrl-C a second time
+    ends it at once.
 
     `group` is a group of CPU collectives of all processes, None for a single one. The answer of a step is that of the
     step before, so that nobody waits for it: all processes learn of a signal within two steps, at the same step.
@@ -23,11 +30,13 @@ class StopRequest:
     def __init__(self, group: dist.ProcessGroup | None, hurry: Callable[[], None] | None = None) -> None:
         self._group, self._pending, self._hurry = group, None, hurry
         self.signal: str | None = None  # the one that this process received
+        self._interrupted: float | None = None  # when Ctrl-C was pressed
 
     def __enter__(self) -> StopRequest:
         self._before = {}
         if threading.current_thread() is threading.main_thread():  # Python takes signals nowhere else
-            self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+            taken = [n for n in SIGNALS if n not in _SHELL or signal.getsignal(n) is not signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._receive) for number in taken}
         return self
 
     def __exit__(self, *_) -> None:
@@ -35,9 +44,18 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _receive(self, number: int, _frame) -> None:
+        now = time.monotonic()
+        if number == signal.SIGINT and self._interrupted is not None:
+            if now - self._interrupted > _ONE_PRESS:
+                raise KeyboardInterrupt
+            return
         self.signal = signal.Signals(number).name
         if self._hurry is not None:
             self._hurry()
+        if number == signal.SIGINT:
+            self._interrupted = now
+            with suppress(OSError):  # not `print`, which may be what was interrupted
+                os.write(2, b"\nheadrace: saves after this step; Ctrl-C again ends at once\n")
 
     def agreed(self) -> bool:
         """Called once a step by every process."""

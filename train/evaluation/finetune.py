@@ -9,9 +9,9 @@ from ...errors import UserError
 from ...models.algorithms.classifier import Classifier
 from ...models.algorithms.multihead import MultiHead
 from ...pipelines.spec import ByteSource, ViewSpec
-from ..engine.checkpoint import load_algorithm
+from ..engine import checkpoint
 from ..engine.distributed import Launch, launch, pick_device
-from ..engine.run_directory import ENCODER_FILE
+from ..engine.run_directory import has_ended
 from ..pretrain import pretrain
 from ..recipe.recipe import Recipe, load_recipe
 from .embed import Features, embed, evaluation_view
@@ -59,21 +59,22 @@ def run_classifier(
                 print(line, flush=True)
         out = pretrain(recipe, process, train)
         process.barrier()  # until then the first may still write
-        if not (out / ENCODER_FILE).exists():
+        if not has_ended(out):
             if process.is_main:
                 print(f"{out}: stopped before its end; the same command continues, and tests the classifier then")
             return 0
-        classifier = load_algorithm(out)[1]
+        path, state = checkpoint.find(out)
+        classifier = checkpoint.algorithm_of(state, path)
         found, view = tested(classifier, recipe, val, process)
     if not process.is_main:
         return 0
     say_left_out(found.left_out)
     figures = _figures(classifier, found)
     encoder = Encoder(start, classifier, view, digest(classifier, str(classifier.config)))
-    data = {"train": recipe.data.train, "val": recipe.data.val}
-    data["unlabelled"] = [len(source) - len(own) for source, own in zip(sources, (train, val))]
-    record(results, protocol, encoder, data, recipe.plain(), figures, watch)
     table(f"{protocol}, {start}", figures if isinstance(figures, list) else [figures])
+    data = {"train": state["config"]["data"]["train"], "val": recipe.data.val}
+    data["unlabelled"] = [len(source) - len(own) for source, own in zip(sources, (train, val))]
+    record(results, protocol, encoder, data, state["config"], figures, watch)  # of the run that these weights come from
     return 0
 
 

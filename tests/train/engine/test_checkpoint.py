@@ -167,6 +167,6 @@ def test_what_is_left_of_the_environment(tmp_path):
 
 def test_recipe_wins_over_the_checkpoint_in_what_the_optimizer_is_told(tmp_path):
     run(tmp_path, "train.max_steps=4", "optim.weight_decay=0.2")
-    run(tmp_path, "train.max_steps=8", "optim.weight_decay=0.3")
+    run(tmp_path, "train.max_steps=8", "optim.weight_decay=0.3", "train.accept_changes=true")
     groups = checkpoint.newest(tmp_path)[1]["optimizer"]["param_groups"]
     assert sorted(group["weight_decay"] for group in groups) == [0.0, 0.3]
