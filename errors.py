@@ -6,6 +6,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 # What a file system says of a path that somebody gave; anything else would be a fault of ours.
 _THEIRS = {
@@ -50,8 +51,9 @@ def run_command(main: Callable[[], int]) -> int:
         return main()
     except UserError as fault:
         if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(fault, ProcessError):
-            for line in str(fault).splitlines():
-                print(f"headrace: {line}", file=sys.stderr)
+            with suppress(OSError):  # nobody is there to read it
+                for line in str(fault).splitlines():
+                    print(f"headrace: {line}", file=sys.stderr)
         return 2
     except OSError as fault:
         if fault.filename is None or fault.errno not in _THEIRS:
@@ -59,5 +61,17 @@ def run_command(main: Callable[[], int]) -> int:
         print(f"headrace: {os.fsdecode(fault.filename)}: {fault.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("headrace: interrupted", file=sys.stderr)
+        with suppress(OSError):
+            print("headrace: interrupted", file=sys.stderr)
         return 130
+    finally:
+        _let_go_of_output()
+
+
+def _let_go_of_output() -> None:
+    """Python ends with 120 where it cannot write what is left: of a closed terminal, of a full disk under a log."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

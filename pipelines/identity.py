@@ -77,7 +77,11 @@ def _digest(values: Iterable[object]) -> str:
     for value in values:
         parts = vars(value).values() if hasattr(value, "__dataclass_fields__") else (value,)
         for part in parts:
-            data = np.ascontiguousarray(part).data if isinstance(part, np.ndarray) else str(part).encode()
+            data = (
+                np.ascontiguousarray(part).data
+                if isinstance(part, np.ndarray)
+                else str(part).encode("utf-8", "surrogatepass")
+            )
             total.update(b"%d:" % len(data))
             total.update(data)
     return total.hexdigest()[:12]

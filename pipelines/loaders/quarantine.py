@@ -6,12 +6,14 @@ damage was found. The file is therefore a report and a shortcut, never state tha
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ...errors import ProcessError
@@ -89,7 +91,7 @@ class Quarantine:
                 if file is not None:
                     record = self.where(index) | {"reason": reason} | ({"missing": images} if images > 1 else {})
                     line = json.dumps(record) + "\n"
-                    self._read_to += os.write(file, line.encode())
+                    self._read_to += self._append(file, line.encode())
         self._check()
 
     def refresh(self) -> None:
@@ -123,8 +125,13 @@ class Quarantine:
         if self.path is None:
             yield None
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+        except OSError as fault:
+            self._unwritten(fault)
+            yield None
+            return
         try:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX)
@@ -134,6 +141,24 @@ class Quarantine:
         finally:
             os.close(file)
 
+    def _append(self, file: int, data: bytes) -> int:
+        """How many bytes were written: all of `data`, or none where there is no space for it."""
+        end = os.fstat(file).st_size
+        try:
+            if (written := os.write(file, data)) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return written
+        except OSError as fault:
+            with suppress(OSError):
+                os.ftruncate(file, end)
+            self._unwritten(fault)
+            return 0
+
+    def _unwritten(self, fault: OSError) -> None:
+        """The file is a report and a shortcut: that there is none is no reason to end a run."""
+        reason = f"{self.path}: cannot be written ({fault.strerror}); bad images are replaced all the same"
+        warnings.warn(reason, stacklevel=2)
+
     def _read(self, file: int | None) -> None:
         """Takes in the complete lines from `_read_to` on; a line that cannot be understood is passed over."""
         if file is None:
@@ -141,7 +166,7 @@ class Quarantine:
         data = os.pread(file, max(0, os.fstat(file).st_size - self._read_to), self._read_to)
         end = data.rfind(b"\n") + 1
         if end < len(data):  # a kill or a full disk has cut the last line: what follows shall start on a new one
-            end += os.write(file, b"\n") + len(data) - end
+            end = len(data) + 1 if self._append(file, b"\n") else end
         self._read_to += end
         for line in data.splitlines():
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,6 +10,19 @@ from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+
+
+def _export(recorder: profile, file: Path) -> None:
+    """A trace that cannot be written is a warning. What writes it does not say so, so that its end is looked at."""
+    try:
+        recorder.export_chrome_trace(str(file))
+        with open(file, "rb") as written:
+            written.seek(-min(8, file.stat().st_size), os.SEEK_END)
+            if not written.read().rstrip().endswith(b"}"):
+                raise OSError("it is cut short")
+    except (OSError, RuntimeError) as fault:
+        file.unlink(missing_ok=True)
+        warnings.warn(f"{file}: cannot be written ({fault}); the run goes on without", stacklevel=2)
 
 
 @contextmanager
@@ -34,10 +48,7 @@ def profiled(window: str | None, out: Path, enabled: bool) -> Iterator[Callable[
         elif running and finished >= last:
             recorder.stop()
             running = False
-            try:
-                recorder.export_chrome_trace(str(out / "trace.json"))
-            except (OSError, RuntimeError) as fault:
-                warnings.warn(f"{out}/trace.json: cannot be written ({fault}); the run goes on without", stacklevel=2)
+            _export(recorder, out / "trace.json")
 
     yield after
     if running:

@@ -37,8 +37,8 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises `UserError` if another process has it, and for a folder that cannot be written to.
     """
-    new = not folder.exists()
     try:
+        new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / LOCK, "a+", encoding="utf-8")
     except OSError as fault:
