@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import signal
+import time
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from headrace.train import pretrain
 from headrace.train.engine import checkpoint
 from headrace.train.engine.metrics import read_metrics
 from headrace.train.engine.run_directory import locked
+from headrace.train.engine.signals import StopRequest
 from headrace.train.engine.step import Stepper
 
 
@@ -103,8 +105,9 @@ def test_two_runs_in_one_directory(tmp_path):
     assert (tmp_path / "mine").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_saves_and_ends_with_0(number, tmp_path, monkeypatch, capsys):
+    before = signal.getsignal(number)
     assert run(tmp_path / "whole", "train.log_every=1") == 0
     true_step = Stepper.__call__
 
@@ -120,10 +123,28 @@ def test_a_signal_saves_and_ends_with_0(number, tmp_path, monkeypatch, capsys):
     assert f"stopped by {signal.Signals(number).name} after step 7" in said.err
     assert checkpoint.newest(tmp_path / "parts")[1]["step"] == 7
     assert not (tmp_path / "parts" / "encoder.safetensors").exists()
-    assert signal.getsignal(number) == signal.SIG_DFL
+    assert signal.getsignal(number) == before
     assert run(tmp_path / "parts") == 0
     one, two = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_ctrl_c_again_ends_at_once_and_what_is_ignored_stays_so(monkeypatch):
+    """torchrun hands a Ctrl-C on that the terminal has sent as well: that is one press."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with StopRequest(None) as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.agreed()
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+            assert stop.agreed() and stop.signal == "SIGINT"
+            later = time.monotonic() + 2
+            monkeypatch.setattr(time, "monotonic", lambda: later)
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def poisoned(monkeypatch, steps):
