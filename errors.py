@@ -60,6 +60,9 @@ def run_command(main: Callable[[], int]) -> int:
             raise
         print(f"headrace: {os.fsdecode(fault.filename)}: {fault.strerror}", file=sys.stderr)
         return 2
+    except MemoryError as fault:
+        print(f"headrace: there is not enough memory ({fault or 'no more is said'})", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         with suppress(OSError):
             print("headrace: interrupted", file=sys.stderr)

@@ -19,6 +19,8 @@ def imported(path: str, where: str, wanted: Callable[[Any], bool] = callable, wh
     Raises `UserError`, which begins with `where`, if that is nothing `wanted`; `what` is the word for such a thing.
     """
     module_name, _, attribute = path.partition(":") if ":" in path else path.rpartition(".")
+    if not all(part.isidentifier() for part in (*module_name.split("."), *attribute.split("."))):
+        raise UserError(f"{where}: {path!r} is no dotted name such as my_package.module.thing")
     if os.getcwd() not in sys.path:  # last, so that nothing installed is hidden
         sys.path.append(os.getcwd())
     try:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..errors import UserError
-from ..models.algorithms import find_algorithm
+from ..models.algorithms import make_algorithm
 from ..models.targets.frozen import without_weights
 from ..train.recipe.recipe import load_recipe
 from .columns import aligned
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     else:
         section = load_recipe(arguments.recipe, arguments.overrides).algorithm
         with torch.device("meta"), without_weights():
-            algorithm = find_algorithm(section.name)(section)
+            algorithm = make_algorithm(section)
         encoder, size = algorithm.encoder, algorithm.inputs().views[0].size
         modules = {"encoder": encoder, "all": algorithm}
     for what, module in modules.items():

@@ -19,7 +19,7 @@ import headrace
 from headrace import kernels
 from headrace.errors import UserError, run_command
 from headrace.models.algorithm import Algorithm, Embed
-from headrace.models.algorithms import find_algorithm
+from headrace.models.algorithms import make_algorithm
 from headrace.models.distributed import synchronize_batch_norm
 from headrace.pipelines.identity import identity
 from headrace.pipelines.images.rules import use_rules
@@ -92,7 +92,7 @@ def pretrain(
     if settings.deterministic != torch.are_deterministic_algorithms_enabled():  # the call imports the compiler
         torch.use_deterministic_algorithms(settings.deterministic)
     torch.manual_seed(settings.seed)  # every rank starts from the same weights
-    algorithm = find_algorithm(recipe.algorithm.name)(recipe.algorithm)
+    algorithm = make_algorithm(recipe.algorithm)
     torch.backends.cudnn.benchmark = not settings.deterministic and algorithm.equal_shapes
     algorithm = synchronize_batch_norm(algorithm, process.device).to(process.device, memory_format=torch.channels_last)
     algorithm.prepare(len(source))

@@ -41,6 +41,20 @@ def find_algorithm(name: str) -> type[Algorithm]:
     return found[0]
 
 
+def make_algorithm(config: Algorithm.Config) -> Algorithm:
+    """The algorithm of a checked section, with fresh weights.
+
+    Raises `UserError` where values that are sound one by one make no network together: a width that the heads do not
+    divide, sizes that are nobody's.
+    """
+    kind = find_algorithm(config.name)
+    try:
+        return kind(config)
+    except (ValueError, ArithmeticError, RuntimeError, TypeError, LookupError, AssertionError) as fault:
+        reason = f"{type(fault).__name__}: {' '.join(str(fault).split())}"[:300]
+        raise UserError(f"algorithm: no {config.name} can be made of these values ({reason})") from fault
+
+
 def _is_algorithm(thing: object) -> bool:
     return isinstance(thing, type) and issubclass(thing, Algorithm)
 

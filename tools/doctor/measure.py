@@ -18,7 +18,7 @@ from ... import kernels
 from ...cores import cores
 from ...errors import UserError
 from ...models.algorithm import Algorithm, Progress
-from ...models.algorithms import find_algorithm
+from ...models.algorithms import make_algorithm
 from ...pipelines.images.decode import DecodeError, image_size
 from ...pipelines.loaders.base import BaseLoader, Plan
 from ...pipelines.loaders.choose import choose_loader, make_loader
@@ -51,7 +51,7 @@ def measure(source: ByteSource, recipe: Recipe, seconds: float, with_model: bool
     """
     device = pick_device(recipe.train.device)
     kernels.configure(recipe.kernels)
-    algorithm = find_algorithm(recipe.algorithm.name)(recipe.algorithm)
+    algorithm = make_algorithm(recipe.algorithm)
     inputs, seed = algorithm.inputs(), recipe.train.seed
     loaders, chosen = _loaders(source, recipe.data.loader, device, inputs)
     share = seconds / (7 + len(loaders) + (device.type == "cuda") + 2 * with_model)

@@ -89,6 +89,13 @@ def build_optimizer(model: nn.Module, settings: OptimSettings) -> torch.optim.Op
     `UserError` for an optimizer of one's own that does not take the options.
     """
     groups = parameter_groups(model, settings)
+    try:
+        return _optimizer(groups, settings)
+    except (ValueError, TypeError) as fault:
+        raise UserError(f"optim: {fault}") from fault
+
+
+def _optimizer(groups: list[dict], settings: OptimSettings) -> torch.optim.Optimizer:
     match settings:
         case AdamWSettings():
             return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)

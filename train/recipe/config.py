@@ -25,6 +25,7 @@ RECIPES = Path(__file__).parents[2] / "configs"
 MAX_BASES = 2
 COMMAND_LINE = "command line"
 ARGUMENT = "argument"  # of a call from Python
+_MOST = 2**63  # integers are those of tensors
 _NEEDS = {bool: "true or false", int: "an integer", float: "a finite number", str: "a string", Path: "a path"}
 
 
@@ -90,6 +91,13 @@ def load(recipe: str | Path, overrides: Sequence[str | tuple[str, Any]] = ()) ->
 
     Raises `UserError` for missing files, bad YAML, doubled keys, cycles and malformed overrides.
     """
+    try:
+        return _load(recipe, overrides)
+    except RecursionError:
+        raise UserError(f"{recipe}: is nested too deeply to be a recipe") from None
+
+
+def _load(recipe: str | Path, overrides: Sequence[str | tuple[str, Any]]) -> Tree:
     chain: list[Path] = []
     layers: list[Node] = []
     path: Path | None = find_recipe(recipe)
@@ -246,9 +254,9 @@ class _Checker:
         if kind is float:
             if given in (int, float) and abs(value) <= sys.float_info.max:
                 return float(value)
-        elif kind is int and given is float and value.is_integer():
+        elif kind is int and given in (int, float) and abs(value) < _MOST and value == int(value):
             return int(value)
-        elif given is kind:
+        elif given is kind and kind is not int:
             return value
         return self.needs(node, key, _NEEDS[kind])
 
@@ -316,6 +324,8 @@ class _Checker:
             return kind(**values)
         except ValueError as error:
             return self.refused(node, fields, key, str(error))
+        except (ArithmeticError, TypeError, LookupError) as error:  # of a check that such values were not thought of in
+            return self.problem(node.origin, key, f"these values do not go together ({type(error).__name__}: {error})")
 
     def spelled_out(self, node: Node, kind: Any, key: str) -> Node:
         """The mapping that a word stands for where the annotation has a dataclass of `_named`; other nodes as given."""

@@ -16,6 +16,7 @@ import yaml
 
 from ...errors import UserError
 
+_DIGITS = 1000  # Python itself reads no more than 4,300
 Scalar = str | int | float | bool | None
 
 
@@ -48,7 +49,9 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-def _integer(text: str) -> int:
+def _integer(text: str) -> int | float:
+    if len(text) > _DIGITS:
+        return math.copysign(math.inf, -1 if text[0] == "-" else 1)  # which is no integer of a recipe's
     return int(text, 0) if text[:2] in ("0x", "0o") else int(text)
 
 
