@@ -51,7 +51,7 @@ from headrace.train.engine.transforms import checkpoint_blocks
 from headrace.train.evaluation.score import knn_score
 from headrace.train.evaluation.sweep import sweep
 from headrace.train.pretrain_command import main
-from headrace.train.recipe.recipe import Recipe, smoke_images
+from headrace.train.recipe.recipe import Recipe, smoke_images, without_effect
 from headrace.train.resume import Resumed, find_resume, go_back, restore, restore_weights, saved_state
 
 
@@ -267,7 +267,8 @@ def _announce(recipe, process, source, loader, algorithm, order, total_steps, re
     say("\n".join(f"{key:<{width}}  {value}" for key, value in rows.items()))
     if warning := cost(settings.precision, process.device):
         say(f"headrace: {warning}", sys.stderr)
-    for note in resumed.notes if resumed else ():
+    notes = without_effect(recipe, total_steps, order.steps_per_epoch)
+    for note in (*notes, *(resumed.notes if resumed else ())):
         say(f"headrace: {note}", sys.stderr)
 
 

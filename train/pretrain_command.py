@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -18,11 +19,13 @@ def main(argv: list[str] | None = None) -> int:
         help="20 steps of a tiny model on the CPU, on generated images unless data.train",
     )
     arguments = parser.parse_intermixed_args(argv)
-    from .recipe.recipe import load_recipe, smoke
+    from .recipe.recipe import load_recipe, replaced, smoke
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     if arguments.smoke:
-        recipe = smoke(recipe)
+        asked, recipe = recipe, smoke(recipe)
+        for note in replaced(arguments.overrides, asked, recipe):
+            print(f"headrace: {note}", file=sys.stderr)
     if arguments.show:
         print(recipe.resolved, end="")
         return 0

@@ -74,7 +74,7 @@ class Quarantine:
 
     def where(self, index: int) -> dict:
         """{index, shard, key, offset}; shard and offset are None where the source has no such thing."""
-        shard, offset = self._source.place(index) if hasattr(self._source, "place") else (None, None)
+        shard, offset = self._source.place(index) if callable(getattr(self._source, "place", None)) else (None, None)
         try:
             key = self._source.key(index)
         except (OSError, ValueError):  # the name lies in the tar itself, and that is gone

@@ -81,7 +81,9 @@ def survey(source: ByteSource, options: ShardOptions) -> Survey:
     sizes, times = _sizes(source)
     labels = np.fromiter((source.label(i) for i in range(len(source))), np.int64, len(source))
     digest = hashlib.sha256(json.dumps(source.classes).encode() + sizes.tobytes() + labels.tobytes())
-    if hasattr(source, "path"):  # elsewhere a key may cost a read, and the order of the sizes says enough
+    if callable(
+        getattr(source, "path", None)
+    ):  # elsewhere a key may cost a read, and the order of the sizes says enough
         for index in range(len(source)):
             digest.update(source.key(index).encode("utf-8", "surrogateescape") + b"\0")
     request = asdict(options) | {"source": {"images": len(source), "sha256": digest.hexdigest()}}
@@ -156,7 +158,7 @@ def _sizes(source: ByteSource) -> tuple[np.ndarray, np.ndarray]:
 
     def ask(index: int) -> tuple[int, int]:
         try:
-            if hasattr(source, "path"):
+            if callable(getattr(source, "path", None)):
                 status = os.stat(source.path(index))
                 return status.st_size, status.st_mtime_ns
             return (source.encoded_size(index) if hasattr(source, "encoded_size") else len(source.read(index))), 0

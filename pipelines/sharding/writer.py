@@ -108,7 +108,7 @@ class ShardWriter:
     def _read(self, index: int, size: int, room: memoryview):
         """The image's bytes; those of a file in `room`. `UserError` if they are not `size`, as planned."""
         try:
-            if hasattr(self.source, "path"):
+            if callable(getattr(self.source, "path", None)):
                 found = 0
                 with open(self.source.path(index), "rb", buffering=0) as file:
                     while count := file.readinto(room[found:]):

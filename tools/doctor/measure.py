@@ -149,7 +149,7 @@ def _in_turn(works: dict[str, Callable[[], int]], seconds: float) -> dict[str, T
 
 def _read_cold(source: ByteSource, seconds: float) -> Timing | None:
     """One image after the other from the disk, after the system was asked to forget them; None where it cannot be."""
-    if not hasattr(source, "extent") or not hasattr(os, "posix_fadvise"):
+    if not callable(getattr(source, "extent", None)) or not hasattr(os, "posix_fadvise"):
         return None
     ids = Order(len(source), min(_COLD, len(source)), seed=1).ids(0).tolist()
     try:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 import yaml
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from ...errors import UserError
@@ -108,7 +108,7 @@ def export(part: Part, library: str, out: Path, name: str) -> tuple[Path, str]:
         torch.save({"state_dict": state, "meta": {}}, temporary)
         path = _named(temporary, out, name, ".pth")
     else:
-        save_file(state, temporary)
+        temporary.write_bytes(save(state))  # `save_file` makes files that nobody else may read
         path = _named(temporary, out, name, ".safetensors")
     return path, _code(library, exported, path)
 
@@ -140,7 +140,7 @@ def _safetensors(part: Part, temporary: Path, out: Path, name: str) -> tuple[Pat
     description = Classifier.Config(backbone=part.config)
     section = config.plain(description) | {"view": config.plain(description.view) | view}
     tensors = {key: value.contiguous() for key, value in part.encoder.state_dict().items()}
-    save_file(tensors, temporary, metadata={"config": yaml.safe_dump(section)})
+    temporary.write_bytes(save(tensors, metadata={"config": yaml.safe_dump(section)}))
     path = _named(temporary, out, name, ".safetensors")
     return path, f"import headrace\nmodel = headrace.get_model(checkpoint={str(path)!r})\nmodel.extract_feat(images)"
 

@@ -7,7 +7,7 @@ import hashlib
 from pathlib import Path
 
 import yaml
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from ...errors import UserError
 from ...models.algorithms.classifier import Classifier
@@ -44,7 +44,8 @@ def save_imported(imported: Imported, source: Path, out: Path) -> list[Path]:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     description = {"config": yaml.safe_dump(config.plain(classifier.config)), "source": f"{source.name} {digest}"}
     path, temporary = out / "encoder.safetensors", out / "encoder.tmp"
-    save_file({k: v.contiguous() for k, v in classifier.backbone.state_dict().items()}, temporary, metadata=description)
+    tensors = {key: value.contiguous() for key, value in classifier.backbone.state_dict().items()}
+    temporary.write_bytes(save(tensors, metadata=description))  # `save_file` makes files that nobody else may read
     temporary.replace(path)
     return [*written, path]
 

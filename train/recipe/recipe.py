@@ -14,6 +14,7 @@ from ...models.algorithm import Algorithm
 from ...models.algorithms import find_algorithm
 from ...pipelines.sources.arrays import ArraySource
 from . import config
+from .schedules import length_in_steps
 from .settings import DataSettings, Optim, TrainSettings
 
 SECTIONS = ("algorithm", "data", "train", "optim", "kernels")
@@ -59,6 +60,19 @@ def load_recipe(path: str, overrides: Sequence[str | tuple[str, Any]] = ()) -> R
     return Recipe(name=Path(path).stem, resolved=resolved, **sections)
 
 
+def without_effect(recipe: Recipe, total_steps: int, steps_per_epoch: int) -> list[str]:
+    """Settings that a run of this length never comes to, a sentence each."""
+    notes, train = [], recipe.train
+    warmup = length_in_steps(recipe.optim.warmup, total_steps, steps_per_epoch)
+    if warmup >= total_steps:
+        notes.append(f"optim.warmup: {warmup:,} steps, the run has {total_steps:,}: the rate only rises")
+    if train.knn_every is not None and train.knn_every * steps_per_epoch > total_steps:
+        notes.append(f"train.knn_every: {train.knn_every} epochs are longer than the run: there will be no score")
+    if train.profile is not None and int(train.profile.split(":")[0]) > total_steps:
+        notes.append(f"train.profile: {train.profile} lies behind the run's {total_steps:,} steps: no trace")
+    return notes
+
+
 def smoke(recipe: Recipe) -> Recipe:
     """The recipe as a matter of seconds: the algorithm's own tiny configuration, 20 steps of 8 images on the CPU.
 
@@ -82,6 +96,18 @@ def smoke(recipe: Recipe) -> Recipe:
     tiny = dataclasses.replace(recipe, algorithm=recipe.algorithm.smoke(), train=train, data=data)
     plain = tiny.plain()
     return dataclasses.replace(tiny, resolved=config.show(config.from_plain(plain, "--smoke"), plain))
+
+
+def replaced(overrides: Sequence[str], asked: Recipe, tiny: Recipe) -> list[str]:
+    """Which of the `overrides` that were typed for `asked` do not hold in `tiny`, what `smoke` made of it."""
+    notes = []
+    for key in (text.partition("=")[0].strip() for text in overrides):
+        before, after = asked.plain(), tiny.plain()
+        for name in key.split("."):
+            before, after = (part.get(name) if isinstance(part, dict) else None for part in (before, after))
+        if before != after:
+            notes.append(f"--smoke: {key} is {after}, not {before}")
+    return notes
 
 
 def smoke_images() -> ArraySource:

@@ -85,6 +85,8 @@ class TrainSettings:
             raise ValueError(f"accumulate: {self.accumulate} does not divide a batch of {self.batch_size}")
         if self.profile is not None and not re.fullmatch(r"\d+:\d+", self.profile):
             raise ValueError(f"profile: needs first:last step such as 100:110, not {self.profile!r}")
+        if self.profile is not None and int(self.profile.split(":")[0]) > int(self.profile.split(":")[1]):
+            raise ValueError(f"profile: {self.profile} ends before it begins")
 
 
 @dataclass(frozen=True)

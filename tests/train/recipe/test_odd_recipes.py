@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from headrace.errors import UserError
 from headrace.models.algorithms import make_algorithm
 from headrace.train.engine.optim import build_optimizer
-from headrace.train.recipe.recipe import load_recipe
+from headrace.train.recipe.recipe import load_recipe, replaced, smoke, without_effect
 
 RECIPES = ("mae_vit-tiny_demo", "simclr_resnet18_cifar10", "dino_vit-tiny_cifar10", "swav_resnet18_cifar10")
 ODD = (
@@ -60,8 +60,35 @@ def test_any_value_anywhere(place, first, second):
         ("mae_vit-tiny", "train.max_steps=1e30", "train.max_steps: needs an integer"),
         ("mae_vit-tiny", f"train.seed={'9' * 5000}", "train.seed: needs an integer"),
         ("mae_vit-tiny", f"optim.lr={'[' * 3000}{']' * 3000}", "nested too deeply"),
+        ("mae_vit-tiny", "train.profile=5:2", "train.profile: 5:2 ends before it begins"),
         ("mae_vit-tiny", "optim.lr=.nan", "optim.lr: needs a finite number"),
     ],
 )
 def test_said_in_words(name, override, reason):
     assert reason in attempt(name, override)
+
+
+@pytest.mark.parametrize(
+    "override, note",
+    [
+        ("optim.warmup=3 epochs", "optim.warmup: 30 steps, the run has 20"),
+        ("optim.warmup=19 steps", None),
+        ("train.knn_every=3", "train.knn_every: 3 epochs are longer than the run"),
+        ("train.knn_every=2", None),
+        ("train.profile=21:30", "train.profile: 21:30 lies behind"),
+        ("train.profile=20:30", None),
+    ],
+)
+def test_settings_that_a_run_never_comes_to_are_named(override, note):
+    notes = without_effect(load_recipe("mae_vit-tiny", ["optim.warmup=0", override]), 20, 10)
+    assert [one.startswith(note) for one in notes] == ([True] if note else [])
+
+
+def test_what_smoke_replaces_is_named():
+    typed = ["train.batch_size=512", "train.max_steps=5", "algorithm.backbone.depth=5", "optim.lr=1e-3"]
+    asked = load_recipe("mae_vit-tiny", typed)
+    tiny = smoke(asked)
+    assert replaced(typed, asked, tiny)[0] == "--smoke: train.batch_size is 8, not 512"
+    assert replaced(typed[1:], asked, tiny) == [
+        f"--smoke: algorithm.backbone.depth is {tiny.algorithm.backbone.depth}, not 5"
+    ]
