@@ -82,6 +82,7 @@ def _check(args: argparse.Namespace) -> int:
         raise UserError("check: --all stands for every implementation; name one or give --all")
     chosen = {} if args.impl or args.all else {row.op: row.chosen for row in report(args.device)}
     results: list[Result] = []
+    rounded: list[str] = []
     for name in [args.op] if args.op else registry.operator_names():
         # torch.compile makes the reference anew for every stride and dtype: seconds each on a CPU, for no one's use
         built_in = [
@@ -95,13 +96,14 @@ def _check(args: argparse.Namespace) -> int:
                 raise UserError(f"check: {name}={args.impl} supports no case on {args.device}: {found[0].note}")
             results += found
             _record(name, implementation, args.device, found)
+            rounded += _rounded(name, implementation)
     header = ("operator", "implementation", "case", "passed", "worst error", "of limit", "failed")
     cases = [list(group) for _, group in itertools.groupby(results, key=lambda result: result[:3])]
     print(table(header, [_row(case) for case in cases]))
     for name, implementation in sorted({(result.op, result.implementation) for result in results}):
         if implementation in registry.forward_only(name):
             print(f"{implementation} has no backward of its own: the gradients are the reference's, recomputed")
-    for line in dict.fromkeys(line for result in results for line in _rounded(result.op, result.implementation)):
+    for line in dict.fromkeys(rounded):
         print(line)
     judged = [result.passed for result in results if result.passed is not None]
     failed = judged.count(False)

@@ -198,6 +198,9 @@ def kernel(i, p, h, **o): return reference(i, p, h, **o)
     monkeypatch.setenv("TRITON_F32_DEFAULT", "ieee")
     assert main(["check", "patch_loss", "my_kernels:kernel", "--device", "cpu"]) == 0
     assert capsys.readouterr().out.count("tf32") == 1  # the one that asks for it
+    user_module("from headrace.kernels import Implementation\n" + body + "other = Implementation('mine', kernel)\n")
+    assert main(["check", "patch_loss", "my_kernels:other", "--device", "cpu"]) == 0  # which is called otherwise
+    assert "my_kernels.py:14: tl.dot" in capsys.readouterr().out
     assert main(["check", "patch_loss", "reference", "--device", "cpu"]) == 0  # built in
     assert "tf32" not in capsys.readouterr().out
 
