@@ -73,7 +73,7 @@ def pretrain(
     ``batches(source, algorithm, order, seed=, device=, threads=, rank=, world=)``.
 
     Leaves there: config.yaml, environment.jsonl, step-XXXXXXXX.pt, metrics.jsonl, quarantine.jsonl if there are bad
-    images and, at the end, encoder.safetensors.
+    images, sound.bin of the dali loader and, at the end, encoder.safetensors.
     """
     settings, out = recipe.train, recipe.out
     use_rules(recipe.data.rules)

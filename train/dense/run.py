@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -148,8 +147,8 @@ def open_sets(task: Task, recipe: Recipe) -> tuple[Any, Any]:
     return sources
 
 
-def of_encoder(file: Path) -> list[str]:
-    """Overrides that put the encoder of an encoder.safetensors into a recipe."""
+def of_encoder(file: Path) -> list[tuple[str, Any]]:
+    """Overrides, as pairs of key and value, that put the encoder of an encoder.safetensors into a recipe."""
     try:
         with safe_open(file, "pt") as opened:
             section = yaml.safe_load((opened.metadata() or {})["config"])
@@ -170,7 +169,7 @@ def of_encoder(file: Path) -> list[str]:
         "mean": list(view.mean),
         "std": list(view.std),
     }
-    return [f"algorithm.{key}={json.dumps(value)}" for key, value in given.items()]
+    return [(f"algorithm.{key}", value) for key, value in given.items()]
 
 
 def gathered_lists(own: list, process: Launch) -> list:

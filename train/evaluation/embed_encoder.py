@@ -128,8 +128,11 @@ def encoder_file(name: str | Path, folder: Path) -> Path:
 def inherited(file: Path) -> list[tuple[str, Any]]:
     """What a recipe takes over, where it says nothing else, from the encoder that it starts with: how images are
     decoded, as pairs of key and value."""
-    with safe_open(file, "pt") as opened:
-        return [(f"data.{key}", value) for key, value in rules_in(opened.metadata()).unusual.items()]
+    try:
+        with safe_open(file, "pt") as opened:
+            return [(f"data.{key}", value) for key, value in rules_in(opened.metadata()).unusual.items()]
+    except (SafetensorError, ValueError):  # what it is instead, is said by whoever reads its weights
+        return []
 
 
 def _random(recipe: str) -> tuple[nn.Module, ViewSpec, str]:
