@@ -230,23 +230,26 @@ def _take_over(model: Classifier, found: Classifier, name: str | None, checkpoin
     model.head.load_state_dict(found.head.state_dict())
 
 
-def parameters(name: str, classes: int | None = 1000) -> int:
-    """How many parameters the model has, with its linear layer unless `classes` is None.
+def count(module: nn.Module) -> int:
+    """How many parameters there are, learning or not; buffers, such as fixed tables of positions, are none."""
+    return sum(parameter.numel() for parameter in module.parameters())
 
-    Fixed tables of positions count, as in publications; the row for the class token that others have in them does not.
-    """
-    entry = MODELS[name]
+
+def parameters(name: str, classes: int | None = 1000) -> int:
+    """What `count` says of the model that `get_model` makes, with a linear layer unless `classes` is None."""
+    model = random_model(name, classes or 2)
+    return count(model if classes else model.encoder)
+
+
+def random_model(name: str, classes: int = 1000) -> Model:
+    """A named model with a linear layer, on the meta device."""
     with torch.device("meta"):
-        model = _random(entry, classes or 2, None)
-    counted = model if classes else model.backbone
-    tables = [buffer for key, buffer in counted.named_buffers() if key.endswith("positions")]
-    return sum(p.numel() for p in (*counted.parameters(), *tables))
+        return Model(_random(MODELS[name], classes, None), head=True)
 
 
 def random_encoder(name: str) -> nn.Module:
     """The encoder of a named model on the meta device."""
-    with torch.device("meta"):
-        return _random(MODELS[name], 2, None).backbone
+    return random_model(name).encoder
 
 
 def gflops(name: str) -> float:
@@ -257,8 +260,8 @@ def gflops(name: str) -> float:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="headrace models",
-        description="Models by name, with 1000 classes. Accuracies on ImageNet-1k are those published for the named "
-        "weights, in percent; headrace has not trained them.",
+        description="Models by name; parameters of the encoder and a linear layer to 1000 classes. Accuracies on "
+        "ImageNet-1k are those published for the named weights, in percent; headrace has not trained them.",
     )
     parser.add_argument("word", nargs="?", default="", help="only models with this word in their names")
     parser.add_argument("--gflops", action="store_true", help="count multiply-adds, too; takes a few seconds a model")

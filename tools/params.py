@@ -14,7 +14,7 @@ from ..models.targets.frozen import without_weights
 from ..train.recipe.recipe import load_recipe
 from .columns import aligned
 from .flops import multiply_adds
-from .models_api import MODELS, random_encoder
+from .models_api import MODELS, count, random_model
 
 
 def tree(encoder: nn.Module, counts: dict[str, int], depth: int) -> Iterator[tuple[int, str, int, int]]:
@@ -27,7 +27,7 @@ def tree(encoder: nn.Module, counts: dict[str, int], depth: int) -> Iterator[tup
     def walk(module: nn.Module, path: str, name: str, level: int) -> Iterator[tuple[int, str, int, int]]:
         parts = dict(module.named_children())
         total = _of(module, path, counts)
-        yield level, name, sum(p.numel() for p in module.parameters()), total
+        yield level, name, count(module), total
         if level == depth or not parts:
             return
         for key, parameter in module.named_parameters(recurse=False):
@@ -54,8 +54,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="headrace params",
         description="Parameters, in millions, of a recipe's encoder and of all that it trains with, and what one image "
-        "costs in each part of the encoder. Fixed tables, queues and networks that are used as published count where "
-        "they are parameters.",
+        "costs in each part of the encoder. What headrace models counts is the same: parameters, and no buffers "
+        "such as queues or fixed tables of positions.",
     )
     parser.add_argument("recipe", help="a YAML file, a packaged recipe, or a name that headrace models lists")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
@@ -66,8 +66,9 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.recipe in MODELS:
         if arguments.overrides:
             raise UserError(f"params: {arguments.recipe} is a model, which takes no {arguments.overrides[0]}")
-        encoder, size = random_encoder(arguments.recipe), MODELS[arguments.recipe].size
-        modules = {"encoder": encoder}
+        model, size = random_model(arguments.recipe), MODELS[arguments.recipe].size
+        encoder = model.encoder
+        modules = {"encoder": encoder, "with a linear layer to 1000 classes": model}
     else:
         section = load_recipe(arguments.recipe, arguments.overrides).algorithm
         with torch.device("meta"), without_weights():
@@ -75,9 +76,8 @@ def main(argv: list[str] | None = None) -> int:
         encoder, size = algorithm.encoder, algorithm.inputs().views[0].size
         modules = {"encoder": encoder, "all": algorithm}
     for what, module in modules.items():
-        counts = [(p.numel(), p.requires_grad) for p in module.parameters()]
-        total, trained = sum(n for n, _ in counts), sum(n for n, gradient in counts if gradient)
-        print(f"{what:<8} {total / 1e6:10.3f} M, {trained / 1e6:10.3f} M with gradient")
+        total, trained = count(module), sum(p.numel() for p in module.parameters() if p.requires_grad)
+        print(f"{what:<{max(map(len, modules))}} {total / 1e6:10.3f} M, {trained / 1e6:10.3f} M with gradient")
     rows = [(f"encoder, one image of {size} px", "parameters", "share", "multiply-adds", "share")]
     found = list(tree(encoder, multiply_adds(encoder, size), arguments.depth))
     _, _, most, work = found[0]

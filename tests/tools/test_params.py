@@ -1,9 +1,12 @@
 """`headrace params`: multiply-adds against formulas, rows that add up, totals of the table of models."""
 
+from functools import cache
+
 import pytest
 import torch
 from tiny_encoders import BEIT, HIVIT, MIXMIM, PLAIN, RESNET, SIZE, SWIN, encoder
 
+import headrace
 from headrace.errors import UserError
 from headrace.models.backbones import ViT
 from headrace.tools import models_api
@@ -61,13 +64,32 @@ def parameters(model):
     return sum(p.numel() for p in model.parameters()) / 1e6
 
 
+def test_every_count_of_a_model_is_that_of_its_tensors(capsys, monkeypatch):
+    """The table, `params` and the model that `get_model` gives, with and without a head: one number each."""
+    monkeypatch.setattr("headrace.tools.params.multiply_adds", lambda *_: {})
+    monkeypatch.setattr(models_api, "_random", cache(models_api._random))  # large ones take a second each
+    assert models_api.main([]) == 0
+    table = {row.split()[0]: row.split()[2] for row in capsys.readouterr().out.splitlines()[1:]}
+    assert list(table) == headrace.list_models()
+    for name in table:
+        with torch.device("meta"):
+            encoder, whole = (headrace.get_model(name, head=head) for head in (None, "linear"))
+        sizes = [sum(p.numel() for p in model.parameters()) for model in (encoder, whole)]
+        assert [models_api.parameters(name, None), models_api.parameters(name)] == sizes
+        assert table[name] == f"{sizes[1]:,}" and sizes[1] - sizes[0] == 1000 * (whole.head[-1].in_features + 1)
+        assert main([name, "--depth", "0"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.split(" M,")[0].split()[-1] for line in lines[:2]] == [f"{size / 1e6:.3f}" for size in sizes]
+        assert lines[-1].split()[1] == f"{sizes[0] / 1e6:.3f}"
+
+
 def test_a_recipe_counts_at_its_own_size(capsys):
     assert main(["mae_vit-tiny_cifar10", "--depth", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     with torch.device("meta"):
         model = ViT(ViT.Config("vit_tiny", patch_size=4), 32)
     expected = multiply_adds(model, 32)[""] / 1e9
-    assert "one image of 32 px" in lines[3]
+    assert "one image of 32 px" in lines[3]  # after the encoder and all
     (whole,) = [line.split() for line in lines if line.startswith("ViT")]
     assert whole[1] == f"{parameters(model):.3f}" and whole[4] == f"{expected:.3f}" and whole[3] == "100.0%"
     shares = [float(line.split()[-1].rstrip("%")) for line in lines[5:]]
