@@ -10,6 +10,7 @@ ROOT/VOC<year>/Annotations/<id>.xml                    objects with their boxes
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from functools import cached_property
@@ -49,11 +50,16 @@ class VocSource(FileSource):
         choice(path, "year", year, YEARS)
         choice(path, "split", split, ("train", "val", "trainval", "test"))
         self._split, self.ids = split, []  # "<year>/<id>"
+        if not any((root / f"VOC{one}").is_dir() for one in YEARS[year]) and (root / "JPEGImages").is_dir():
+            raise UserError(
+                f"{path}: is the folder of one year; call it VOC{YEARS[year][0]}, and give the one around it"
+            )
         for one in YEARS[year]:
             ids = read_ids(root / f"VOC{one}/ImageSets/Main/{split}.txt")
             self.ids += [f"{one}/{name}" for name in sorted(ids)]
         paths = [b"VOC%s/JPEGImages/%s.jpg" % tuple(map(os.fsencode, name.split("/"))) for name in self.ids]
         super().__init__(root, paths)
+        _check_suffix(self)
         check_first(self, root)
 
     def target(self, index: int) -> np.ndarray:
@@ -74,7 +80,8 @@ class VocSource(FileSource):
                     name, _, code = line.partition(" ")
                     at = row.get(f"{year}/{name}")
                     if at is None or code.strip() not in _CODES:
-                        raise UserError(f"{file}: {line!r} is no image of {self._split} with 1, -1 or 0; unpack again")
+                        kinds = f"a line is an id in {self._split}.txt, and 1, -1 or 0"
+                        raise UserError(f"{file}: {line!r} is no image of {self._split} with 1, -1 or 0; {kinds}")
                     targets[at, column] = _CODES[code.strip()]
         return targets
 
@@ -87,19 +94,50 @@ class VocSource(FileSource):
         file = self.root / f"VOC{year}/Annotations/{name}.xml"
         try:
             objects = ElementTree.parse(file).getroot().findall("object")
-            edges = [float(one.findtext(f"bndbox/{edge}")) for one in objects for edge in _EDGES]
-            labels = [CATEGORIES.index(one.findtext("name").strip()) for one in objects]
-        except (OSError, ElementTree.ParseError, TypeError, AttributeError, ValueError) as fault:
-            raise UserError(f"{file}: no annotation of VOC ({fault}); unpack its archive again") from None
-        boxes = np.array(edges, np.float32).reshape(-1, 4)
+        except OSError as fault:
+            raise UserError(
+                f"{file}: no annotation of VOC ({fault.strerror}); each image in the list needs one"
+            ) from None
+        except ElementTree.ParseError as fault:
+            raise UserError(f"{file}: no annotation of VOC: no XML ({fault}); mend it, or unpack it again") from None
+        found = [_object(one, f"{file}: no annotation of VOC: object {n}") for n, one in enumerate(objects, 1)]
+        boxes = np.array([edges for edges, _ in found], np.float32).reshape(-1, 4)
         boxes[:, :2] -= 1
         difficult = np.array([one.findtext("difficult", "0").strip() == "1" for one in objects], bool)
-        return Boxes(boxes, np.array(labels, np.int64), difficult)
+        return Boxes(boxes, np.array([label for _, label in found], np.int64), difficult)
 
     def countable(self, index: int) -> np.ndarray:
         """(N,) bool: which objects of an image can be learned from: not difficult, at least a pixel wide and high."""
         found = self.boxes(index)
         return countable(found.boxes, found.difficult)
+
+
+def _check_suffix(source: VocSource) -> None:
+    """Raises `UserError` where the images are there, but are no .jpg."""
+    first = Path(source.path(0))
+    others = sorted(first.parent.glob(f"{first.stem}.*")) if not first.exists() else []
+    if others:
+        raise UserError(f"{others[0]}: images of VOC end in .jpg; make them JPEGs, or give the set in COCO's form")
+
+
+def _object(one: ElementTree.Element, where: str) -> tuple[list[float], int]:
+    """The edges of an object's box as its file has them, and its category."""
+    name = (one.findtext("name") or "").strip()
+    if name not in CATEGORIES:
+        what = f"is called {name!r}, none of VOC's twenty categories" if name else "has no <name>"
+        raise UserError(f"{where} {what}; sets with categories of their own are read in COCO's form, coco:PATH")
+    texts = {edge: one.findtext(f"bndbox/{edge}") for edge in _EDGES}
+    for edge, text in texts.items():
+        if not _is_number(text):
+            raise UserError(f"{where} has no number in <bndbox><{edge}> but {text!r}; mend it")
+    return list(map(float, texts.values())), CATEGORIES.index(name)
+
+
+def _is_number(text: str | None) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except (TypeError, ValueError):
+        return False
 
 
 def devkit(path: Path) -> Path:
@@ -112,7 +150,8 @@ def read_ids(file: Path) -> list[str]:
     ids = read_lines(existing(file))
     for name in ids:
         if re.fullmatch(r"[\w-]+", name) is None:
-            raise UserError(f"{file}: {name!r} is no image id; unpack the archive again")
+            kinds = "letters, digits, _ and -, without a folder or a suffix"
+            raise UserError(f"{file}: {name!r} is no image id; a line is one id of {kinds}")
     if not ids:
-        raise UserError(f"{file}: no image in it; unpack the archive again")
+        raise UserError(f"{file}: no image in it; a line is the id of an image")
     return ids

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from ...errors import UserError
 from ...models.algorithm import Algorithm
 from ...models.algorithms import find_algorithm, inputs_of
+from ...pipelines.loaders.quarantine import MAX_BAD
 from ...pipelines.sources import open_source
 from ...pipelines.spec import Loader
 from ...places import new_file
@@ -125,6 +126,7 @@ def check(task: Task, recipe: Recipe, given: str) -> None:
     idle = {
         "data.loader": recipe.data.loader != "auto",
         "data.block": recipe.data.block is not None,
+        "data.max_bad": recipe.data.max_bad != MAX_BAD,
         "train.knn_every": recipe.train.knn_every is not None,
         "train.shard": recipe.train.shard,
     }

@@ -157,6 +157,39 @@ def test_voc_boxes_are_edges_from_zero(voc):
 
 
 @pytest.mark.parametrize(
+    "content, words",
+    [
+        (
+            voc_xml(("cat", (1, 2, 3, 4), ""), ("helmet", (1, 2, 3, 4), "")),
+            "object 2 is called 'helmet', none of VOC's",
+        ),
+        (voc_xml(("", (1, 2, 3, 4), "")), "object 1 has no <name>"),
+        (voc_xml(("cat", (1, "wide", 3, 4), "")), "object 1 has no number in <bndbox><ymin> but 'wide'; mend it"),
+        (voc_xml(("cat", (1, 2, "nan", 4), "")), "object 1 has no number in <bndbox><xmax> but 'nan'"),
+        ("<a><object><name>cat</name></object></a>", "object 1 has no number in <bndbox><xmin> but None"),
+        ("<annotation>", "no XML .*; mend it, or unpack it again"),
+        (None, "No such file or directory.; each image in the list needs one"),
+    ],
+)
+def test_a_set_of_ones_own_in_vocs_form_hears_what_is_wrong(voc, write_files, content, words):
+    if content is None:
+        (voc / "VOC2007/Annotations/000005.xml").unlink()
+    else:
+        write_files(voc, {"VOC2007/Annotations/000005.xml": content})
+    with pytest.raises(UserError, match=f"000005.xml: no annotation of VOC.*{words}") as caught:
+        open_source(f"voc:{voc}").boxes(0)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tree_of_ones_own_in_vocs_form_hears_what_is_wrong(voc, write_files, refused):
+    refused(f"voc:{voc}/VOC2007", "folder of one year; call it VOC2007, and give the one around it")
+    write_files(voc, {"VOC2007/ImageSets/Main/trainval.txt": "photo.001\n"})
+    refused(f"voc:{voc}", "'photo.001' is no image id; a line is one id of letters, digits")
+    write_files(voc, {"VOC2007/ImageSets/Main/trainval.txt": "one\n", "VOC2007/JPEGImages/one.png": b"x"})
+    refused(f"voc:{voc}", "one.png: images of VOC end in .jpg; make them JPEGs")
+
+
+@pytest.mark.parametrize(
     "damage",
     ["<annotation>", voc_xml(("unicorn", (1, 2, 3, 4), "")), voc_xml(("cat", ("x", 1, 1, 1), "")), "<a><object/></a>"],
 )
