@@ -1,14 +1,18 @@
 """The demo at a fraction of its size, on the generated set and on folders a user might have."""
 
 import json
+import os
+import shutil
+import signal
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from headrace.errors import UserError
-from headrace.tools.demo import demo
+from headrace.tools.demo import _own, demo
 from headrace.tools.demo_images import CLASSES, demo_image, write_demo_images
+from headrace.train.engine.step import Stepper
 
 QUICK = [
     "train.max_steps=3",
@@ -75,6 +79,34 @@ def test_a_labelled_folder_gets_a_knn_table(pictures, tmp_path, capsys):
     assert demo(out, pictures, QUICK) == figures  # a second call trains nothing and finds the same
     with pytest.raises(UserError, match="holds a demo of"):
         demo(out, tmp_path, QUICK)
+
+
+def test_a_demo_told_to_stop_shows_nothing_and_goes_on(pictures, tmp_path, monkeypatch, capsys):
+    whole = demo(tmp_path / "whole", pictures / "2024", QUICK)
+    out, true_step = tmp_path / "parts", Stepper.__call__
+
+    def step(self, batch, progress):
+        if progress.step == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return true_step(self, batch, progress)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Stepper, "__call__", step)
+        capsys.readouterr()
+        assert demo(out, pictures / "2024", QUICK) == {}
+    said = capsys.readouterr().out
+    assert "stopped before its end; the same command continues" in said and "pre-trained encoder" not in said
+    assert not {"results.json", "encoder.safetensors", "loss.png"} & {path.name for path in out.iterdir()}
+    assert demo(out, pictures / "2024", QUICK) == whole
+
+
+def test_thumbnails_without_a_note_of_whose_they_are_are_made_anew(pictures, tmp_path):
+    """A kill has come between the two; the next command may be about other pictures."""
+    bank = _own(tmp_path / "demo", pictures / "2024")[0]
+    (tmp_path / "demo" / "images-of.txt").unlink()
+    shutil.rmtree(tmp_path / "demo" / "shards")
+    other = _own(tmp_path / "demo", pictures)[0]
+    assert (len(bank), len(other)) == (15, 30)
 
 
 def test_an_unlabelled_folder_gets_the_retrieval_table(pictures, tmp_path, capsys):

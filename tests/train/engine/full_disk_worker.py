@@ -7,10 +7,12 @@ is what a full disk is: nothing that is there is lost, nothing grows, the log of
 import resource
 import signal
 import sys
+import tempfile
 
 from headrace.train import pretrain
 from headrace.train.engine.step import Stepper
 
+tempfile.gettempdir()  # torch wants one that can be written to; it is the disk of the run that is full
 first, last, *arguments = sys.argv[1:]
 hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -235,6 +235,15 @@ def test_command(colours, tmp_path, monkeypatch, capsys):
     (row,) = map(json.loads, (tmp_path / "evaluation.jsonl").read_text().splitlines())
     assert row["figures"]["top1"] == 1.0 and row["protocol"] == "finetune vit-tiny_cifar10"
     assert row["settings"]["algorithm"]["classes"] == 2
+    # a finished run is another's only where that is accepted, and then it is still the old one that is tested
+    other = [*command, "train.out=whole", "optim.lr=2e-2"]
+    with pytest.raises(UserError, match="optim.lr: 0.01 -> 0.02; .*train.accept_changes=true"):
+        finetune.main(other)
+    assert len((tmp_path / "evaluation.jsonl").read_text().splitlines()) == 1
+    assert finetune.main([*other, "train.accept_changes=true", f"data.val={colours}/train"]) == 0
+    _, second = map(json.loads, (tmp_path / "evaluation.jsonl").read_text().splitlines())
+    assert second["settings"] == row["settings"] and second["encoder"]["digest"] == row["encoder"]["digest"]
+    assert (second["data"]["train"], second["data"]["val"]) == (f"{colours}/train", f"{colours}/train")
 
     whole = checkpoint.newest(tmp_path / "whole")[1]["model"]
     checkpoint.checkpoints(tmp_path / "whole")[-1].unlink()
