@@ -27,28 +27,38 @@ _ROUNDS = 8
 WINDOW = 16  # blocks that are read at about the same time
 
 
-def permute(positions: torch.Tensor, size: int, key: int) -> torch.Tensor:
+def permute(positions: torch.Tensor, size: int | torch.Tensor, key: int | torch.Tensor) -> torch.Tensor:
     """Images of `positions` (int64, in [0, size)) under a pseudo-random bijection of [0, size).
 
     The network permutes the next power of four above `size`; values that fall outside are sent through again until
-    they land inside, which takes fewer than four passes on average.
+    they land inside, which takes fewer than four passes on average. `size` and `key` may be (n,), a bijection for each.
     """
-    half = max(1, ((size - 1).bit_length() + 1) // 2)
-    low_bits = (1 << half) - 1
-    round_keys = mix(torch.arange(1, _ROUNDS + 1) * 2 + key)
+    several = isinstance(size, torch.Tensor)
+    half = _half_bits(size)
+    round_keys = mix(torch.arange(1, _ROUNDS + 1) * 2 + (key[:, None] if several else key)).unbind(-1)
 
-    def network(x: torch.Tensor) -> torch.Tensor:
+    def network(x: torch.Tensor, half, keys) -> torch.Tensor:
+        low_bits = (1 << half) - 1
         left, right = x >> half, x & low_bits
-        for round_key in round_keys:
+        for round_key in keys:
             left, right = right, left ^ (mix(right ^ round_key) & low_bits)
         return (left << half) | right
 
-    result = network(positions)
+    result = network(positions, half, round_keys)
     while True:
         outside = (result >= size).nonzero(as_tuple=True)
         if not outside[0].numel():
             return result
-        result[outside] = network(result[outside])
+        some = (half[outside], [k[outside] for k in round_keys]) if several else (half, round_keys)
+        result[outside] = network(result[outside], *some)
+
+
+def _half_bits(size: int | torch.Tensor) -> int | torch.Tensor:
+    """Half the bits of the next power of four, at least one."""
+    if isinstance(size, torch.Tensor):
+        bits = torch.frexp((size - 1).double())[1].long()  # exact below 2^53
+        return ((bits + 1) // 2).clamp(min=1)
+    return max(1, ((size - 1).bit_length() + 1) // 2)
 
 
 @dataclass(frozen=True)
@@ -100,6 +110,14 @@ class Order:
         epoch, step = divmod(step, self.steps_per_epoch)
         start = step * self.global_batch + rank * share
         positions = torch.arange(start, start + share) % self.samples
+        return self.at(positions, epoch)
+
+    def passes(self, step: int, rank: int = 0, world: int = 1) -> int | torch.Tensor:
+        """Which time the samples of that step are read, from 0: what is drawn for a sample depends on it."""
+        return self.epoch(step)
+
+    def at(self, positions: torch.Tensor, epoch: int) -> torch.Tensor:
+        """What stands at `positions` (n,) of an epoch."""
         if not self.shuffle:
             return positions
         if self.blocks is not None:

@@ -40,26 +40,48 @@ def _mix_int(x: int) -> int:
     return x ^ (x >> 31)
 
 
-def stream_key(seed: int, stream: str, epoch: int) -> int:
-    """One 64-bit key (signed) for everything drawn under this name in this epoch."""
+def stream_root(seed: int, stream: str) -> int:
+    """What the keys of all epochs of a stream are made of."""
     key = _mix_int((seed & _BITS) ^ _GOLDEN)
-    key = _mix_int((key + zlib.crc32(stream.encode()) * _GOLDEN) & _BITS)
-    return _signed(_mix_int((key + (epoch + 1) * _GOLDEN) & _BITS))
+    return _signed(_mix_int((key + zlib.crc32(stream.encode()) * _GOLDEN) & _BITS))
 
 
-def random_words(seed: int, stream: str, epoch: int, ids: torch.Tensor, count: int) -> torch.Tensor:
-    """(B, count) int64, uniform over all 64 bits, for sample ids (B,) int64; on the device of `ids`."""
+def stream_key(seed: int, stream: str, epoch: int | torch.Tensor) -> int | torch.Tensor:
+    """One 64-bit key (signed) for everything drawn under this name in this epoch; of epochs (B,), one for each."""
+    return epoch_key(stream_root(seed, stream), epoch)
+
+
+def epoch_key(root: int | torch.Tensor, epoch: int | torch.Tensor) -> int | torch.Tensor:
+    """The key of an epoch of the stream with that `stream_root`."""
+    if isinstance(epoch, torch.Tensor):
+        return mix((epoch + 1) * _signed(_GOLDEN) + root)
+    return _signed(_mix_int((root + (epoch + 1) * _GOLDEN) & _BITS))
+
+
+def random_words(seed: int, stream: str, epoch: int | torch.Tensor, ids: torch.Tensor, count: int) -> torch.Tensor:
+    """(B, count) int64, uniform over all 64 bits, for sample ids (B,) int64; on the device of `ids`.
+
+    `epoch`: of all samples, or (B,) int64 of each.
+    """
+    epoch = epoch.to(ids.device) if isinstance(epoch, torch.Tensor) else epoch
     state = mix(ids * _signed(_GOLDEN) + stream_key(seed, stream, epoch))
     steps = torch.arange(1, count + 1, device=ids.device) * _signed(_GOLDEN)
     return mix(state[:, None] + steps)
 
 
-def uniform(seed: int, stream: str, epoch: int, ids: torch.Tensor, count: int) -> torch.Tensor:
+def uniform(seed: int, stream: str, epoch: int | torch.Tensor, ids: torch.Tensor, count: int) -> torch.Tensor:
     """(B, count) float64 in [0, 1) with 53 random bits."""
     return _shift_right(random_words(seed, stream, epoch, ids, count), 11).double() * 2.0**-53
 
 
-def drawer(seed: int, streams: Sequence[str], epoch: int, ids: torch.Tensor) -> Callable[[int], torch.Tensor]:
+def of_rows(epoch: int | torch.Tensor, rows) -> int | torch.Tensor:
+    """The epochs of some rows of the samples: `epoch` of all, or (B,) of each."""
+    return epoch[rows] if isinstance(epoch, torch.Tensor) else epoch
+
+
+def drawer(
+    seed: int, streams: Sequence[str], epoch: int | torch.Tensor, ids: torch.Tensor
+) -> Callable[[int], torch.Tensor]:
     """``draw(count)`` for code from outside: (len(streams) * B, count), stream by stream, new ones at every call."""
     calls = itertools.count()
 

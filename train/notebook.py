@@ -14,7 +14,7 @@ from torch import nn
 
 from ..errors import UserError
 from ..pipelines.loaders.quarantine import MAX_BAD
-from ..pipelines.sources.given import as_source
+from ..pipelines.plan.given import as_source
 from ..pipelines.spec import ViewSpec
 from ..pipelines.views import recipes
 from .engine.distributed import launch, pick_device

@@ -34,6 +34,7 @@ class Plan:
 
     step: int
     epoch: int
+    passes: int | torch.Tensor  # what is drawn for a sample depends on: the epoch, or of a mixture's samples (B,) int64
     ids: torch.Tensor  # (B,) int64
     encoded: list  # per sample: bytes as a 1-D uint8 array, or what a subclass keeps instead
     sizes: tuple[tuple[int, int], ...]  # (height, width) of the upright images
@@ -103,17 +104,18 @@ class BaseLoader:
             for view, table in zip(self.inputs.views, small)
         }
         labels = small[-1] if self.source.classes is not None else None
-        mask = draw_mask(self.inputs.mask, self.seed, plan.epoch, ids) if self.inputs.mask else None
+        mask = draw_mask(self.inputs.mask, self.seed, plan.passes, ids) if self.inputs.mask else None
         self._step += 1
         self._stats.images += len(ids)
         self._stats.wait_seconds += time.perf_counter() - began
-        return Batch(views=views, ids=plan.ids, labels=labels, mask=mask, step=plan.step, epoch=plan.epoch)
+        mixed = {"origin": self.order.origin(plan.ids), "passes": plan.passes} if hasattr(self.order, "origin") else {}
+        return Batch(views=views, ids=plan.ids, labels=labels, mask=mask, step=plan.step, epoch=plan.epoch, **mixed)
 
     def _finish(self, view: ViewSpec, crops: torch.Tensor, plan: Plan, table: torch.Tensor) -> torch.Tensor:
         """What `_cut` gave and its parameters -> views (copies, B, 3, side, side)."""
         params = plan.params[view.name]
         if crops.dtype == torch.uint8:
-            crops = operate(before_colour(crops, view, params), view, self.seed, plan.epoch, plan.ids)
+            crops = operate(before_colour(crops, view, params), view, self.seed, plan.passes, plan.ids)
         if crops.dtype != torch.uint8:
             finished = crops.to(self.dtype)
         elif view.name in self._makers:
@@ -130,7 +132,7 @@ class BaseLoader:
                 dtype=self.dtype,
             )
         finished = finished.unflatten(0, (view.count, -1))
-        return after_colour(finished, view, params, self.seed, plan.epoch, plan.ids)
+        return after_colour(finished, view, params, self.seed, plan.passes, plan.ids)
 
     def _view_makers(self) -> dict:
         """On a CPU a `ViewMaker` by view, unless the user chose an implementation of `augment` to be used instead."""
@@ -162,14 +164,14 @@ class BaseLoader:
 
     def _plan(self, step: int) -> Plan:
         """Reads the samples of a step and draws its views."""
-        epoch = self.order.epoch(step)
+        epoch, passes = self.order.epoch(step), self.order.passes(step, self.rank, self.world)
         ids, encoded, sizes = zip(*self._gather(step))
         ids = torch.tensor(ids)
         try:
-            params = draw_views(self.inputs, self.seed, epoch, ids, torch.tensor(sizes))
+            params = draw_views(self.inputs, self.seed, passes, ids, torch.tensor(sizes))
         except Exception as fault:
             raise LoaderError(f"draw: step {step}: {type(fault).__name__}: {fault}") from fault
-        return Plan(step=step, epoch=epoch, ids=ids, encoded=list(encoded), sizes=sizes, params=params)
+        return Plan(step=step, epoch=epoch, passes=passes, ids=ids, encoded=list(encoded), sizes=sizes, params=params)
 
     def _gather(self, step: int) -> list[tuple[int, object, tuple[int, int]]]:
         """(index, bytes, (height, width)) of every sample of this rank's batch."""

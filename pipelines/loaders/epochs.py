@@ -16,8 +16,9 @@ from torch.utils.data import Dataset
 
 from ...cores import cores
 from ...errors import UserError
-from ..order import Order, shard_sizes
-from ..sources.given import as_source
+from ..order import shard_sizes
+from ..plan.given import as_source
+from ..plan.order_of import order_of
 from ..spec import Batch, ByteSource, InputSpec, LoaderStats, MaskSpec, ViewSpec
 from ..views import recipes
 from .choose import choose_loader, make_loader
@@ -48,7 +49,8 @@ def loader(
 
     Args:
         data: whatever `data.train` of a recipe may be (a folder, shards, ``kind:path``, an address); a `ByteSource`;
-            images as (N, H, W, 3) uint8 or a list of (H, W, 3), alone or as (images, labels); a list of paths; a
+            images as (N, H, W, 3) uint8 or a list of (H, W, 3), alone or as (images, labels); a list of paths; several
+            sets as ``{name: {"source": ..., "weight": ...}}``; a
             ``torch.utils.data.Dataset`` of encoded bytes, or of Pillow images, which is as slow as the data set.
         views: a published method's, such as "moco_v2" or "byol.first" (`headrace.pipelines.VIEWS`), or `ViewSpec`s.
         batch_size: images of all processes together; each gets its equal part.
@@ -78,7 +80,7 @@ def loader(
         raise UserError(f"pixels: needs auto, got {pixels!r}")
     source, inputs = as_source(data), as_inputs(views, mask)
     blocks = shard_sizes(source) if block == "shard" else block
-    order = Order(len(source), batch_size, seed=seed, shuffle=shuffle, last=last_batch, blocks=blocks)
+    order = order_of(source, batch_size, seed=seed, shuffle=shuffle, last=last_batch, blocks=blocks)
     where = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
     if where.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device: {device} was asked for, but torch sees no GPU; use device='cpu' or 'auto'")

@@ -8,7 +8,7 @@ places205.py, inaturalist.py, cifar.py, cue_conflict.py                        l
 voc.py, coco.py, segmentation.py                                               sets with boxes and masks
 files.py, mapped.py       the two tables behind all these: files under a root, byte ranges of large files
 lookup.py, annotations.py, unpickle.py, png.py, tar.py, samples.py             formats and names
-given.py                  what people hand over in Python: arrays.py, paths.py, dataset.py (torch.utils.data)
+arrays.py, paths.py, dataset.py    what comes from Python: arrays, paths, a data set of torch.utils.data
 subset.py                 some samples of another source
 """
 
@@ -56,6 +56,7 @@ KINDS = {
     "ade20k": _Kind("segmentation", "Ade20kSource"),
     "cue_conflict": _Kind("cue_conflict", "CueConflictSource"),
     "beton": _Kind("beton", "BetonSource"),
+    "plan": _Kind(".plan.sets", "open_plan_file"),  # which opens sources in turn
 }
 _PARTS = ("classes", "__len__", "read", "label", "key", "size")  # of a `ByteSource`, beside its name
 _KIND = re.compile(r"([A-Za-z][\w.]+):(.*)", re.DOTALL)  # a single letter is a drive

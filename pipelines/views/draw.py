@@ -17,11 +17,12 @@ _DRAWS = _CROP + 1 + 1 + 4 + 4 + 1 + 2 + 1  # crop, flip, jitter?, factors, orde
 
 
 def draw_views(
-    inputs: InputSpec, seed: int, epoch: int, ids: torch.Tensor, sizes: torch.Tensor
+    inputs: InputSpec, seed: int, epoch: int | torch.Tensor, ids: torch.Tensor, sizes: torch.Tensor
 ) -> dict[str, ViewParams]:
     """Parameters of every view of a batch.
 
-    ids: (B,) int64 sample ids; sizes: (B, 2) int64, height and width of the upright images in pixels.
+    ids: (B,) int64 sample ids; sizes: (B, 2) int64, height and width of the upright images in pixels; epoch: of all
+    samples, or (B,) int64 of each.
     """
     return {view.name: _draw_view(view, seed, epoch, ids, sizes) for view in inputs.views}
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ...errors import UserError
 from ...outside import imported
-from ..rng import drawer, uniform
+from ..rng import drawer, of_rows, uniform
 from ..spec import ViewParams, ViewSpec
 from .cut import crop_and_resize
 from .draw import stream_name
@@ -106,7 +106,9 @@ def before_colour(pixels: torch.Tensor, view: ViewSpec, params: ViewParams) -> t
     return pixels.contiguous()
 
 
-def operate(pixels: torch.Tensor, view: ViewSpec, seed: int, epoch: int, ids: torch.Tensor) -> torch.Tensor:
+def operate(
+    pixels: torch.Tensor, view: ViewSpec, seed: int, epoch: int | torch.Tensor, ids: torch.Tensor
+) -> torch.Tensor:
     """A view's own `operations` on crops (count * B, S, S, 3) uint8 of samples ids (B,) int64, on any device.
 
     Raises `UserError` for one that gives anything but such crops.
@@ -124,7 +126,7 @@ def operate(pixels: torch.Tensor, view: ViewSpec, seed: int, epoch: int, ids: to
 
 
 def after_colour(
-    x: torch.Tensor, view: ViewSpec, params: ViewParams, seed: int, epoch: int, ids: torch.Tensor
+    x: torch.Tensor, view: ViewSpec, params: ViewParams, seed: int, epoch: int | torch.Tensor, ids: torch.Tensor
 ) -> torch.Tensor:
     """Erasing and parts of normalised views x (count, B, 3, S, S): (copies, B, 3, side, side), channels-last.
 
@@ -134,7 +136,7 @@ def after_colour(
         for copy in range(view.count):
             rows = params.erased[copy, :, 2].nonzero()[:, 0]
             if len(rows):
-                noise = erasing_noise(view, seed, epoch, ids[rows].to(x.device), copy).to(x.dtype)
+                noise = erasing_noise(view, seed, of_rows(epoch, rows), ids[rows].to(x.device), copy).to(x.dtype)
                 inside = _inside(params.erased[copy, rows].to(x.device), view.size)
                 on_device = rows.to(x.device)
                 x[copy, on_device] = torch.where(inside[:, None], noise, x[copy, on_device])
@@ -152,7 +154,7 @@ def after_colour(
     return parts.flatten(0, 1).contiguous().permute(0, 1, 4, 2, 3)
 
 
-def erasing_noise(view: ViewSpec, seed: int, epoch: int, ids: torch.Tensor, copy: int) -> torch.Tensor:
+def erasing_noise(view: ViewSpec, seed: int, epoch: int | torch.Tensor, ids: torch.Tensor, copy: int) -> torch.Tensor:
     """(B, 3, size, size) float32, normal, on the device of `ids`: what takes the place of erased pixels."""
     u = uniform(seed, stream_name(view, copy, "/noise"), epoch, ids, 3 * view.size**2)
     return torch.special.ndtri(u + 2.0**-54).float().view(len(ids), 3, view.size, view.size)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from ...errors import UserError
-from ..rng import drawer, random_words, uniform
+from ..rng import drawer, of_rows, random_words, uniform
 from ..spec import (
     BlockMask,
     CellMask,
@@ -33,8 +33,10 @@ _ROUNDS, _CANDIDATES = (
 _LARGEST = 1 - 2**-24  # the largest float32 below 1
 
 
-def draw_mask(spec: MaskSpec, seed: int, epoch: int, ids: torch.Tensor) -> Mask:
+def draw_mask(spec: MaskSpec, seed: int, epoch: int | torch.Tensor, ids: torch.Tensor) -> Mask:
     """Masks for sample ids (B,) int64, on the device of `ids`; all shapes are known beforehand.
+
+    `epoch`: of all samples, or (B,) int64 of each.
 
     Raises `TypeError` for a rule that has no `scores` and is none of ours.
     """
@@ -55,7 +57,8 @@ def draw_mask(spec: MaskSpec, seed: int, epoch: int, ids: torch.Tensor) -> Mask:
     if isinstance(spec, VariedMask):
         return Mask(_varied(spec, seed, epoch, ids))
     if isinstance(spec, SharedMask):
-        ids = ids if spec.per_sample else ids[:1]
+        if not spec.per_sample:
+            ids, epoch = ids[:1], of_rows(epoch, slice(1))
         share = spec.ratio + spec.spread * uniform(seed, "mask/share", epoch, ids, 1)
         hidden = _highest(random_words(seed, "mask", epoch, ids, spec.patches), (spec.patches * share).long())
         return Mask(hidden) if spec.hidden is None else _finish(hidden, spec.hidden)

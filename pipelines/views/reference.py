@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional as tv
 from ...kernels.augment import blur_taps
 from ...outside import imported
 from ..images.decode import decode
-from ..rng import drawer
+from ..rng import drawer, of_rows
 from ..spec import ByteSource, InputSpec, ViewParams, ViewSpec
 from .draw import draw_views, stream_name
 from .finish import erasing_noise
@@ -160,9 +160,9 @@ def augment(image: Image.Image, name: str, magnitude: float, fill: tuple[int, in
 
 
 def reference_views(
-    source: ByteSource, inputs: InputSpec, seed: int, epoch: int, ids: torch.Tensor
+    source: ByteSource, inputs: InputSpec, seed: int, epoch: int | torch.Tensor, ids: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """Every view of the samples `ids` (B,): name -> (copies, B, 3, side, side)."""
+    """Every view of the samples `ids` (B,): name -> (copies, B, 3, side, side); `epoch`: of all, or (B,) of each."""
     images = [Image.fromarray(decode(source.read(i))) for i in ids.tolist()]
     sizes = torch.tensor([(image.height, image.width) for image in images])
     params = draw_views(inputs, seed, epoch, ids, sizes)
@@ -173,7 +173,8 @@ def reference_views(
             noise = erasing_noise(view, seed, epoch, ids, copy) if view.erasing else [None] * len(images)
             each = []
             for b, image in enumerate(images):
-                own = partial(_operate, view=view, seed=seed, epoch=epoch, sample=ids[b : b + 1], copy=copy)
+                row = slice(b, b + 1)
+                own = partial(_operate, view=view, seed=seed, epoch=of_rows(epoch, row), sample=ids[row], copy=copy)
                 each.append(apply_view(image, view, params[view.name], copy, b, noise[b], own))
             copies.append(torch.stack(each, dim=1))
         found[view.name] = torch.cat(copies)

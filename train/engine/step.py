@@ -141,6 +141,8 @@ def micro_batches(batch: Batch, count: int) -> Iterator[tuple[Batch, bool]]:
                 views=views,
                 ids=batch.ids[rows],
                 labels=cut(batch.labels),
+                origin=cut(batch.origin),
+                passes=cut(batch.passes),
                 mask=mask,
                 objects=batch.objects and batch.objects[rows],
             ),

@@ -225,6 +225,8 @@ class _Checker:
                 return None
             if len(members) == 1:
                 return self.value(node, members[0], key, default)
+            if (table := next((m for m in members if get_origin(m) is dict), None)) and isinstance(node.value, dict):
+                return self.value(node, table, key)
             if str in members and type(node.value) is str:  # a text in the place of another scalar
                 return _text(node)
             if all(member is str or get_origin(member) is Literal for member in members[1:]):  # or a word in its place

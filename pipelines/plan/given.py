@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from ...errors import UserError
+from ..sources import open_source
+from ..sources.arrays import ArraySource
+from ..sources.dataset import DatasetSource
+from ..sources.paths import PathSource
 from ..spec import ByteSource
-from . import open_source
-from .arrays import ArraySource
-from .dataset import DatasetSource
-from .paths import PathSource
+from .sets import open_plan
+from .spec import MixSpec
 
 
-def as_source(data) -> ByteSource:
-    """The source that `data` of `headrace.loader` stands for. Raises `UserError`."""
+def as_source(data, mix: MixSpec | Mapping | None = None) -> ByteSource:
+    """The source that `data` of `headrace.loader`, or `data.train` of a recipe, stands for. Raises `UserError`."""
     if isinstance(data, (str, os.PathLike)):
         return open_source(data)
+    if isinstance(data, Mapping):
+        return open_plan(data, mix)
     if isinstance(data, Dataset):
         return DatasetSource(data)
     if isinstance(data, ByteSource):
