@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ...errors import UserError
 from ...outside import nearest
-from ..spec import ByteSource
+
+if TYPE_CHECKING:
+    from ..spec import ByteSource
 
 FOLDER = "columns"  # beside shards: a folder of .npy
-OWN = ("key", "label", "class", "width", "height", "bytes")  # what sources know by themselves
+OWN = ("key", "label", "class_name", "width", "height", "bytes")  # what sources know by themselves
 
 
 class Columns:
@@ -61,7 +64,7 @@ class Columns:
             return np.array([source.key(i) for i in range(len(source))])
         else:
             values = np.array([source.label(i) for i in range(len(source))])
-            if name == "class":
+            if name == "class_name":
                 classes = source.classes or []
                 return np.array([classes[label] if label >= 0 else "" for label in values])
         if name in ("width", "height", "bytes") and not values.all():

@@ -5,14 +5,16 @@ from __future__ import annotations
 import unicodedata
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from ...errors import UserError
 from ..sources.arrays import ArraySource
 from ..sources.stream import StreamSource
-from ..spec import ByteSource
+
+if TYPE_CHECKING:
+    from ..spec import ByteSource
 
 
 class MixedSource:

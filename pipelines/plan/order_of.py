@@ -68,11 +68,8 @@ def _weights(source: PlannedSource, lasting: list[int], steps_per_epoch: int, to
 
 def _in_steps(moment: float | str, steps_per_epoch: int, total: int | None) -> int:
     if isinstance(moment, str):
-        number, _, unit = moment.strip().rpartition(" ")
-        try:
-            return round(float(number) * (steps_per_epoch if unit.startswith("epoch") else 1))
-        except ValueError:
-            raise UserError(f'data.train: weight: {moment!r} is no moment; write "10 epochs" or "500 steps"') from None
+        number, _, unit = moment.partition(" ")
+        return round(float(number) * (steps_per_epoch if unit.startswith("epoch") else 1))
     if moment and total is None:
         raise UserError(f'data.train: weight: {moment} is a share of a run without a length; write "500 steps"')
     return round(moment * (total or 0))

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
@@ -14,12 +14,14 @@ import yaml
 from ...errors import UserError
 from ..sources import open_source
 from ..sources.subset import Subset
-from ..spec import ByteSource
 from .columns import Columns
-from .favour import Favour
 from .mixed import MixedSource
 from .spec import MixSpec, SetSpec
 from .where import Where
+
+if TYPE_CHECKING:
+    from ..spec import ByteSource
+    from .favour import Favour
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Planned:
     spec: SetSpec
     source: ByteSource  # after the filter
     whole: int  # images before it
-    favour: Favour | None = None
+    favour: Favour | None = None  # which samples are given how often
 
 
 class PlannedSource(MixedSource):
@@ -53,6 +55,8 @@ def _opened(name: str, spec: SetSpec) -> Planned:
             raise UserError(f"{where}.where: {spec.where!r} leaves none of {whole:,} images; widen it")
     favour = None
     if spec.column is not None:
+        from .favour import Favour  # torch, which workers that shard such a source do without
+
         weights = np.asarray(columns(spec.column))
         favour = Favour(weights if kept is None else weights[kept], spec.draw, f"{where}.weight: {spec.column}")
     return Planned(name, spec, source if kept is None else Subset(source, kept), whole, favour)

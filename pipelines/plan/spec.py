@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -47,19 +48,31 @@ class SetSpec:
         if value is None:
             return None
         table = value if isinstance(value, Mapping) else {0: value}
-        for moment, weight in table.items():
+        for weight in table.values():
             if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
                 raise ValueError(f"{key}: needs a number that is not negative, or the name of a column, not {weight!r}")
-            if isinstance(moment, str) and moment.split()[-1:] not in (["epochs"], ["epoch"], ["steps"], ["step"]):
-                raise ValueError(f'{key}: a moment is a share of the run, "10 epochs" or "500 steps", not {moment!r}')
-        if not table or min((m for m in table if not isinstance(m, str)), default=1) != 0:
+        moments = {_moment(moment, key): weight for moment, weight in table.items()}
+        if 0 not in moments:
             raise ValueError(f"{key}: say what it is at moment 0")
-        return dict(table)
+        return moments
 
     def limit(self, count: int) -> int | None:
         """After how many images a set of `count` is exhausted, as it is said; None where nothing is."""
         passes = self.epochs if self.repeat is None else self.repeat
         return self.samples if passes is None else max(1, round(passes * count))
+
+
+def _moment(moment: Any, key: str) -> float | str:
+    """A share of the run in [0, 1], or a text such as "10 epochs" or "500 steps". Keys of YAML are texts."""
+    if isinstance(moment, str) and re.fullmatch(r"\d+(\.\d+)? (epochs?|steps?)", moment.strip()):
+        return moment.strip()
+    try:
+        share = float(moment)
+    except (TypeError, ValueError):
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise ValueError(f'{key}: a moment is a share of the run, "10 epochs" or "500 steps", not {moment!r}')
+    return share
 
 
 @dataclass(frozen=True)

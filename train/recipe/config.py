@@ -225,8 +225,8 @@ class _Checker:
                 return None
             if len(members) == 1:
                 return self.value(node, members[0], key, default)
-            if (table := next((m for m in members if get_origin(m) is dict), None)) and isinstance(node.value, dict):
-                return self.value(node, table, key)
+            if table := next((member for member in members if get_origin(member) is dict), None):  # or a text
+                return self.value(node, table if isinstance(node.value, dict) else str, key)
             if str in members and type(node.value) is str:  # a text in the place of another scalar
                 return _text(node)
             if all(member is str or get_origin(member) is Literal for member in members[1:]):  # or a word in its place

@@ -11,12 +11,14 @@ import torch
 
 from ...outside import called
 from ...pipelines.images.rules import MAX_PIXELS, Rules
+from ...pipelines.plan.spec import MixSpec, SetSpec
 from .schedules import SCHEDULES, length_in_steps, milestone_in_steps, own_factors
 
 
 @dataclass(frozen=True)
 class DataSettings:
-    train: str | None = None  # a folder of shards or a plain folder of images
+    train: str | dict[str, SetSpec] | None = None  # a folder of shards or of images, or several sets by name
+    mix: MixSpec = MixSpec()  # how several sets are mixed
     loader: Literal["auto", "cpu", "dali", "webdataset", "ffcv", "memory"] = "auto"
     threads: int | None = None  # CPU threads a process decodes with; default: its share of the cores
     hw_decoder_load: float | None = None  # dali on a GPU: the share of JPEGs for its JPEG engine; default: DALI's own

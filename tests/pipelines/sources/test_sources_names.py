@@ -1,5 +1,6 @@
 """Which source a name opens, and what is said where it opens none."""
 
+import importlib.util
 import io
 import pickle
 import subprocess
@@ -63,11 +64,13 @@ def test_nearest_names_are_offered(images, refused):
         refused(f"list:{images}?{option}", "'root' needs one value")
 
 
-def test_every_kind_can_be_imported():
-    import importlib
+def _module(entry):
+    return importlib.util.resolve_name(f".{entry.module}", "headrace.pipelines.sources")
 
+
+def test_every_kind_can_be_imported():
     for entry in KINDS.values():
-        assert callable(getattr(importlib.import_module(f"headrace.pipelines.sources.{entry.module}"), entry.opener))
+        assert callable(getattr(importlib.import_module(_module(entry)), entry.opener))
 
 
 def test_two_marks_are_a_question(tmp_path, write_files, refused):
@@ -109,7 +112,7 @@ def test_a_source_of_ones_own_may_say_what_it_leaves_out(tmp_path, capsys):
 
 
 def test_no_kind_imports_torch():
-    modules = ", ".join(f"headrace.pipelines.sources.{entry.module}" for entry in KINDS.values())
+    modules = ", ".join(map(_module, KINDS.values()))
     code = f"import sys; sys.modules['torch'] = None; import {modules}"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
