@@ -8,11 +8,12 @@ images/           encoded bytes <-> pixels
 sources/          what images are stored in: folders, tar shards, lists, published sets
 shard.py          a source -> tar shards with an index; sharding/ does the work
 check.py          whether a data set is what it should be; check_tar.py: one tar of it; range_use.py: deep images
+plan/             several sets in one run: shares, filters, weights, and their order
 views/            what a view or a mask is, what is drawn for it, how its pixels are made
 loaders/          batches: one loader for each way to get at pixels
 
-Who knows whom: images -> nobody; sources -> images; views -> images; sharding -> images, sources; loaders -> all but
-sharding. Nothing is imported here before it is asked for: the workers of `shard.py` start without torch.
+Who knows whom: images -> nobody; sources -> images; views -> images; sharding -> images, sources; plan -> sources;
+loaders -> all but sharding. Nothing is imported here before it is asked for: the workers of `shard.py` start without torch.
 """
 
 from ..lazy import face
@@ -23,6 +24,10 @@ __getattr__, __dir__, __all__ = face(
         "spec": "Batch ByteSource InputSpec Loader LoaderStats Operation RandAugment RandomErasing ViewParams ViewSpec"
         " BlockMask CellMask Mask MaskSpec RandomMask SharedMask TargetBlocksMask VariedMask WeightedMask",
         "order": "Order",
+        "plan.mixture": "MixedOrder Part",
+        "plan.order_of": "order_of",
+        "plan.sets": "open_plan",
+        "plan.spec": "MixSpec SetSpec",
         "sources": "open_source",
         "sources.arrays": "ArraySource",
         "sources.dataset": "DatasetSource",

@@ -17,8 +17,9 @@ ALLOWED = {  # room -> what it may import of headrace, besides itself and what l
     "pipelines/sources": "pipelines.images pipelines.spec",
     "pipelines/views": "pipelines.images pipelines.spec pipelines.rng kernels",
     "pipelines/sharding": "pipelines.images pipelines.sources pipelines.spec",
-    "pipelines/loaders": "pipelines.images pipelines.sources pipelines.views pipelines.spec pipelines.rng"
-    " pipelines.order kernels",
+    "pipelines/plan": "pipelines.sources pipelines.spec pipelines.rng pipelines.order",
+    "pipelines/loaders": "pipelines.images pipelines.sources pipelines.plan pipelines.views pipelines.spec"
+    " pipelines.rng pipelines.order kernels",
     "models": "kernels pipelines.spec pipelines.views.recipes pipelines.views.masks pipelines.views.mixing",
     "train": "train pipelines models kernels",
     "train/recipe": "pipelines models",

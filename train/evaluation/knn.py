@@ -159,8 +159,8 @@ def knn_table(
     """A row ``{k, temperature, top1, top5}`` for each pair, of one search; accuracies lie in [0, 1].
 
     A k beyond the number of neighbours is that number. Rows without a label count nowhere. With `leave_one_out`, bank
-    and queries are the same rows, and none is a neighbour of itself. Several processes take every so many-th query
-    each, and all get the figures of all queries.
+    and queries are the same rows, and none is a neighbour of itself; raises `UserError` where they are not. Several
+    processes take every so many-th query each, and all get the figures of all queries.
     """
     bank, queries = bank.labelled(), queries.labelled()
     there = len(bank.labels) - leave_one_out

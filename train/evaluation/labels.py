@@ -10,7 +10,7 @@ import numpy as np
 
 from ...errors import UserError
 from ...pipelines.sources.folder import FolderSource
-from ...pipelines.sources.given import as_source
+from ...pipelines.plan.given import as_source
 from ...pipelines.sources.lists import ListSource
 from ...pipelines.sources.stream import StreamSource
 from ...pipelines.sources.subset import Subset
