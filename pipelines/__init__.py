@@ -13,7 +13,7 @@ views/            what a view or a mask is, what is drawn for it, how its pixels
 loaders/          batches: one loader for each way to get at pixels
 
 Who knows whom: images -> nobody; sources -> images; views -> images; sharding -> images, sources; plan -> sources;
-loaders -> all but sharding. Nothing is imported here before it is asked for: the workers of `shard.py` start without torch.
+loaders -> all but sharding. Nothing is imported here before it is asked for: workers of `shard.py` do without torch.
 """
 
 from ..lazy import face

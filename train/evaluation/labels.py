@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...errors import UserError
-from ...pipelines.sources.folder import FolderSource
 from ...pipelines.plan.given import as_source
+from ...pipelines.sources.folder import FolderSource
 from ...pipelines.sources.lists import ListSource
 from ...pipelines.sources.stream import StreamSource
 from ...pipelines.sources.subset import Subset
