@@ -43,6 +43,7 @@ setup(
         "timm": ["timm"],
         "eval": ["scikit-learn"],
         "umap": ["umap-learn"],
+        "tables": ["pyarrow"],  # columns of samples in parquet files
         "detect": ["pycocotools"],
         # what tests compare exported weights with, where it is installed
         "parity": [

@@ -61,6 +61,15 @@ def _half_bits(size: int | torch.Tensor) -> int | torch.Tensor:
     return max(1, ((size - 1).bit_length() + 1) // 2)
 
 
+def share_of(global_batch: int, world: int) -> int:
+    """How many images of a global batch each process reads. Raises `UserError` where it does not divide."""
+    if global_batch % world:
+        raise UserError(
+            f"train.batch_size: {global_batch} images do not divide among {world} processes; use a multiple of {world}"
+        )
+    return global_batch // world
+
+
 @dataclass(frozen=True)
 class Order:
     """The reading order of a run.
@@ -96,17 +105,14 @@ class Order:
         full, rest = divmod(self.samples, self.global_batch)
         return full + (1 if rest and self.last == "pad" else 0)
 
+    first, ends = 0, None  # the first step that it has, and after how many there is nothing more: never
+
     def epoch(self, step: int) -> int:
         return step // self.steps_per_epoch
 
     def ids(self, step: int, rank: int = 0, world: int = 1) -> torch.Tensor:
         """(global_batch / world,) int64: what `rank` reads at global step `step`, counted from 0 over all epochs."""
-        if self.global_batch % world:
-            raise UserError(
-                f"train.batch_size: {self.global_batch} images do not divide among {world} processes; "
-                f"use a multiple of {world}"
-            )
-        share = self.global_batch // world
+        share = share_of(self.global_batch, world)
         epoch, step = divmod(step, self.steps_per_epoch)
         start = step * self.global_batch + rank * share
         positions = torch.arange(start, start + share) % self.samples

@@ -10,7 +10,7 @@ from ..errors import UserError
 from ..pipelines.order import shard_sizes
 from ..pipelines.plan.facts import in_words, plan_hash, sets_of
 from ..pipelines.plan.given import as_source
-from ..pipelines.plan.order_of import order_of
+from ..pipelines.plan.order_of import order_of, run_length
 from ..train.recipe.recipe import load_recipe
 
 
@@ -25,9 +25,7 @@ def plan(recipe: str, overrides: list[str]) -> dict:
     blocks = shard_sizes(source) if data.block == "shard" else data.block
     length = {"epochs": settings.epochs, "max_steps": settings.max_steps}
     order = order_of(source, settings.batch_size, seed=settings.seed, last=data.last_batch, blocks=blocks, **length)
-    ends = getattr(order, "ends", None)
-    steps = settings.max_steps or settings.epochs * order.steps_per_epoch
-    steps = steps if ends is None else min(steps, ends)
+    steps = run_length(order, **length)
     return {
         "recipe": built.name,
         "hash": plan_hash(source, order),
@@ -35,7 +33,7 @@ def plan(recipe: str, overrides: list[str]) -> dict:
         "steps": steps,
         "epochs": steps / order.steps_per_epoch,
         "steps_per_epoch": order.steps_per_epoch,
-        "ends": ends,
+        "ends": order.ends,
         "images": len(source),
         "draws": steps * settings.batch_size,
         "sets": sets_of(source, order, steps),

@@ -25,9 +25,12 @@ from headrace.pipelines.identity import identity
 from headrace.pipelines.images.rules import use_rules
 from headrace.pipelines.loaders.choose import choose_loader, make_loader
 from headrace.pipelines.loaders.quarantine import QUARANTINE_FILE, Quarantine
-from headrace.pipelines.order import Order, shard_sizes
+from headrace.pipelines.order import Order, shard_sizes, share_of
+from headrace.pipelines.plan.facts import in_words, plan_hash, sets_of
+from headrace.pipelines.plan.given import as_source
+from headrace.pipelines.plan.mixture import MixedOrder
+from headrace.pipelines.plan.order_of import order_of, run_length
 from headrace.pipelines.range_use import small_range
-from headrace.pipelines.sources import open_source
 from headrace.pipelines.spec import ByteSource, Loader
 from headrace.train.engine import checkpoint
 from headrace.train.engine.distributed import Launch, launch, pick_device
@@ -80,14 +83,14 @@ def pretrain(
     if source is None:
         if recipe.data.train is None:
             raise UserError("data.train: missing; give a folder of shards or of images, e.g. data.train=path/to/shards")
-        source = open_source(recipe.data.train)
+        source = as_source(recipe.data.train, recipe.data.mix)
     blocks = shard_sizes(source) if recipe.data.block == "shard" else recipe.data.block
-    order = Order(len(source), settings.batch_size, seed=settings.seed, last=recipe.data.last_batch, blocks=blocks)
-    share = len(order.ids(0, process.rank, process.world))
+    length = {"epochs": settings.epochs, "max_steps": settings.max_steps}
+    reading = {"seed": settings.seed, "last": recipe.data.last_batch, "blocks": blocks, **length}
+    order = order_of(source, settings.batch_size, **reading)
+    share = share_of(order.global_batch, process.world)
     if share % settings.accumulate:
         raise UserError(f"train.accumulate: {settings.accumulate} does not divide the {share} images of a process")
-    total_steps = settings.max_steps or settings.epochs * order.steps_per_epoch
-
     kernels.configure(recipe.kernels)
     if settings.deterministic != torch.are_deterministic_algorithms_enabled():  # the call imports the compiler
         torch.use_deterministic_algorithms(settings.deterministic)
@@ -109,9 +112,12 @@ def pretrain(
     threads = recipe.data.threads or process.cores
     score = knn_score(recipe, process, algorithm, source, threads)
 
-    data = identity(source, blocks)
+    data = identity(source, blocks) | ({"plan": plan_hash(source, order)} if isinstance(order, MixedOrder) else {})
     with locked(out) if process.is_main else nullcontext():
         resumed = find_resume(recipe, data, order)
+        if resumed and isinstance(order, MixedOrder):
+            order = order_of(source, settings.batch_size, **reading, begin=resumed.begin)
+        total_steps = run_length(order, **length)
         process.require_equal(_facts(recipe, data, resumed))
         if process.is_main and not resumed:  # what another run has found may have been repaired since
             (out / QUARANTINE_FILE).unlink(missing_ok=True)
@@ -255,6 +261,7 @@ def _announce(recipe, process, source, loader, algorithm, order, total_steps, re
         "recipe": f"{recipe.name} -> {recipe.out}",
         "algorithm": f"{recipe.algorithm.name}, {parameters:.2f} M parameters, {', '.join(how)}",
         "data": f"{source.name}: {len(source):,} images, {labels}",
+        **{f"  {row['name']}": line for row, line in _sets(source, order, total_steps)},
         "loader": loader,
         "processes": f"{process.world} on {device}, {batch}",
         "steps": f"{total_steps:,} ({total_steps / order.steps_per_epoch:.1f} epochs of {order.steps_per_epoch:,})",
@@ -270,6 +277,12 @@ def _announce(recipe, process, source, loader, algorithm, order, total_steps, re
     notes = without_effect(recipe, total_steps, order.steps_per_epoch)
     for note in (*notes, *(resumed.notes if resumed else ())):
         say(f"headrace: {note}", sys.stderr)
+
+
+def _sets(source: ByteSource, order: Order | MixedOrder, steps: int) -> list[tuple[dict, str]]:
+    """Of several sets: a row and a line for each."""
+    rows = sets_of(source, order, steps) if isinstance(order, MixedOrder) else []
+    return [(row, line.partition(": ")[2]) for row, line in zip(rows, in_words(rows))]
 
 
 def _summary(steps: int, seconds: float, recipe: Recipe, loader: Loader) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ import headrace
 from ..errors import UserError
 from ..models.algorithms import find_algorithm
 from ..pipelines.order import Order
+from ..pipelines.plan.mixture import MixedOrder
 from ..pipelines.spec import Loader
 from .engine import checkpoint
 from .engine.metrics import renumber
@@ -27,13 +29,15 @@ from .recipe.settings import DataSettings, Optim, TrainSettings
 # what another start of a run may say anew; docs/reliability.md has the reasons
 MAY_CHANGE = (
     *("train.epochs", "train.max_steps"),
-    *("train.out", "train.resume", "train.accept_changes"),
+    *("train.out", "train.resume", "train.accept_changes", "train.replan"),
     *("train.save_every", "train.keep", "train.keep_every", "train.log_every", "train.knn_every", "train.trackers"),
     *("train.profile", "train.timeout", "train.max_skipped"),
     *("train.device", "train.deterministic", "train.checkpointing", "train.compile"),
     *("train.shard", "train.unused_parameters"),
     *("data.train", "data.val", "data.loader", "data.threads", "data.hw_decoder_load", "data.max_bad"),
 )
+_PLACES = re.compile(r"kernels|data\.train\.[^.]+\.(source|table)$")  # what is there counts, see `identity`
+_PLAN = ("data.train", "data.mix")  # how keys of a data plan begin
 _SHOWN = 6  # differences in a message
 _ASIDE = "replaced-"  # how names of what a run has gone back behind begin
 _KEYS = ("optimizer", "scaler", "step", "loader")
@@ -49,10 +53,12 @@ class Resumed:
     count: Callable[[int], int]  # from steps as they were counted then
     changed: bool = False  # whether something is accepted to be another now
     goes_back: bool = False  # whether train.out holds later steps than this one, or steps of another size
+    # of several sets: since which step they are read as they are, and how many images each had given by then
+    begin: tuple[int, dict[str, int]] = (0, {})
     notes: list[str] = field(default_factory=list)  # what its user should know
 
 
-def find_resume(recipe: Recipe, data: dict, order: Order) -> Resumed | None:
+def find_resume(recipe: Recipe, data: dict, order: Order | MixedOrder) -> Resumed | None:
     """The checkpoint to continue from, as `train.resume` says; `data` is the `identity` of the images.
 
     Raises `UserError` where a run would go on as another one: see `changes`.
@@ -81,12 +87,17 @@ def find_resume(recipe: Recipe, data: dict, order: Order) -> Resumed | None:
     count = _counted_in(order, state)
     resumed = Resumed(path, state, count(state["step"]), count)
     differences, sections = changes(state, recipe, data)
-    if differences and not settings.accept_changes:
+    of_plan = [text for text in differences if text.startswith(_PLAN)]
+    if differences and not (settings.accept_changes or settings.replan and of_plan == differences):
+        key = "train.replan" if of_plan == differences and isinstance(order, MixedOrder) else "train.accept_changes"
         raise UserError(
             f"{path}: comes from {' and '.join(f'another {section}' for section in sections)} than this command's: "
-            f"{_listed(differences)}; choose another train.out (--out), or train.accept_changes=true to continue with "
-            "what has changed"
+            f"{_listed(differences)}; choose another train.out (--out), or {key}=true to continue with what has changed"
         )
+    if plan := state.get("plan"):
+        resumed.begin = (resumed.step, plan["given"]) if of_plan or resumed.step != state["step"] else plan["begin"]
+    elif of_plan:
+        resumed.begin = (resumed.step, {})
     if differences:
         resumed.changed = True
         resumed.notes.append(f"continues {path} with changes: {_listed(differences)}")
@@ -128,7 +139,7 @@ def changes(state: dict, recipe: Recipe, data: dict) -> tuple[list[str], list[st
     """
     then, now = _completed(state["config"]), recipe.plain()
     old, new = (dict(_leaves(sections, "")) for sections in (then, now))
-    keys = [key for key in dict.fromkeys([*new, *old]) if key not in MAY_CHANGE and not key.startswith("kernels")]
+    keys = [key for key in dict.fromkeys([*new, *old]) if key not in MAY_CHANGE and not _PLACES.match(key)]
     keys = [key for key in keys if not _same(key, old.get(key), new.get(key))]
     keys.sort(key=lambda key: not key.endswith(".name"))  # what follows from a name comes after it
     found = [f"{key}: {_shown(old.get(key))} -> {_shown(new.get(key))}" for key in keys]
@@ -136,7 +147,10 @@ def changes(state: dict, recipe: Recipe, data: dict) -> tuple[list[str], list[st
     known = state.get("data", {})
     if other := [key for key in data if key in known and known[key] != data[key]]:
         places = (sections["data"]["train"] for sections in (then, now))
-        sets = [f"{place or 'images'} ({_counted(each)})" for place, each in zip(places, (known, data))]
+        sets = [
+            f"{place if isinstance(place, str) else 'images'} ({_counted(each)})"
+            for place, each in zip(places, (known, data))
+        ]
         if known["images"] == data["images"]:
             sets[1] = f"{sets[1][:-1]}, other {', '.join(other)})"
         found.insert(0, f"data.train: {' -> '.join(sets)}")
@@ -193,6 +207,8 @@ def _listed(differences: list[str]) -> str:
 def _counted_in(order: Order, state: dict) -> Callable[[int], int]:
     """From steps of the run that a checkpoint is of to steps of `order`: as many epochs, and of the last one the same
     share of its images. What lies between two steps is seen again: less than one batch."""
+    if isinstance(order, MixedOrder) or "plan" in state:  # read without end: so many images are so many
+        return lambda step: step * state["config"]["train"]["batch_size"] // order.global_batch
     then, samples = state["config"], state.get("data", {}).get("images", order.samples)
     old = Order(samples, then["train"]["batch_size"], last=then["data"].get("last_batch", order.last))
 
@@ -213,8 +229,17 @@ def saved_state(recipe: Recipe, data: dict, stepper: Stepper, loader: Loader, st
         "scaler": stepper.scaler.state_dict(),
         "step": step,
         "loader": loader.state_dict(),
+        **_plan(getattr(loader, "order", None), step),
         **_said(recipe, data),
     }
+
+
+def _plan(order: Order | MixedOrder | None, step: int) -> dict:
+    """Of several sets: since when they are read as they are, and how many images each has given."""
+    if not isinstance(order, MixedOrder):
+        return {}
+    first, counts = order.begin
+    return {"plan": {"begin": (first, dict(counts)), "given": order.given(step)}}
 
 
 def _said(recipe: Recipe, data: dict) -> dict:

@@ -15,7 +15,7 @@ from ...errors import UserError
 from ...kernels.augment import OPERATOR, augment, blur_taps, parameter_table
 from ...kernels.registry import decide
 from ..images.decode import DecodeError, image_size
-from ..order import Order
+from ..order import Order, share_of
 from ..spec import Batch, ByteSource, InputSpec, LoaderStats, ViewParams, ViewSpec
 from ..views.draw import draw_views
 from ..views.finish import after_colour, before_colour, flips_early, operate
@@ -69,9 +69,9 @@ class BaseLoader:
         self.seed, self.device, self.rank, self.world = seed, torch.device(device), rank, world
         self.dtype = dtype  # of the views
         self.steps_per_epoch = order.steps_per_epoch
-        self.batch_size = len(order.ids(0, rank, world))
+        self.batch_size = share_of(order.global_batch, world)
         self._makers = self._view_makers()
-        self._step = 0
+        self._step = order.first
         self._bad = Quarantine(source) if quarantine is None else quarantine
         self._stats = LoaderStats()
 

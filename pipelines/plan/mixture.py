@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from ...errors import UserError
-from ..order import permute
+from ..order import permute, share_of
 from ..rng import epoch_key, random_words, stream_key, stream_root
 from .deal import PERIOD, Deal, Marks
 from .favour import Favour
@@ -84,7 +84,7 @@ class MixedOrder:
         begin: tuple[int, Mapping[str, int]] = (0, {}),
     ) -> None:
         self.parts, self.global_batch, self.seed = parts, global_batch, seed
-        self.pure, self.exhausted, self.begin = pure, exhausted, begin
+        self.pure, self.exhausted, self.begin, self.first = pure, exhausted, begin, begin[0]
         self.samples = sum(part.samples for part in parts)
         self.steps_per_epoch = max(1, (epoch_samples or self.samples) // global_batch)
         self.ends: int | None = None  # after how many steps there is nothing more; None: never
@@ -101,7 +101,7 @@ class MixedOrder:
     def _make_phases(self) -> list[Phase]:
         moments = sorted({step for part in self.parts for step, _ in part.weights})
         phases: list[Phase] = []
-        step, before = self.begin[0], np.array([self.begin[1].get(p.name, 0) for p in self.parts], np.int64)
+        step, before = self.first, np.array([self.begin[1].get(p.name, 0) for p in self.parts], np.int64)
         gone: set[int] = set()
         if self.exhausted != "again":
             gone = {i for i, part in enumerate(self.parts) if part.limit is not None and before[i] >= part.limit}
@@ -180,8 +180,8 @@ class MixedOrder:
             raise UserError(
                 f"data.mix: every set is exhausted after {self.ends:,} steps, and step {step:,} was asked for"
             )
-        if step < self.begin[0]:
-            raise UserError(f"data.train: step {step:,} was read by the plan that held until step {self.begin[0]:,}")
+        if step < self.first:
+            raise UserError(f"data.train: step {step:,} was read by the plan that held until step {self.first:,}")
         phase = self._phases[bisect_right(self._starts, step) - 1]
         before, steps = self._before(phase, step), step - phase.first
         if phase.marks is None:
@@ -209,12 +209,7 @@ class MixedOrder:
         return torch.bucketize(ids, self._offsets, right=True) - 1
 
     def _read_anew(self, step: int, rank: int, world: int) -> tuple[torch.Tensor, torch.Tensor]:
-        if self.global_batch % world:
-            raise UserError(
-                f"train.batch_size: {self.global_batch} images do not divide among {world} processes; "
-                f"use a multiple of {world}"
-            )
-        share = self.global_batch // world
+        share = share_of(self.global_batch, world)
         before, counts = map(torch.from_numpy, self.composition(step))
         words = random_words(self.seed, "slots", step, torch.arange(self.global_batch), 1)[:, 0]
         slots = words.argsort(stable=True)[rank * share : (rank + 1) * share]

@@ -46,6 +46,12 @@ def order_of(
     return MixedOrder(parts, global_batch, seed=seed, **options)
 
 
+def run_length(order: Order | MixedOrder, epochs: int | None, max_steps: int | None) -> int:
+    """The steps of a run: `max_steps`, else `epochs`, but no more than a mixture lasts whose end ends the run."""
+    steps = max_steps or epochs * order.steps_per_epoch
+    return steps if order.ends is None else min(steps, order.ends)
+
+
 def _weights(source: PlannedSource, lasting: list[int], steps_per_epoch: int, total: int | None) -> list[tuple]:
     """For each set its ((first step, weight), ...)."""
     said = {planned.name: planned.spec.moments for planned in source.plan}

@@ -61,6 +61,7 @@ class TrainSettings:
     keep_every: int | None = None  # those of steps that this divides stay, too
     resume: str = "auto"  # auto: from the newest readable checkpoint in `out`, if any; never; or a path
     accept_changes: bool = False  # continue although recipe or images are others than the checkpoint's
+    replan: bool = False  # continue although data.train and data.mix, and they alone, plan another mixture from here on
     log_every: int = 10
     device: Literal["auto", "cpu", "cuda"] = "auto"
     # bf16, fp16: autocast, weights stay fp32; auto: bf16 where the device has it, else fp32
