@@ -134,6 +134,7 @@ OUTPUTS = {
     "export": ["x", "--to", "timm", "--out"],
     "doctor": ["x", "y", "--json"],
     "parity": ["--out"],
+    "plan": ["x", "--json"],
     "demo": ["--out"],
 }
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
 from ..errors import UserError
 from ..pipelines.order import shard_sizes
 from ..pipelines.plan.facts import in_words, plan_hash, sets_of
 from ..pipelines.plan.given import as_source
 from ..pipelines.plan.order_of import order_of, run_length
+from ..places import new_file
 from ..train.recipe.recipe import load_recipe
 
 
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="headrace plan", description="What a run will read: sets, shares, visits.")
     parser.add_argument("recipe", help="a YAML file, or the name of a packaged recipe")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="e.g. data.train=shards")
-    parser.add_argument("--json", type=Path, help="a file that gets the same as JSON")
+    parser.add_argument("--json", type=new_file, help="a file that gets the same as JSON")
     arguments = parser.parse_intermixed_args(argv)
     found = plan(arguments.recipe, arguments.overrides)
     print("\n".join(in_words(found["sets"])))
@@ -55,8 +55,5 @@ def main(argv: list[str] | None = None) -> int:
     )
     print(f"plan {found['hash']}")
     if arguments.json is not None:
-        try:
-            arguments.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-        except OSError as fault:
-            raise UserError(f"--json: {arguments.json}: cannot be written ({fault.strerror})") from None
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     return 0
