@@ -33,7 +33,7 @@ COMMANDS = {
     "import": ("tools.exchange.import_weights", "an encoder out of a checkpoint of another code base"),
     "import-config": ("tools.exchange.import_config", "a configuration of MMSelfSup -> a recipe"),
     "export": ("tools.exchange.export", "an encoder the way timm, torchvision, OpenMMLab, ... name it; or as ONNX"),
-    "models": ("tools.models_api", "models by name: parameters, multiply-adds, published accuracies"),
+    "models": ("tools.models_command", "models by name: parameters, multiply-adds, published accuracies"),
     "plan": ("tools.plan", "what a run will read: sets, shares, filters, visits"),
     "params": ("tools.params", "parameters and multiply-adds of a recipe's model, part by part"),
     "predict": ("tools.predict", "classes of photos, by a trained classifier"),

@@ -18,7 +18,7 @@ setup(
         *(f"headrace.{name}" for name in find_packages(include=[p for f in FOLDERS for p in (f, f"{f}.*")])),
     ],
     package_dir={"headrace": "."},
-    package_data={"headrace": ["configs/*.yaml", "configs/*/*.yaml", "kernels/*/*.json"]},
+    package_data={"headrace": ["configs/*.yaml", "configs/*/*.yaml", "kernels/*/*.json", "tools/*.json"]},
     install_requires=[
         "torch>=2.8",
         "torchvision",

@@ -4,7 +4,8 @@ look/              at data and encoders: views, features, attention, reconstruct
 runs/              at runs: reports, comparisons, curves
 doctor/            where the time goes between disk and model
 exchange/          weights and configurations of other libraries, in and out
-models_api.py      list_models, get_model, and the table of models
+models_api.py      list_models, get_model
+models_command.py  the table of models
 plan.py            what a run will read
 params.py          how large a model is, part by part        flops.py    multiply-adds of an encoder's parts
 predict.py         classes of photos

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import difflib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -255,26 +254,3 @@ def random_encoder(name: str) -> nn.Module:
 def gflops(name: str) -> float:
     """Billions of multiply-adds of one image through the encoder; see `flops.multiply_adds`."""
     return multiply_adds(random_encoder(name), MODELS[name].size)[""] / 1e9
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="headrace models",
-        description="Models by name; parameters of the encoder and a linear layer to 1000 classes. Accuracies on "
-        "ImageNet-1k are those published for the named weights, in percent; headrace has not trained them.",
-    )
-    parser.add_argument("word", nargs="?", default="", help="only models with this word in their names")
-    parser.add_argument("--gflops", action="store_true", help="count multiply-adds, too; takes a few seconds a model")
-    arguments = parser.parse_args(argv)
-    names = list_models(arguments.word)
-    if not names:
-        raise UserError(f"models: none has {arguments.word!r} in its name; headrace models lists them all")
-    print(f"{'name':<18} {'px':>4} {'parameters':>12} {'GFLOPs':>8} {'top-1':>7} {'top-5':>7}  of")
-    for name in names:
-        entry = MODELS[name]
-        operations = f"{gflops(name):.2f}" if arguments.gflops else "-"
-        shares = [f"{share:.2f}" if share else "-" for share in (entry.top1, entry.top5)]
-        count = f"{parameters(name):,}"
-        cells = f"{name:<18} {entry.size:>4} {count:>12} {operations:>8} {shares[0]:>7} {shares[1]:>7}"
-        print(f"{cells}  {entry.source}".rstrip())
-    return 0

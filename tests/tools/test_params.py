@@ -1,7 +1,8 @@
 """`headrace params`: multiply-adds against formulas, rows that add up, totals of the table of models."""
 
-from functools import cache
+from functools import json
 
+import cache
 import pytest
 import torch
 from tiny_encoders import BEIT, HIVIT, MIXMIM, PLAIN, RESNET, SIZE, SWIN, encoder
@@ -9,7 +10,7 @@ from tiny_encoders import BEIT, HIVIT, MIXMIM, PLAIN, RESNET, SIZE, SWIN, encode
 import headrace
 from headrace.errors import UserError
 from headrace.models.backbones import ViT
-from headrace.tools import models_api
+from headrace.tools import models_api, models_command
 from headrace.tools.flops import multiply_adds
 from headrace.tools.models_api import random_encoder
 from headrace.tools.params import main, tree
@@ -68,9 +69,10 @@ def test_every_count_of_a_model_is_that_of_its_tensors(capsys, monkeypatch):
     """The table, `params` and the model that `get_model` gives, with and without a head: one number each."""
     monkeypatch.setattr("headrace.tools.params.multiply_adds", lambda *_: {})
     monkeypatch.setattr(models_api, "_random", cache(models_api._random))  # large ones take a second each
-    assert models_api.main([]) == 0
+    assert models_command.main([]) == 0
     table = {row.split()[0]: row.split()[2] for row in capsys.readouterr().out.splitlines()[1:]}
     assert list(table) == headrace.list_models()
+    assert json.loads(models_command.TABLE.read_text("utf-8")) == models_command.made()
     for name in table:
         with torch.device("meta"):
             encoder, whole = (headrace.get_model(name, head=head) for head in (None, "linear"))

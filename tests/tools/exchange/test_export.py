@@ -32,7 +32,7 @@ from tiny_encoders import (
 import headrace
 from headrace.errors import UserError
 from headrace.models.algorithms.classifier import Classifier
-from headrace.tools import models_api
+from headrace.tools import models_api, models_command
 from headrace.tools.exchange.export import Part, export, main, part_of
 from headrace.tools.exchange.import_weights import import_checkpoint, save_algorithm
 from headrace.tools.exchange.import_weights import main as import_main
@@ -336,7 +336,7 @@ def test_the_page_has_the_table_of_models(capsys, monkeypatch):
     small = ("vit-tiny", "dinov3-small", "clip-base-p32", "mixmim-base", "hivit-tiny", "swin-base", "resnet18")
     own = models_api.gflops
     monkeypatch.setattr(models_api, "gflops", lambda name: own(name) if name in small else counted[name])
-    assert models_api.main(["--gflops"]) == 0
+    assert models_command.main(["--gflops"]) == 0
     assert capsys.readouterr().out.splitlines() == rows
 
 
