@@ -1,8 +1,8 @@
 """`headrace params`: multiply-adds against formulas, rows that add up, totals of the table of models."""
 
-from functools import json
+import json
+from functools import cache
 
-import cache
 import pytest
 import torch
 from tiny_encoders import BEIT, HIVIT, MIXMIM, PLAIN, RESNET, SIZE, SWIN, encoder
