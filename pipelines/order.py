@@ -27,17 +27,23 @@ _ROUNDS = 8
 WINDOW = 16  # blocks that are read at about the same time
 
 
-def permute(positions: torch.Tensor, size: int | torch.Tensor, key: int | torch.Tensor) -> torch.Tensor:
+def permute(
+    positions: torch.Tensor, size: int | torch.Tensor, key: int | torch.Tensor, rows: torch.Tensor | None = None
+) -> torch.Tensor:
     """Images of `positions` (int64, in [0, size)) under a pseudo-random bijection of [0, size).
 
     The network permutes the next power of four above `size`; values that fall outside are sent through again until
-    they land inside, which takes fewer than four passes on average. `size` and `key` may be (n,), a bijection for each.
+    they land inside, which takes fewer than four passes on average. With `rows` there are several bijections, of
+    `size` (m,) and `key` (m,), and ``rows[i]`` says which of them position i is of.
     """
-    several = isinstance(size, torch.Tensor)
     half = _half_bits(size)
-    round_keys = mix(torch.arange(1, _ROUNDS + 1) * 2 + (key[:, None] if several else key)).unbind(-1)
+    if rows is None:
+        round_keys = list(mix(torch.arange(1, _ROUNDS + 1) * 2 + key))
+    else:
+        round_keys = list(mix(torch.arange(1, _ROUNDS + 1) * 2 + key[:, None])[rows].unbind(1))
+        half, size = half[rows], size[rows]
 
-    def network(x: torch.Tensor, half, keys) -> torch.Tensor:
+    def network(x: torch.Tensor, half: int | torch.Tensor, keys: list[torch.Tensor]) -> torch.Tensor:
         low_bits = (1 << half) - 1
         left, right = x >> half, x & low_bits
         for round_key in keys:
@@ -49,7 +55,7 @@ def permute(positions: torch.Tensor, size: int | torch.Tensor, key: int | torch.
         outside = (result >= size).nonzero(as_tuple=True)
         if not outside[0].numel():
             return result
-        some = (half[outside], [k[outside] for k in round_keys]) if several else (half, round_keys)
+        some = (half, round_keys) if rows is None else (half[outside], [own[outside] for own in round_keys])
         result[outside] = network(result[outside], *some)
 
 

@@ -39,9 +39,11 @@ class Favour:
         if self.rule == "replacement":
             points = uniform(seed, f"favour/{name}", 0, given, 1)[:, 0] * count
         else:
-            passes = given // count
-            sizes = torch.full_like(given, count)
-            points = permute(given % count, sizes, stream_key(seed, f"order/{name}", passes)).double()
+            passes, rows = (given // count).unique(return_inverse=True)
+            sizes = torch.full_like(passes, count)
+            keys = stream_key(seed, f"order/{name}", passes)
+            points = permute(given % count, sizes, keys, rows).double()
+            passes = passes[rows]
             points += uniform(seed, f"favour/{name}", 0, passes, 1)[:, 0]
         # a weight of 0 has an empty interval; the last of all ends at n, which no point reaches
         return torch.bucketize(points, self.edges, right=True).clamp(max=self._last)

@@ -218,9 +218,19 @@ class MixedOrder:
         given = before[which] + slots - (ends - counts)[which]  # the image of its set, counted over the whole run
         sizes = self._sizes[which]
         passes = given // sizes
-        ids = permute(given % sizes, sizes, epoch_key(self._roots[which], passes))
+        ids = self._places(given % sizes, which, passes, before, counts)
         for number in self._favoured:
             mine = which == number
             ids[mine] = self.parts[number].favour.at(given[mine], self.seed, self.parts[number].name)
             passes[mine] = given[mine]
         return self._offsets[which] + ids, passes
+
+    def _places(self, positions, which, passes, before, counts) -> torch.Tensor:
+        """(n,) samples of their sets that stand at `positions` (n,) of `passes` over the sets `which`."""
+        first = before // self._sizes
+        last = (before + counts - 1).clamp(min=0) // self._sizes
+        widths = torch.where(counts > 0, last - first + 1, 0)  # how many passes of each set the batch takes from
+        starts = widths.cumsum(0) - widths
+        sets = torch.repeat_interleave(widths)
+        keys = epoch_key(self._roots[sets], torch.arange(len(sets)) - starts[sets] + first[sets])
+        return permute(positions, self._sizes[sets], keys, starts[which] + passes - first[which])

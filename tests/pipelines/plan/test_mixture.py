@@ -76,11 +76,14 @@ def test_marks_are_a_share_of_the_steps(share):
     assert abs(sum(found) - 2000 * share) <= 3
 
 
-def test_a_bijection_for_each_is_that_of_one():
-    for size in (1, 2, 17, 4096, 4097, 10**9):
-        positions = torch.arange(min(size, 200))
-        both = torch.full_like(positions, size), torch.full_like(positions, 77)
-        assert torch.equal(permute(positions.clone(), size, 77), permute(positions.clone(), *both))
+def test_several_bijections_at_once_are_each_of_them():
+    sizes, keys = torch.tensor([1, 2, 17, 4096, 4097, 10**9]), torch.arange(6) * 77 - 200
+    rows = torch.randint(6, (500,))
+    positions = torch.randint(10**9, (500,)) % sizes[rows]
+    found = permute(positions.clone(), sizes, keys, rows)
+    for row, (size, key) in enumerate(zip(sizes.tolist(), keys.tolist())):
+        mine = rows == row
+        assert torch.equal(found[mine], permute(positions[mine], size, key))
 
 
 # ---- what is read
