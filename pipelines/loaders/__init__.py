@@ -1,6 +1,7 @@
 """A source, an `InputSpec` and an `Order` -> batches on the device; one file for each way to get at pixels.
 
 epochs.py         `headrace.loader`: the data path for a loop of one's own
+arguments.py      what it is given, checked
 choose.py         which loader serves a source, and why
 base.py           what every loader does alike: position, plan, substitution, faults, finishing
 cpu.py            decoding and whole views in our own threads

@@ -17,6 +17,8 @@ from .memory import MemoryLoader
 
 DALI_HINT = "pip install nvidia-dali-cuda130 (or nvidia-dali-cuda120 for a CUDA 12 driver)"
 
+LOADERS = ("auto", "cpu", "dali", "memory", "webdataset", "ffcv")
+
 NO_PROOF = "is given only what simplejpeg has found sound, and that is not installed: pip install simplejpeg"
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import weakref
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -16,12 +16,15 @@ from torch.utils.data import Dataset
 
 from ...cores import cores
 from ...errors import UserError
-from ..order import shard_sizes
+from ..order import Order, shard_sizes
+from ..plan.facts import plan_hash
 from ..plan.given import as_source
+from ..plan.mixture import MixedOrder
 from ..plan.order_of import order_of
-from ..spec import Batch, ByteSource, InputSpec, LoaderStats, MaskSpec, ViewSpec
-from ..views import recipes
-from .choose import choose_loader, make_loader
+from ..sources.stream import StreamSource
+from ..spec import Batch, ByteSource, LoaderStats, MaskSpec, ViewSpec
+from .arguments import as_inputs, device_of, one_of, whole
+from .choose import LOADERS, choose_loader, make_loader
 from .quarantine import Quarantine
 
 
@@ -76,14 +79,21 @@ def loader(
     Raises:
         UserError: for what cannot be done, in one line; in a loop, for too many bad images as well.
     """
-    if pixels != "auto":
-        raise UserError(f"pixels: needs auto, got {pixels!r}")
+    batch_size, seed = whole("batch_size", batch_size, 1), whole("seed", seed)
+    threads = None if threads is None else whole("threads", threads, 1)
+    block = block if block in (None, "shard") else whole("block", block, 1)
+    one_of("loader", loader, LOADERS)
+    one_of("last_batch", last_batch, ("drop", "pad"))
+    one_of("pixels", pixels, ("auto",))
+    one_of("shuffle", shuffle, (True, False))
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise UserError(f"dtype: needs a type of floating point such as torch.float16, got {dtype!r}")
+    if not isinstance(max_bad, (int, float)) or not 0 <= max_bad <= 1:
+        raise UserError(f"max_bad: needs a share of the images from 0 to 1, got {max_bad!r}")
+    where = device_of(device)
     source, inputs = as_source(data), as_inputs(views, mask)
     blocks = shard_sizes(source) if block == "shard" else block
     order = order_of(source, batch_size, seed=seed, shuffle=shuffle, last=last_batch, blocks=blocks)
-    where = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
-    if where.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device: {device} was asked for, but torch sees no GPU; use device='cpu' or 'auto'")
     kind, _ = choose_loader(source, loader, where, inputs)
     aside = Quarantine(source, max_bad, None if quarantine is None else Path(quarantine))
     options = {"kind": kind, "threads": threads, "seed": seed, "dtype": dtype, "quarantine": aside}
@@ -105,8 +115,20 @@ class EpochLoader:
         self._step = 0  # of the next batch, counted over all epochs
         self._exact = True  # whether the next loop begins at `_step` itself
         self._turn = 0  # which loop is going on
+        self._data: int | None = None  # what `_told_apart` says, when somebody asked
+        self._begin()
+
+    def _begin(self) -> None:
         self._made = _Made()
         self._finalizer = weakref.finalize(self, self._made.close)
+
+    def __getstate__(self) -> dict:
+        """A copy has threads of its own, and is where this one is: in no loop."""
+        return {key: value for key, value in self.__dict__.items() if key not in ("_made", "_finalizer")}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._begin()
 
     def __len__(self) -> int:
         """Batches of an epoch."""
@@ -130,6 +152,8 @@ class EpochLoader:
         for _ in range(len(self) - self._step % len(self)):
             if turn != self._turn:
                 raise UserError("loader: closed, or another loop over it has begun meanwhile; make one loader for each")
+            if self._made.place is None or self._made.place[2] != os.getpid():
+                raise UserError("loader: this loop began before the process was forked; begin one in the new process")
             batch = next(inner)
             self._step, self._exact = self._step + 1, False
             yield batch
@@ -152,16 +176,28 @@ class EpochLoader:
     def state_dict(self) -> dict[str, int]:
         """The position behind the last batch that was given out, and what it is a position in: integers."""
         order = self.order
-        return {"step": self._step, "samples": order.samples, "batch_size": order.global_batch, "seed": order.seed}
+        if self._data is None:
+            self._data = _told_apart(self.source, order)
+        own = {"samples": order.samples, "batch_size": order.global_batch, "seed": order.seed, "data": self._data}
+        return {"step": self._step, **own}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """The next loop continues there. Raises `UserError` for a state of other data, another batch size or seed."""
+        """The next loop continues there. Raises `UserError` for a state of other data, another order, batch size or
+        seed."""
         own = self.state_dict()
-        keys = [key for key in own if key != "step" and state.get(key) != own[key]]
+        if not isinstance(state, Mapping):
+            raise UserError(f"loader: the state is {type(state).__name__}, not what state_dict() gave")
+        keys = [key for key in own if key not in ("step", "data") and state.get(key) != own[key]]
         differ = [f"{key} {state.get(key)}, here {own[key]}" for key in keys]
-        if differ or not isinstance(state.get("step"), int) or state["step"] < 0:
-            raise UserError(f"loader: the state is of another loader: {'; '.join(differ) or 'it names no step'}")
-        self._step, self._exact, self._turn = state["step"], True, self._turn + 1
+        if not differ and state.get("data") != own["data"]:
+            differ = ["its images, their order or their shares are others"]
+        try:
+            step = whole("step", state.get("step"), 0)
+        except UserError:
+            differ = differ or ["it names no step"]
+        if differ:
+            raise UserError(f"loader: the state is of another loader: {'; '.join(differ)}")
+        self._step, self._exact, self._turn = step, True, self._turn + 1
 
     def stats(self) -> LoaderStats:
         """Images, seconds waited, images that were replaced."""
@@ -192,22 +228,13 @@ class _Made:
             loader.close()
 
 
-def as_inputs(views, mask=None) -> InputSpec:
-    """What `views` and `mask` of `loader` stand for. Raises `UserError`."""
-    try:
-        if isinstance(views, str):
-            views = recipes.VIEWS.get(views) or (recipes.view(views),)
-        views = (views,) if isinstance(views, ViewSpec) else tuple(views)
-        if not views or not all(isinstance(view, ViewSpec) for view in views):
-            raise ValueError("needs a name such as 'moco_v2', or ViewSpecs")
-    except (ValueError, TypeError) as fault:
-        raise UserError(f"views: {fault}") from None
-    if len(views) == 1 and views[0].draws is not None:  # one of several, asked for alone
-        views = (replace(views[0], draws=None),)
-    try:
-        return InputSpec(views, recipes.mask(mask, views[0].side) if isinstance(mask, str) else mask)
-    except ValueError as fault:
-        raise UserError(f"mask: {fault}" if isinstance(mask, str) else str(fault)) from None
+def _told_apart(source: ByteSource, order: Order | MixedOrder) -> int:
+    """63 bits that tell which samples there are, by their keys (1,024 spread over the set), and in which order."""
+    total = hashlib.sha256(f"{plan_hash(source, order)} {order.shuffle}".encode())
+    if not isinstance(source, StreamSource):  # which does not know its samples before they come
+        for index in np.linspace(0, len(source) - 1, min(len(source), 1024)).round().astype(np.int64).tolist():
+            total.update(source.key(index).encode("utf-8", "surrogateescape") + b"\0")
+    return int.from_bytes(total.digest()[:8], "big") >> 1
 
 
 def process_of(rank: int | None, world: int | None) -> tuple[int, int]:
@@ -217,7 +244,11 @@ def process_of(rank: int | None, world: int | None) -> tuple[int, int]:
     if rank is None and dist.is_available() and dist.is_initialized():
         rank, world = dist.get_rank(), dist.get_world_size()
     elif rank is None:
-        rank, world = (int(os.environ.get(key, default)) for key, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+        try:
+            rank, world = (int(os.environ.get(key, default)) for key, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+        except ValueError as fault:
+            raise UserError(f"the variables RANK and WORLD_SIZE: {fault}; unset them, or give rank and world") from None
+    rank, world = whole("rank", rank), whole("world", world)
     if not 0 <= rank < world:
         raise UserError(f"rank, world: process {rank} of {world} does not exist; ranks count from 0")
     return rank, world

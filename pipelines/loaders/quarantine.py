@@ -53,6 +53,12 @@ class Quarantine:
         self.refresh()
         self._check()
 
+    def __getstate__(self) -> dict:
+        return {key: value for key, value in self.__dict__.items() if key != "_lock"}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
     def __len__(self) -> int:
         """Images, however many entries they have."""
         return len(self._reasons) + sum(self._missing.values()) - len(self._missing)

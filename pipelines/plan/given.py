@@ -30,20 +30,28 @@ def as_source(data, mix: MixSpec | Mapping | None = None) -> ByteSource:
     if isinstance(data, ByteSource):
         return data
     images, labels = data if isinstance(data, tuple) and len(data) == 2 and not _is_path(data[0]) else (data, None)
-    if isinstance(images, torch.Tensor):
-        images = images.numpy()
-    if isinstance(images, Sequence) and len(images) and all(map(_is_path, images)):
+    if isinstance(images, np.ndarray) and images.dtype.kind == "U" and images.ndim == 1:
+        images = images.tolist()
+    whole = isinstance(images, (np.ndarray, torch.Tensor))
+    if not whole and (not isinstance(images, Sequence) or isinstance(images, (bytes, bytearray))):
+        images = ()
+    if not whole and len(images) and all(map(_is_path, images)):
         return PathSource(images, labels)
-    shapes = [images.shape[1:]] if isinstance(images, np.ndarray) else [np.shape(image) for image in images]
-    if not len(images) or any(len(shape) != 3 or shape[2] != 3 for shape in shapes):
+    images = _array(images) if whole else [_array(image) for image in images]
+    shapes = [images.shape[1:]] if whole else [getattr(image, "shape", ()) for image in images]
+    if not len(images) or any(len(shape) != 3 or shape[2] != 3 or not all(shape) for shape in shapes):
         raise UserError(
             "data: needs a name, a source, a data set, a list of paths, or images of (H, W, 3); "
-            f"got {type(data).__name__}" + (f" of {images.shape}" if isinstance(images, np.ndarray) else "")
+            f"got {type(data).__name__}" + (f" of {images.shape}" if whole else "")
         )
-    kinds = {np.asarray(images[i]).dtype for i in range(0, len(images), max(1, len(images) // 16))}
+    kinds = {images.dtype} if whole else {image.dtype for image in images}
     if kinds != {np.dtype(np.uint8)}:
         raise UserError(f"data: images hold {', '.join(map(str, kinds))}; give uint8, 0 to 255")
     return ArraySource(images, labels)
+
+
+def _array(image):
+    return image.detach().cpu().numpy() if isinstance(image, torch.Tensor) else image
 
 
 def _is_path(thing) -> bool:

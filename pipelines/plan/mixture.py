@@ -96,6 +96,13 @@ class MixedOrder:
         self._starts = [phase.first for phase in self._phases]
         self._read = lru_cache(maxsize=8)(self._read_anew)
 
+    def __getstate__(self) -> dict:
+        return {key: value for key, value in self.__dict__.items() if key != "_read"}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._read = lru_cache(maxsize=8)(self._read_anew)
+
     # ---- counts
 
     def _make_phases(self) -> list[Phase]:

@@ -9,6 +9,7 @@ voc.py, coco.py, segmentation.py                                               s
 files.py, mapped.py       the two tables behind all these: files under a root, byte ranges of large files
 lookup.py, annotations.py, unpickle.py, png.py, tar.py, samples.py             formats and names
 arrays.py, paths.py, dataset.py    what comes from Python: arrays, paths, a data set of torch.utils.data
+class_numbers.py                   and their labels
 subset.py                 some samples of another source
 """
 

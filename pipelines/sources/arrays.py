@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ...errors import UserError
+from .class_numbers import class_numbers
 
 
 class ArraySource:
@@ -14,10 +14,8 @@ class ArraySource:
 
     def __init__(self, images, labels: Sequence[int] | None = None, *, name: str = "arrays") -> None:
         self.images, self.name = images, name
-        self.labels = None if labels is None else [int(label) for label in labels]
+        self.labels = None if labels is None else class_numbers(labels, len(images), name, "images").tolist()
         self.classes = None if labels is None else [str(c) for c in range(max(self.labels, default=-1) + 1)]
-        if labels is not None and len(self.labels) != len(images):
-            raise UserError(f"{name}: {len(images)} images but {len(self.labels)} labels")
 
     def __len__(self) -> int:
         return len(self.images)

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ...errors import UserError
+from .class_numbers import class_numbers
 
 
 class DatasetSource:
@@ -33,9 +34,10 @@ class DatasetSource:
         if self._length == 0:
             raise UserError(f"{self.name}: holds no sample")
         targets = getattr(dataset, "targets", None)
-        self._labels = None if targets is None else np.asarray(targets, np.int64)
-        if self._labels is not None and self._labels.shape != (self._length,):
-            self._labels = None  # targets that are no classes
+        try:
+            self._labels = None if targets is None else class_numbers(targets, self._length, self.name, "samples")
+        except UserError:  # targets that are no classes
+            self._labels = None
         _, label = self._sample(0)
         if self._labels is None and label is not None:
             self._labels = np.full(self._length, -1, np.int64)  # filled as samples are read

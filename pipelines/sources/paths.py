@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...errors import UserError
+from .class_numbers import class_numbers
 from .files import FileSource
 
 
@@ -21,9 +22,7 @@ class PathSource(FileSource):
         whole = [os.path.abspath(os.path.expanduser(os.fspath(path))) for path in paths]
         if not os.path.isfile(whole[0]):
             raise UserError(f"data: {whole[0]} does not exist; give paths of image files")
-        numbers = None if labels is None else np.asarray(labels, np.int32)
-        if numbers is not None and numbers.shape != (len(whole),):
-            raise UserError(f"data: {len(whole)} paths but labels of shape {numbers.shape}")
+        numbers = None if labels is None else class_numbers(labels, len(whole), "data", "paths").astype(np.int32)
         root = os.path.commonpath([os.path.dirname(path) for path in whole])
         inside = [os.fsencode(os.path.relpath(path, root)) for path in whole]
         classes = None if numbers is None else [str(c) for c in range(int(numbers.max()) + 1)]

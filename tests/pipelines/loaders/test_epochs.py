@@ -1,8 +1,13 @@
 """`headrace.loader` against the order, the oracle and the loaders of `pretrain`; what it takes; when it ends."""
 
+import copy
 import gc
 import io
 import json
+import os
+import pickle
+import select
+import signal
 import subprocess
 import sys
 import threading
@@ -85,8 +90,70 @@ def test_a_state_of_something_else_is_refused(photo_folder):
     state = headrace.loader(photo_folder, views=SMALL, batch_size=8, seed=1).state_dict()
     with pytest.raises(UserError, match="batch_size 8, here 6; seed 1, here 0"):
         loader.load_state_dict(state)
-    with pytest.raises(UserError, match="names no step"):
-        loader.load_state_dict({**loader.state_dict(), "step": None})
+    for step in (None, True, 1.0, "1", -1):
+        with pytest.raises(UserError, match="names no step"):
+            loader.load_state_dict({**loader.state_dict(), "step": step})
+    for state in (None, [0], 3):
+        with pytest.raises(UserError, match="not what state_dict"):
+            loader.load_state_dict(state)
+    loader.load_state_dict({key: torch.tensor(value) for key, value in loader.state_dict().items()})
+
+
+def test_a_state_of_as_many_other_images_or_another_order_is_refused(photo_folder, tmp_path):
+    for number, path in enumerate(sorted(photo_folder.rglob("*.*"))):
+        if path.is_file():
+            (tmp_path / f"{number}{path.suffix}").write_bytes(path.read_bytes())
+    plan = {name: {"source": str(photo_folder), "weight": 1} for name in "ab"}
+    other = {"a": plan["a"], "b": {**plan["b"], "weight": 2}}
+    for data, changed, options in [
+        (photo_folder, tmp_path, {}),
+        (photo_folder, photo_folder, {"shuffle": False}),
+        (photo_folder, photo_folder, {"last_batch": "pad"}),
+        (photo_folder, photo_folder, {"block": 3}),
+        (plan, other, {}),
+    ]:
+        state = headrace.loader(data, views=SMALL, batch_size=6).state_dict()
+        headrace.loader(data, views=SMALL, batch_size=6, threads=1, rank=1, world=2).load_state_dict(state)
+        with pytest.raises(UserError, match="its images, their order or their shares are others"):
+            headrace.loader(changed, views=SMALL, batch_size=6, **options).load_state_dict(state)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))])
+@pytest.mark.parametrize("several", [False, True])
+def test_a_copy_is_a_loader_of_its_own(photo_folder, copied, several):
+    data = {"a": {"source": str(photo_folder)}} if several else photo_folder
+    with headrace.loader(data, views=SMALL, batch_size=6) as loader:
+        expected = [ids(loader), ids(loader)]
+    with headrace.loader(data, views=SMALL, batch_size=6) as loader:
+        loop = iter(loader)
+        got = [next(loop).ids.tolist()]
+        with copied(loader) as other:
+            assert ids(other) == expected[1]  # no loop of it was left early but this one's epoch has begun
+            assert got + ids(loop) == expected[0]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_loop_that_began_before_a_fork_is_over_in_the_child(photo_folder):
+    loader = headrace.loader(photo_folder, views=SMALL, batch_size=6)
+    loop = iter(loader)
+    next(loop)
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            os.write(write, str(next(loop).step).encode())
+        except UserError as fault:
+            os.write(write, str(fault).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    answered = select.select([read], [], [], 30)[0]
+    if not answered:
+        os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert answered and b"began before the process was forked" in os.read(read, 1000)
+    os.close(read)
+    assert next(loop).step == 1
 
 
 def test_two_loops_at_once_are_an_error(photo_folder):
@@ -226,6 +293,31 @@ class Tensors(Encoded):
         ({"data": np.zeros((4, 8, 8, 3), np.float32)}, "images hold float32; give uint8"),
         ({"data": (["missing.jpg"], [0])}, "missing.jpg does not exist"),
         ({"data": Endless()}, "Endless: has no length"),
+        ({"batch_size": "8"}, "batch_size: needs a whole number from 1 on, got '8'"),
+        ({"batch_size": 6.0}, "batch_size: needs a whole number from 1 on, got 6.0"),
+        ({"seed": None}, "seed: needs a whole number, got None"),
+        ({"threads": 0}, "threads: needs a whole number from 1 on, got 0"),
+        ({"block": "shards"}, "block: needs a whole number from 1 on, got 'shards'"),
+        ({"loader": "cup"}, "loader: needs auto or cpu or dali"),
+        ({"last_batch": "keep"}, "last_batch: needs drop or pad, got 'keep'"),
+        ({"shuffle": "no"}, "shuffle: needs True or False, got 'no'"),
+        ({"dtype": torch.int32}, "dtype: needs a type of floating point"),
+        ({"dtype": "float32"}, "dtype: needs a type of floating point"),
+        ({"max_bad": 30}, "max_bad: needs a share of the images from 0 to 1, got 30"),
+        ({"device": "gpu"}, "device: needs 'cpu', 'cuda', 'cuda:1' or 'auto', got 'gpu'"),
+        ({"device": "meta"}, "device: needs 'cpu'"),
+        ({"mask": 0.75}, "mask: needs a name such as 'mae', or a mask, got 0.75"),
+        ({"views": None}, "views: needs a name such as 'moco_v2', or ViewSpecs"),
+        ({"rank": "0", "world": "2"}, "rank: needs a whole number, got '0'"),
+        ({"data": 5}, "images of (H, W, 3); got int"),
+        ({"data": (path for path in "ab")}, "images of (H, W, 3); got generator"),
+        ({"data": [Image.new("RGB", (8, 8))] * 8}, "images of (H, W, 3); got list"),
+        ({"data": np.zeros((8, 0, 8, 3), np.uint8)}, "images of (H, W, 3); got ndarray of (8, 0, 8, 3)"),
+        ({"data": (PIXELS, [0.5] * 6)}, "arrays: label 0.5 of number 0: classes are whole numbers from 0"),
+        ({"data": (PIXELS, [0] * 5 + [-2])}, "arrays: label -2 of number 5"),
+        ({"data": (PIXELS, [2**40] * 6)}, "arrays: label 1099511627776 of number 0"),
+        ({"data": (PIXELS, ["cat"] * 6)}, "arrays: labels are no list of class numbers"),
+        ({"data": (PIXELS, np.zeros((6, 2), int))}, "arrays: labels are no list of class numbers"),
         ({"data": Tensors()}, "Tensors[0]: is Tensor, not the bytes of an image file or a Pillow image"),
     ],
 )
