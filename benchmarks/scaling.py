@@ -30,6 +30,7 @@ from headrace.cores import cores
 from headrace.errors import UserError, run_command
 from headrace.pipelines.loaders.choose import make_loader
 from headrace.pipelines.order import Order, shard_sizes
+from headrace.pipelines.plan.mixture import MixedOrder, Part
 from headrace.pipelines.sources import open_source
 from headrace.pipelines.sources.mapped import INDEX
 from headrace.pipelines.sources.shards import FORMAT, INDEX_FILE, MANIFEST, VERSION, ShardSource
@@ -40,6 +41,7 @@ from headrace.train.engine.metrics import read_metrics
 from . import processes
 from .record import add_out, append, spread
 
+_SHARES = (0.5, 0.3, 0.2)
 PARTS = ("threads", "processes", "order", "index")
 IMAGENET_21K = 14_200_000
 _PER_SHARD, _BYTES = 10_000, 110_000
@@ -91,21 +93,26 @@ def _scaled(job: str, figure: str, values: dict[int, list[float]]) -> Iterator[d
 
 
 def order(sizes: Sequence[int], repeat: int) -> Iterator[dict]:
-    """Rows by number of samples: a rank's ids of a step, with the full shuffle and in blocks of 10,000."""
+    """Rows by number of samples: a rank's ids of a step, with the full shuffle, in blocks of 10,000, of three sets of
+    so many samples each at shares of 0.5, 0.3 and 0.2."""
     for samples in sizes:
-        for blocks in (None, _PER_SHARD):
+        for blocks in (None, _PER_SHARD, _SHARES):
             whole = min(_GLOBAL_BATCH, samples // _RANKS * _RANKS) or samples
             world = _RANKS if whole >= _RANKS else 1
             times, before = [], resident()
             for turn in range(repeat):
                 clock = [time.perf_counter()]
-                reading = Order(samples, whole, seed=turn, blocks=blocks)
+                if blocks is _SHARES:
+                    parts = tuple(Part(str(i), samples, ((0, share),)) for i, share in enumerate(_SHARES))
+                    reading = MixedOrder(parts, whole, seed=turn)
+                else:
+                    reading = Order(samples, whole, seed=turn, blocks=blocks)
                 for step in range(3):
                     clock.append(time.perf_counter())
                     reading.ids(step % reading.steps_per_epoch, world - 1, world)
                 times.append(np.diff([*clock, time.perf_counter()]) * 1e3)
             made, first, _, later = np.array(times).T
-            name = "full shuffle" if blocks is None else f"blocks of {blocks:,}"
+            name = "full shuffle" if blocks is None else "three sets" if blocks is _SHARES else f"blocks of {blocks:,}"
             row = {"job": "order", "contender": f"{samples:,} samples, {name}", **spread("ids_ms", later)}
             # of blocks, an epoch's first step makes the table of them
             row |= {"first_ids_ms": round(float(np.median(first)), 3), "open_ms": round(float(np.median(made)), 4)}

@@ -25,6 +25,8 @@ def test_orders_and_indices_are_written_down(tmp_path, capsys):
         assert scaling.main(arguments) == 0
     rows = {(row["job"], row["contender"]): row for row in record.read("scaling", tmp_path)}
     full = rows["order", "10,000 samples, full shuffle"]
+    three = rows["order", "10,000 samples, three sets"]
+    assert three["ids"] == 9 and three["ids_ms"] > 0
     assert full["ids"] == 9 and full["ranks"] == 1024 and full["ids_ms"] > 0
     assert rows["index", "1,000 samples"]["bytes_per_sample"] == pytest.approx(28, abs=0.3)
 
