@@ -39,6 +39,9 @@ class StepOutput:
     loss: torch.Tensor  # scalar
     metrics: dict[str, torch.Tensor] = field(default_factory=dict)  # detached scalars
     embedding: torch.Tensor | None = None  # (B, D) detached, what an online probe looks at
+    # () -> (B,) detached: the losses of this rank's samples, as `Algorithm.sample_loss` says. Called before the
+    # backward pass, and only where a ledger is kept
+    per_sample: Callable[[], torch.Tensor] | None = None
 
 
 class Algorithm(nn.Module):
@@ -49,6 +52,7 @@ class Algorithm(nn.Module):
     """
 
     no_pictures = "predicts no pictures"  # why there is no `reconstruct`, where there is none
+    sample_loss: str | None = None  # what `StepOutput.per_sample` gives of a sample, in a phrase; None: nothing
     equal_shapes = True  # False: images differ in size from step to step (detection)
     local_batch_norm = False  # True: batch normalisation per process, where the method counts on it (MoCo's shuffling)
 

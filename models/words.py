@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -9,6 +12,7 @@ from torch import nn
 from ..pipelines.spec import BlockMask, Mask
 from .algorithm import Algorithm
 from .backbones.vit import ViT
+from .sample_losses import word_losses
 from .smoke import tiny
 from .targets.frozen import RANDOM, Weights
 
@@ -40,6 +44,7 @@ class MaskedWords(Algorithm):
     """Its encoder is `self.vit`."""
 
     no_pictures = "predicts tokens of a visual vocabulary, no pictures"
+    sample_loss = "cross-entropy of the words of its hidden patches, their mean"
 
     @property
     def encoder(self) -> ViT:
@@ -56,6 +61,9 @@ def rows(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     return x.gather(1, places[:, :, None].expand(-1, -1, x.shape[-1]))
 
 
-def word_loss(head: nn.Module, tokens: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy of tokens (B, K, D) under `head` against words (B, K)."""
-    return F.cross_entropy(head(tokens).flatten(0, 1).float(), words.flatten())
+def word_loss(
+    head: nn.Module, tokens: torch.Tensor, words: torch.Tensor
+) -> tuple[torch.Tensor, Callable[[], torch.Tensor]]:
+    """Mean cross-entropy of tokens (B, K, D) under `head` against words (B, K), and what gives each sample's (B,)."""
+    logits = head(tokens).flatten(0, 1).float()
+    return F.cross_entropy(logits, words.flatten()), partial(word_losses, logits, words)

@@ -53,6 +53,7 @@ from headrace.train.engine.trackers import make_tracker
 from headrace.train.engine.transforms import checkpoint_blocks
 from headrace.train.evaluation.score import knn_score
 from headrace.train.evaluation.sweep import sweep
+from headrace.train.ledger import FOLDER, Ledger, require_sample_loss
 from headrace.train.pretrain_command import main
 from headrace.train.recipe.recipe import Recipe, smoke_images, without_effect
 from headrace.train.resume import Resumed, find_resume, go_back, restore, restore_weights, saved_state
@@ -76,9 +77,11 @@ def pretrain(
     ``batches(source, algorithm, order, seed=, device=, threads=, rank=, world=)``.
 
     Leaves there: config.yaml, environment.jsonl, step-XXXXXXXX.pt, metrics.jsonl, quarantine.jsonl if there are bad
-    images, sound.bin of the dali loader and, at the end, encoder.safetensors.
+    images, sound.bin of the dali loader, the folder ledger where one is kept and, at the end, encoder.safetensors.
     """
     settings, out = recipe.train, recipe.out
+    if settings.ledger:
+        require_sample_loss(recipe.algorithm.name)
     use_rules(recipe.data.rules)
     if source is None:
         if recipe.data.train is None:
@@ -123,6 +126,7 @@ def pretrain(
             (out / QUARANTINE_FILE).unlink(missing_ok=True)
         process.barrier()
         quarantine = Quarantine(source, recipe.data.max_bad, out / QUARANTINE_FILE)
+        ledger = _ledger(recipe, len(source), process, resumed, total_steps)
         if process.is_main:
             if (note := small_range(source)) is not None:
                 say(f"warning: {note}")
@@ -145,12 +149,13 @@ def pretrain(
                 precision=precision,
                 accumulate=settings.accumulate,
                 clip_grad=recipe.optim.clip_grad,
+                note=ledger and ledger.add,
             )
             if resumed:
                 restore(resumed, stepper, loader)
             embed = partial(sweep, source=source, process=process, batch_size=settings.batch_size, threads=threads)
             embed = partial(embed, quarantine=quarantine)
-            finished = _train(recipe, process, loader, stepper, embed, score, data, resumed, total_steps)
+            finished = _train(recipe, process, loader, stepper, embed, score, ledger, data, resumed, total_steps)
             process.barrier()  # until then others may still find bad images
             if finished == total_steps:
                 weights = gathered(algorithm.encoder.state_dict())
@@ -176,6 +181,15 @@ def _views(
     )
 
 
+def _ledger(recipe: Recipe, samples: int, process: Launch, resumed: Resumed | None, total_steps: int) -> Ledger | None:
+    rows = resumed.state.get("ledger") if resumed else None
+    if not recipe.train.ledger or rows is None and resumed and resumed.step >= total_steps:
+        return None
+    if resumed and rows is None:
+        resumed.notes.append(f"the ledger begins after step {resumed.step}: the checkpoint has none of these images")
+    return Ledger(recipe.out / FOLDER, samples, process, rows)
+
+
 def _train(
     recipe: Recipe,
     process: Launch,
@@ -183,6 +197,7 @@ def _train(
     stepper: Stepper,
     embed: Embed,
     score: Callable[[], dict[str, float]] | None,
+    ledger: Ledger | None,
     data: dict,
     resumed: Resumed | None,
     total_steps: int,
@@ -200,8 +215,10 @@ def _train(
 
     def save(step: int) -> None:
         state = saved_state(recipe, data, stepper, loader, step)
+        if ledger:
+            ledger.flush()
         if writer:
-            writer.save(step, state)
+            writer.save(step, state | ({"ledger": ledger.state()} if ledger else {}))
 
     log = MetricsLog(out, first_step, total_steps, process.is_main, trackers)
     if process.is_main:  # last, when nothing at the start can fail any more
@@ -219,6 +236,7 @@ def _train(
             embed=embed,
             save=save,
             score=score,
+            flush=ledger and ledger.flush,
         )
     finally:
         log.close()

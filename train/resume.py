@@ -31,7 +31,7 @@ MAY_CHANGE = (
     *("train.epochs", "train.max_steps"),
     *("train.out", "train.resume", "train.accept_changes", "train.replan"),
     *("train.save_every", "train.keep", "train.keep_every", "train.log_every", "train.knn_every", "train.trackers"),
-    *("train.profile", "train.timeout", "train.max_skipped"),
+    *("train.profile", "train.timeout", "train.max_skipped", "train.ledger"),
     *("train.device", "train.deterministic", "train.checkpointing", "train.compile"),
     *("train.shard", "train.unused_parameters"),
     *("data.train", "data.val", "data.loader", "data.threads", "data.hw_decoder_load", "data.max_bad"),
@@ -83,6 +83,8 @@ def find_resume(recipe: Recipe, data: dict, order: Order | MixedOrder) -> Resume
             f"{path}: holds weights alone, no {missing[0]}, and nothing to continue from; choose another train.out or "
             "train.resume"
         )
+    if any(state.get("data", {}).get(key) != data.get(key) for key in ("images", "names", "contents")):
+        state.pop("ledger", None)  # its rows are about other images
     inside = path.resolve().parent == out.resolve()
     count = _counted_in(order, state)
     resumed = Resumed(path, state, count(state["step"]), count)

@@ -20,6 +20,20 @@ def info_nce(
 
     `keys` add one column of its own to each row, the right one; they get no gradient.
     """
+    similarity, right = similarities(rows, columns, positive, exclude, keys, temperature=temperature)
+    return F.cross_entropy(similarity, right, reduction="sum") / max(len(rows), 1)
+
+
+def similarities(
+    rows: Tensor,
+    columns: Tensor,
+    positive: Tensor | None,
+    exclude: Tensor | None,
+    keys: Tensor | None,
+    *,
+    temperature: float,
+) -> tuple[Tensor, Tensor]:
+    """Logits (B, N), or (B, 1 + N) with `keys`, and each row's right column (B,). Arguments as for `info_nce`."""
     precision = torch.promote_types(rows.dtype, torch.float32)
     rows, columns = rows.to(precision), columns.to(precision)
     similarity = rows @ columns.T / temperature
@@ -29,4 +43,4 @@ def info_nce(
         own = (rows * keys.detach().to(precision)).sum(1, keepdim=True) / temperature
         similarity = torch.cat([own, similarity], dim=1)
         positive = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
-    return F.cross_entropy(similarity, positive, reduction="sum") / max(len(rows), 1)
+    return similarity, positive

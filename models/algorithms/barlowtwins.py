@@ -26,6 +26,8 @@ class BarlowTwins(Algorithm):
     weights but not for biases and norms.)
     """
 
+    sample_loss = "half the mean squared difference of its two standardised embeddings (1 - the mean of the diagonal)"
+
     @dataclass(frozen=True)
     class Config(Algorithm.Config):
         name: Literal["barlowtwins"] = "barlowtwins"
@@ -53,8 +55,12 @@ class BarlowTwins(Algorithm):
         views = [batch.views[spec.name][0] for spec in self.inputs().views]
         features = [self.backbone(x) for x in views]  # each view with batch statistics of its own
         z1, z2 = (self.head(x).float() for x in features)
-        loss = cross_correlation(standardize(z1), standardize(z2), weight=self.config.off_diagonal)
-        return StepOutput(loss=loss, embedding=features[0].detach())
+        z1, z2 = standardize(z1), standardize(z2)
+        return StepOutput(
+            loss=cross_correlation(z1, z2, weight=self.config.off_diagonal),
+            embedding=features[0].detach(),
+            per_sample=lambda: (z1 - z2).detach().square().mean(1) / 2,
+        )
 
 
 def standardize(z: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:

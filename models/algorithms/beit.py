@@ -67,7 +67,8 @@ class BEiT(MaskedWords):
         tokens = self.vit.tokens(images, hidden=batch.mask.hidden, mask_token=self.mask_token)[:, 1:]
         places = hidden_places(batch.mask)
         words = self.tokenizer.words(targets).gather(1, places)
-        return StepOutput(loss=word_loss(self.head, rows(tokens, places), words), embedding=tokens.mean(1).detach())
+        loss, per_sample = word_loss(self.head, rows(tokens, places), words)
+        return StepOutput(loss=loss, embedding=tokens.mean(1).detach(), per_sample=per_sample)
 
 
 def init_beit(module: nn.Module) -> None:

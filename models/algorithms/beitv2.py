@@ -27,6 +27,8 @@ class BEiTv2(MaskedWords):
     tokens of three quarters of the depth with the class token of the last block, and has two blocks of its own.
     """
 
+    sample_loss = "sum of both cross-entropies of the words of its hidden patches, their mean"
+
     @dataclass(frozen=True)
     class Config(WordsConfig):
         name: Literal["beitv2"] = "beitv2"
@@ -84,6 +86,12 @@ class BEiTv2(MaskedWords):
             through_class = block(through_class, bias)
         places = hidden_places(batch.mask)
         words = self.tokenizer.words(targets).gather(1, places)
-        losses = [word_loss(self.head, rows(self.vit.norm(x)[:, 1:], places), words) for x in (final, through_class)]
-        metrics = {"loss_final": losses[0].detach(), "loss_through_class": losses[1].detach()}
-        return StepOutput(loss=sum(losses), metrics=metrics, embedding=final[:, 1:].mean(1).detach())
+        (loss_final, own_final), (loss_through_class, own_through_class) = (
+            word_loss(self.head, rows(self.vit.norm(x)[:, 1:], places), words) for x in (final, through_class)
+        )
+        return StepOutput(
+            loss=loss_final + loss_through_class,
+            metrics={"loss_final": loss_final.detach(), "loss_through_class": loss_through_class.detach()},
+            embedding=final[:, 1:].mean(1).detach(),
+            per_sample=lambda: own_final() + own_through_class(),
+        )

@@ -24,6 +24,8 @@ class BYOL(Algorithm):
     Loss: -2 [cos(p1, t2) + cos(p2, t1)], the paper's sum of squared distances of unit vectors less the constant 4.
     """
 
+    sample_loss = "-2 [cos(p1, t2) + cos(p2, t1)] of its two views"
+
     @dataclass(frozen=True)
     class Config(Algorithm.Config):
         name: Literal["byol"] = "byol"
@@ -56,8 +58,12 @@ class BYOL(Algorithm):
         p1, p2 = (self.predictor(self.head(x)).float() for x in features)
         with torch.no_grad():
             t1, t2 = (self.teacher.head(self.teacher.backbone(x)).float() for x in views)
-        cosines = F.cosine_similarity(p1, t2, eps=1e-12).mean() + F.cosine_similarity(p2, t1, eps=1e-12).mean()
-        return StepOutput(loss=-2 * cosines, embedding=features[0].detach())
+        first, second = F.cosine_similarity(p1, t2, eps=1e-12), F.cosine_similarity(p2, t1, eps=1e-12)
+        return StepOutput(
+            loss=-2 * (first.mean() + second.mean()),
+            embedding=features[0].detach(),
+            per_sample=lambda: -2 * (first + second).detach(),
+        )
 
     def after_step(self, progress: Progress) -> None:
         self.teacher.update(self, cosine_momentum(self.config.momentum, progress))

@@ -29,6 +29,8 @@ class CAE(MaskedWords):
     the hidden tokens of the encoder of the step before, which sees the hidden patches alone.
     """
 
+    sample_loss = "the loss of its hidden patches: cross-entropy of words + 2 x squared distance"
+
     @dataclass(frozen=True)
     class Config(WordsConfig):
         name: Literal["cae"] = "cae"
@@ -96,12 +98,13 @@ class CAE(MaskedWords):
         x = guess + rows(self.vit.positions.expand(len(guess), -1, -1), places)
         for block in self.decoder:
             x = block(x)
-        words = word_loss(self.head, self.decoder_norm(x), self.tokenizer.words(targets).gather(1, places))
-        alignment = F.mse_loss(guess.float(), latent.float())
+        words, own_words = word_loss(self.head, self.decoder_norm(x), self.tokenizer.words(targets).gather(1, places))
+        alignment, weight = F.mse_loss(guess.float(), latent.float()), self.config.alignment
         return StepOutput(
-            loss=words + self.config.alignment * alignment,
+            loss=words + weight * alignment,
             metrics={"loss_words": words.detach(), "loss_alignment": alignment.detach()},
             embedding=tokens[:, 1:].mean(1).detach(),
+            per_sample=lambda: own_words() + weight * (guess.detach().float() - latent.float()).square().mean((1, 2)),
         )
 
     def after_backward(self, progress: Progress) -> None:

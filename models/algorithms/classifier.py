@@ -29,6 +29,8 @@ class Classifier(Algorithm):
     encoder runs in evaluation mode, without gradient.
     """
 
+    sample_loss = "cross-entropy of its label, which mixing may have softened"
+
     @dataclass(frozen=True)
     class Config(Algorithm.Config):
         name: Literal["classifier"] = "classifier"
@@ -106,7 +108,12 @@ class Classifier(Algorithm):
         scores, known = self.head(features).float(), batch.labels >= 0
         top1 = (scores.detach().argmax(1) == batch.labels).sum() / known.sum().clamp(min=1)
         losses = F.cross_entropy(scores, soft, reduction="none") * known
-        return StepOutput(losses.sum() / shared_count(known.sum()), {"top1": top1}, features.detach())
+        return StepOutput(
+            losses.sum() / shared_count(known.sum()),
+            {"top1": top1},
+            features.detach(),
+            per_sample=lambda: torch.where(known, losses.detach(), float("nan")),
+        )
 
     def after_step(self, progress: Progress) -> None:
         if self.average is not None:

@@ -32,6 +32,7 @@ class DeepCluster(Algorithm):
     """
 
     local_batch_norm = True
+    sample_loss = "cross-entropy of its cluster, without the cluster's weight"
 
     @dataclass(frozen=True)
     class Config(Algorithm.Config):
@@ -87,7 +88,12 @@ class DeepCluster(Algorithm):
         logits = self.classifier(features)
         loss = weighted_cross_entropy(logits, labels, 1 / self.sizes.clamp(min=1)[labels])
         accuracy = (logits.argmax(1) == labels).float().mean()
-        return StepOutput(loss, {"accuracy": accuracy}, features.detach())
+        return StepOutput(
+            loss,
+            {"accuracy": accuracy},
+            features.detach(),
+            per_sample=lambda: F.cross_entropy(logits.detach().float(), labels, reduction="none"),
+        )
 
 
 def features_view(training: ViewSpec) -> ViewSpec:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -16,6 +17,7 @@ from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones import ResNet
 from ..distributed import shuffle_across_ranks, unshuffle_across_ranks
 from ..memory import Queue
+from ..sample_losses import row_losses
 from ..smoke import tiny_backbone, tiny_view
 from ..teacher import Teacher
 from .moco import moco_head
@@ -29,6 +31,8 @@ class DenseCL(Algorithm):
     """
 
     local_batch_norm = True
+    # the dense part would be a second product of all positions with the queue
+    sample_loss = "the global part: cross-entropy of finding its key"
 
     @dataclass(frozen=True)
     class Config(Algorithm.Config):
@@ -77,7 +81,8 @@ class DenseCL(Algorithm):
             positives = dense_keys.gather(1, match[:, :, None].expand_as(dense_keys))
             self._keys.append((F.normalize(keys, dim=1), F.normalize(dense_keys.mean(1), dim=1)))
         temperature = self.config.temperature
-        loss = info_nce_queue(F.normalize(queries, dim=1), self._keys[-1][0], self.queue.rows, temperature=temperature)
+        queries, keys, queue = F.normalize(queries, dim=1), self._keys[-1][0], self.queue.rows
+        loss = info_nce_queue(queries, keys, queue, temperature=temperature)
         dense = info_nce_queue(
             F.normalize(dense_queries, dim=2).flatten(0, 1),
             F.normalize(positives, dim=2).flatten(0, 1),
@@ -89,6 +94,7 @@ class DenseCL(Algorithm):
             loss=(1 - weight) * loss + weight * dense,
             metrics={"global": loss.detach(), "dense": dense.detach()},
             embedding=features.mean((2, 3)).detach(),
+            per_sample=partial(row_losses, queries, queue, keys=keys, temperature=temperature),
         )
 
     @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -15,6 +16,7 @@ from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones import BackboneConfig, ViT, build_backbone
 from ..distributed import gather_with_gradient
 from ..heads import DINOHead
+from ..sample_losses import prototype_losses
 from ..smoke import tiny_backbone, tiny_view
 from ..teacher import Teacher, cosine_momentum
 
@@ -25,6 +27,8 @@ class DINO(Algorithm):
     Follows the authors' script: gradients of the prototypes are dropped during `freeze_prototypes` epochs, drop path
     is the student's alone, the teacher moves after the optimizer step.
     """
+
+    sample_loss = "cross-entropy of its crops with the teacher's word, the mean over pairs"
 
     @dataclass(frozen=True)
     class Config(Algorithm.Config):
@@ -83,14 +87,15 @@ class DINO(Algorithm):
         with torch.no_grad():
             teacher = self.teacher.head(self.teacher.backbone(large.flatten(0, 1))).float().unflatten(0, (2, -1))
             self._teacher_means.append(teacher.mean((0, 1)))
-        loss = prototype_ce(
-            student,
-            teacher,
-            self.center,
-            student_temperature=self.config.temperature,
-            teacher_temperature=self.teacher_temperature(progress.epoch),
+        temperatures = {
+            "student_temperature": self.config.temperature,
+            "teacher_temperature": self.teacher_temperature(progress.epoch),
+        }
+        return StepOutput(
+            loss=prototype_ce(student, teacher, self.center, **temperatures),
+            embedding=features[: large.shape[1]].detach(),
+            per_sample=partial(prototype_losses, student, teacher, self.center, **temperatures),
         )
-        return StepOutput(loss=loss, embedding=features[: large.shape[1]].detach())
 
     def teacher_temperature(self, epoch: int) -> float:
         """Rises linearly over the first `teacher_warmup` epochs, as numpy.linspace does, and then stays."""

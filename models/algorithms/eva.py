@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from ...pipelines.spec import Batch, ViewSpec
 from ...pipelines.views.recipes import view
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..decoders import MAEDecoder
+from ..sample_losses import hidden_mean
 from ..smoke import PATCH, SIZE, tiny
 from ..targets.clip import CLIPShape, CLIPVision
 from ..targets.frozen import RANDOM, Weights
@@ -34,6 +36,7 @@ class EVA(MAE):
     """
 
     no_pictures = "predicts features of CLIP, no pictures"
+    sample_loss = "2 - 2 cos(prediction, feature), the mean over its hidden patches"
 
     @dataclass(frozen=True)
     class Config(MAE.Config):
@@ -67,7 +70,8 @@ class EVA(MAE):
         features, _ = self.clip(images)
         distance = 2 - 2 * F.cosine_similarity(prediction.float(), features[:, 1:], dim=-1, eps=1e-12)
         loss = (distance * batch.mask.hidden).sum() / batch.mask.hidden.sum()
-        return StepOutput(loss=loss, embedding=embedding.detach())
+        per_sample = partial(hidden_mean, distance, batch.mask.hidden)
+        return StepOutput(loss=loss, embedding=embedding.detach(), per_sample=per_sample)
 
     @property
     def pictures(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -13,6 +14,7 @@ from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones.vit import ViT
 from ..decoders import MAEDecoder
 from ..reconstruct import THE_PIXELS, UP_TO_CONTRAST, Restored, fill_hidden
+from ..sample_losses import patch_errors
 from ..smoke import tiny_backbone, tiny_view
 
 
@@ -22,6 +24,8 @@ class MAE(Algorithm):
     Loss: mean squared error over hidden patches, each patch normalised by its own mean and standard deviation
     (`normalize_pixels`).
     """
+
+    sample_loss = "mean squared error over its hidden patches"
 
     @dataclass(frozen=True)
     class Config(Algorithm.Config):
@@ -74,14 +78,13 @@ class MAE(Algorithm):
     def forward(self, batch: Batch, progress: Progress) -> StepOutput:
         images = batch.views[self.config.view.name][0]
         prediction, embedding = self.predict(images, batch.mask)
-        loss = patch_loss(
-            self.target(images),
-            prediction,
-            batch.mask.hidden,
-            patch_size=self.config.backbone.patch_size,
-            normalize=self.config.normalize_pixels,
+        compared = self.target(images), prediction, batch.mask.hidden
+        options = {"patch_size": self.config.backbone.patch_size, "normalize": self.config.normalize_pixels}
+        return StepOutput(
+            loss=patch_loss(*compared, **options),
+            embedding=embedding.detach(),
+            per_sample=partial(patch_errors, *compared, **options),
         )
-        return StepOutput(loss=loss, embedding=embedding.detach())
 
     @property
     def pictures(self) -> str | None:

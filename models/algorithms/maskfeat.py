@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -14,6 +15,7 @@ from ...pipelines.views.recipes import view
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones.vit import ViT
 from ..reconstruct import Restored
+from ..sample_losses import hidden_mean
 from ..smoke import tiny_backbone, tiny_view
 from ..targets.hog_picture import hog_picture
 from .beit import init_beit
@@ -27,6 +29,8 @@ class MaskFeat(Algorithm):
 
     Loss: mean squared error over hidden patches of the 108 values of `headrace.kernels.hog`.
     """
+
+    sample_loss = "mean squared error over its hidden patches' histograms"
 
     @dataclass(frozen=True)
     class Config(Algorithm.Config):
@@ -75,7 +79,11 @@ class MaskFeat(Algorithm):
         images, hidden = batch.views[self.config.view.name][0], batch.mask.hidden
         prediction, tokens = self.predict(images, hidden)
         error = (prediction.float() - hog(images)).square().mean(-1)
-        return StepOutput(loss=(error * hidden).sum() / hidden.sum(), embedding=tokens.mean(1).detach())
+        return StepOutput(
+            loss=(error * hidden).sum() / hidden.sum(),
+            embedding=tokens.mean(1).detach(),
+            per_sample=partial(hidden_mean, error, hidden),
+        )
 
     @property
     def pictures(self) -> str:

@@ -25,6 +25,8 @@ class MILAN(EVA):
     decoder leaves visible tokens as the encoder made them ("prompting").
     """
 
+    sample_loss = "2 - 2 cos(prediction, feature), the mean over all its tokens"
+
     @dataclass(frozen=True)
     class Config(EVA.Config):
         name: Literal["milan"] = "milan"
@@ -49,8 +51,8 @@ class MILAN(EVA):
         features, attention = self.clip(images)
         mask = weighted_mask(attention, batch.mask.noise, self.config.mask.hidden)  # what is looked at stays visible
         prediction, embedding = self.predict(images, mask)
-        loss = (2 - 2 * F.cosine_similarity(prediction.float(), features, dim=-1, eps=1e-12)).mean()
-        return StepOutput(loss=loss, embedding=embedding.detach())
+        distance = 2 - 2 * F.cosine_similarity(prediction.float(), features, dim=-1, eps=1e-12)
+        return StepOutput(distance.mean(), embedding=embedding.detach(), per_sample=lambda: distance.detach().mean(1))
 
 
 class PromptingDecoder(nn.Module):

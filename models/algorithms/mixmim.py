@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -14,6 +15,7 @@ from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones.mixmim import MixMIMTransformer
 from ..decoders import MAEDecoder, MixMIMDecoder
 from ..reconstruct import THE_PIXELS, UP_TO_CONTRAST, Restored, fill_hidden
+from ..sample_losses import patch_errors
 from ..smoke import tiny_backbone, tiny_view
 
 STRIDE = 32  # pixels of a cell of the mask, which is a token of the last stage
@@ -26,6 +28,8 @@ class MixMIM(Algorithm):
     all images, each predicted from the pass in which it was hidden, normalised by its own mean and deviation
     (`normalize_pixels`).
     """
+
+    sample_loss = "mean squared error over all its patches"
 
     @dataclass(frozen=True)
     class Config(Algorithm.Config):
@@ -82,10 +86,13 @@ class MixMIM(Algorithm):
         hidden = _of_pairs(batch.mask.hidden)
         prediction, tokens = self.predict(images, hidden)
         everything = torch.ones(prediction.shape[:2], dtype=torch.bool, device=images.device)
-        normalize = self.config.normalize_pixels
-        loss = patch_loss(images, prediction, everything, patch_size=STRIDE, normalize=normalize)
+        options = {"patch_size": STRIDE, "normalize": self.config.normalize_pixels}
         own = (~hidden)[:, :, None].to(tokens.dtype)
-        return StepOutput(loss=loss, embedding=((tokens * own).sum(1) / own.sum(1)).detach())
+        return StepOutput(
+            loss=patch_loss(images, prediction, everything, **options),
+            embedding=((tokens * own).sum(1) / own.sum(1)).detach(),
+            per_sample=partial(patch_errors, images, prediction, everything, **options),
+        )
 
     @property
     def pictures(self) -> str:

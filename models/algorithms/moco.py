@@ -4,6 +4,7 @@ version 2, Improved Baselines with Momentum Contrastive Learning (Chen et al. 20
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -17,6 +18,7 @@ from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones import BackboneConfig, ResNet, build_backbone
 from ..distributed import shuffle_across_ranks, unshuffle_across_ranks
 from ..memory import Queue
+from ..sample_losses import row_losses
 from ..smoke import tiny_backbone, tiny_view
 from ..teacher import Teacher
 
@@ -30,6 +32,7 @@ class MoCo(Algorithm):
     """
 
     local_batch_norm = True
+    sample_loss = "cross-entropy of finding its key"
 
     @dataclass(frozen=True)
     class Config(Algorithm.Config):
@@ -72,8 +75,12 @@ class MoCo(Algorithm):
         queries = F.normalize(self.head(features).float(), dim=1)
         keys = self.keys(key_images)
         self._keys.append(keys)
-        loss = info_nce_queue(queries, keys, self.queue.rows, temperature=self.config.temperature)
-        return StepOutput(loss=loss, embedding=features.detach())
+        queue, temperature = self.queue.rows, self.config.temperature
+        return StepOutput(
+            loss=info_nce_queue(queries, keys, queue, temperature=temperature),
+            embedding=features.detach(),
+            per_sample=partial(row_losses, queries, queue, keys=keys, temperature=temperature),
+        )
 
     @torch.no_grad()
     def keys(self, images: torch.Tensor) -> torch.Tensor:

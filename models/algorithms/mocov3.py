@@ -17,6 +17,7 @@ from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones import BackboneConfig, ViT, build_backbone
 from ..distributed import gather_with_gradient, rank
 from ..heads import projection_mlp
+from ..sample_losses import row_losses
 from ..smoke import tiny
 from ..teacher import Teacher, cosine_momentum
 
@@ -27,6 +28,8 @@ class MoCoV3(Algorithm):
     With a transformer (class token, frozen random patch projection) the projector has three layers and the predictor
     ends in batch normalisation; with a ResNet two, and it does not. The loss is 2 tau [l(q1, k2) + l(q2, k1)].
     """
+
+    sample_loss = "2 tau [l(q1, k2) + l(q2, k1)] of its own predictions"
 
     @dataclass(frozen=True)
     class Config(Algorithm.Config):
@@ -70,18 +73,23 @@ class MoCoV3(Algorithm):
         with torch.no_grad():
             k1, k2 = (F.normalize(self.teacher.head(self.teacher.backbone(x)).float(), dim=1) for x in views)
         temperature = self.config.temperature
-        loss = contrast(q1, k2, temperature) + contrast(q2, k1, temperature)
-        return StepOutput(loss=2 * temperature * loss, embedding=features[0].detach())
+        pairs = candidates(q1, k2), candidates(q2, k1)
+        loss = info_nce(*pairs[0], temperature=temperature) + info_nce(*pairs[1], temperature=temperature)
+        return StepOutput(
+            loss=2 * temperature * loss,
+            embedding=features[0].detach(),
+            per_sample=lambda: 2 * temperature * sum(row_losses(*pair, temperature=temperature) for pair in pairs),
+        )
 
     def after_step(self, progress: Progress) -> None:
         self.teacher.update(self, cosine_momentum(self.config.momentum, progress))
 
 
-def contrast(queries: torch.Tensor, keys: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Mean cross entropy of each query (B, D) with its own key (B, D) among the keys of all ranks; unit length."""
+def candidates(queries: torch.Tensor, keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Each query (B, D), the keys of all ranks, and which of them is its own, as `info_nce` takes it; unit length."""
     everything = gather_with_gradient(keys).flatten(0, 1)
     own = rank() * len(keys) + torch.arange(len(keys), device=keys.device)
-    return info_nce(queries, everything, own, temperature=temperature)
+    return queries, everything, own
 
 
 def init_as_published(vit: ViT) -> None:

@@ -26,6 +26,8 @@ class NPID(Algorithm):
     the published figures are of this sampled softmax, which has neither.) Then M_i <- unit(m M_i + (1 - m) z).
     """
 
+    sample_loss = "cross-entropy of finding its own row of the bank"
+
     @dataclass(frozen=True)
     class Config(Algorithm.Config):
         name: Literal["npid"] = "npid"
@@ -75,9 +77,13 @@ class NPID(Algorithm):
         own, others = self.bank.rows[ids], self.bank.rows[self.draw_negatives(ids)]
         with torch.autocast(z.device.type, enabled=False):
             logits = torch.cat([(z * own).sum(1, keepdim=True), torch.einsum("bd,bkd->bk", z, others)], dim=1)
-        loss = F.cross_entropy(logits / self.config.temperature, torch.zeros_like(ids))
+        scores, right = logits / self.config.temperature, torch.zeros_like(ids)
         self._seen.append((ids, z.detach()))
-        return StepOutput(loss=loss, embedding=features.detach())
+        return StepOutput(
+            loss=F.cross_entropy(scores, right),
+            embedding=features.detach(),
+            per_sample=lambda: F.cross_entropy(scores.detach(), right, reduction="none"),
+        )
 
     @torch.no_grad()
     def after_step(self, progress: Progress) -> None:

@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import nn
 
 from ...kernels.ranks import world_size
@@ -30,6 +31,8 @@ class ODC(Algorithm):
     smallest cluster, if it has fewer than `min_size` members, gives them to the most similar other clusters and takes
     the half of the largest one, `repairs` times. Classes are weighted by 1 / sqrt(size).
     """
+
+    sample_loss = "cross-entropy of its cluster, without the cluster's weight"
 
     @dataclass(frozen=True)
     class Config(Algorithm.Config):
@@ -98,10 +101,14 @@ class ODC(Algorithm):
         ids = batch.ids.to(images.device, non_blocking=True)
         features = self.backbone(images)
         y = self.head(features)
-        labels = self.memory.labels[ids]
-        loss = weighted_cross_entropy(self.classifier(y), labels, self.sizes[labels].clamp(min=1).rsqrt())
+        labels, logits = self.memory.labels[ids], self.classifier(y)
+        loss = weighted_cross_entropy(logits, labels, self.sizes[labels].clamp(min=1).rsqrt())
         self._seen.append((ids, unit_rows(y.detach().float())))
-        return StepOutput(loss=loss, embedding=features.detach())
+        return StepOutput(
+            loss=loss,
+            embedding=features.detach(),
+            per_sample=lambda: F.cross_entropy(logits.detach().float(), labels, reduction="none"),
+        )
 
     @torch.no_grad()
     def after_step(self, progress: Progress) -> None:

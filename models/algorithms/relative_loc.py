@@ -27,6 +27,7 @@ class RelativeLoc(Algorithm):
     """
 
     local_batch_norm = True
+    sample_loss = "cross-entropy of the places of its eight neighbours, their mean"
 
     @dataclass(frozen=True)
     class Config(Algorithm.Config):
@@ -67,4 +68,9 @@ class RelativeLoc(Algorithm):
         logits = self.head(torch.cat([neighbours, centre.repeat(8, 1)], dim=1))
         place = torch.arange(8, device=logits.device).repeat_interleave(count)
         accuracy = (logits.argmax(1) == place).float().mean()
-        return StepOutput(F.cross_entropy(logits, place), {"accuracy": accuracy}, centre.detach())
+        return StepOutput(
+            F.cross_entropy(logits, place),
+            {"accuracy": accuracy},
+            centre.detach(),
+            per_sample=lambda: F.cross_entropy(logits.detach().float(), place, reduction="none").view(8, -1).mean(0),
+        )

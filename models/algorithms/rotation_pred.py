@@ -21,6 +21,8 @@ from ..smoke import tiny_backbone, tiny_view
 class RotationPred(Algorithm):
     """By how many quarter turns, clockwise, is the image rotated? All four copies of every image are in the batch."""
 
+    sample_loss = "cross-entropy of its four turns, their mean"
+
     @dataclass(frozen=True)
     class Config(Algorithm.Config):
         name: Literal["rotation_pred"] = "rotation_pred"
@@ -51,4 +53,9 @@ class RotationPred(Algorithm):
         turns = torch.arange(4, device=logits.device).repeat_interleave(images.shape[1])
         accuracy = (logits.argmax(1) == turns).float().mean()
         upright = features[: images.shape[1]].detach()
-        return StepOutput(F.cross_entropy(logits, turns), {"accuracy": accuracy}, upright)
+        return StepOutput(
+            F.cross_entropy(logits, turns),
+            {"accuracy": accuracy},
+            upright,
+            per_sample=lambda: F.cross_entropy(logits.detach().float(), turns, reduction="none").view(4, -1).mean(0),
+        )

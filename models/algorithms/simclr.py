@@ -15,6 +15,7 @@ from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones import BackboneConfig, ResNet, build_backbone
 from ..distributed import gather_with_gradient, rank
 from ..heads import projection_mlp
+from ..sample_losses import row_losses
 from ..smoke import tiny_backbone, tiny_view
 
 
@@ -23,6 +24,8 @@ class SimCLR(Algorithm):
 
     Gradients flow through the gathered embeddings of all ranks, so the result does not depend on their number.
     """
+
+    sample_loss = "cross-entropy of finding its other view, the mean over both"
 
     @dataclass(frozen=True)
     class Config(Algorithm.Config):
@@ -57,11 +60,17 @@ class SimCLR(Algorithm):
         views = batch.views[self.config.view.name]
         features = self.backbone(views.flatten(0, 1))  # one forward: both views share their batch statistics
         z = F.normalize(self.head(features).float(), dim=1)
-        return StepOutput(loss=nt_xent(z, self.config.temperature), embedding=features[: views.shape[1]].detach())
+        compared, temperature = candidates(z), self.config.temperature
+        return StepOutput(
+            loss=info_nce(*compared, temperature=temperature),
+            embedding=features[: views.shape[1]].detach(),
+            per_sample=lambda: row_losses(*compared, temperature=temperature).unflatten(0, (2, -1)).mean(0),
+        )
 
 
-def nt_xent(z: torch.Tensor, temperature: float) -> torch.Tensor:
-    """NT-Xent of this rank's rows against the rows of all ranks (equation 1 of the paper); a scalar.
+def candidates(z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What NT-Xent (equation 1 of the paper) compares: this rank's rows with the rows of all ranks, as `info_nce` takes
+    it.
 
     z: (2 B, D) rows of unit length, view-major: row b and row B + b are views of the same image.
     """
@@ -69,4 +78,4 @@ def nt_xent(z: torch.Tensor, temperature: float) -> torch.Tensor:
     own = torch.arange(rows, device=z.device)
     first = rank() * rows  # this rank's first row among those of all ranks
     everything = gather_with_gradient(z).flatten(0, 1)
-    return info_nce(z, everything, first + (own + batch) % rows, first + own, temperature=temperature)
+    return z, everything, first + (own + batch) % rows, first + own

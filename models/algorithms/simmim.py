@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -16,6 +17,7 @@ from ..backbones.swin import Swin
 from ..backbones.transformer import init_trunc_normal
 from ..backbones.vit import ViT
 from ..reconstruct import THE_PIXELS, Restored, fill_hidden
+from ..sample_losses import patch_errors
 from ..smoke import tiny_backbone, tiny_view
 
 
@@ -24,6 +26,8 @@ class SimMIM(Algorithm):
 
     Loss: mean absolute error over the pixels of hidden cells, of the channel-normalised image.
     """
+
+    sample_loss = "mean absolute error over the pixels of its hidden cells"
 
     @dataclass(frozen=True)
     class Config(Algorithm.Config):
@@ -95,15 +99,13 @@ class SimMIM(Algorithm):
     def forward(self, batch: Batch, progress: Progress) -> StepOutput:
         images, hidden = batch.views[self.config.view.name][0], batch.mask.hidden
         prediction, tokens = self.predict(images, hidden)
-        loss = patch_loss(
-            images,
-            prediction,
-            self._hidden_outputs(hidden),
-            patch_size=self.config.output,
-            normalize=False,
-            absolute=True,
+        compared = images, prediction, self._hidden_outputs(hidden)
+        options = {"patch_size": self.config.output, "normalize": False, "absolute": True}
+        return StepOutput(
+            loss=patch_loss(*compared, **options),
+            embedding=tokens.mean(1).detach(),
+            per_sample=partial(patch_errors, *compared, **options),
         )
-        return StepOutput(loss=loss, embedding=tokens.mean(1).detach())
 
     @property
     def pictures(self) -> str:

@@ -25,6 +25,8 @@ class SimSiam(Algorithm):
     all images have collapsed into one point (figure 2 of the paper).
     """
 
+    sample_loss = "-[cos(p1, z2) + cos(p2, z1)] / 2 of its two views"
+
     @dataclass(frozen=True)
     class Config(Algorithm.Config):
         name: Literal["simsiam"] = "simsiam"
@@ -60,6 +62,11 @@ class SimSiam(Algorithm):
         z1, z2 = (self.head(x).float() for x in features)
         p1, p2 = (self.predictor(z).float() for z in (z1, z2))
         z1, z2 = z1.detach(), z2.detach()
-        cosines = F.cosine_similarity(p1, z2, eps=1e-12).mean() + F.cosine_similarity(p2, z1, eps=1e-12).mean()
+        first, second = F.cosine_similarity(p1, z2, eps=1e-12), F.cosine_similarity(p2, z1, eps=1e-12)
         spread = F.normalize(z1, dim=1).std(0).mean() * math.sqrt(z1.shape[1])
-        return StepOutput(loss=-cosines / 2, metrics={"spread": spread}, embedding=features[0].detach())
+        return StepOutput(
+            loss=-(first.mean() + second.mean()) / 2,
+            metrics={"spread": spread},
+            embedding=features[0].detach(),
+            per_sample=lambda: -(first + second).detach() / 2,
+        )

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -21,6 +22,7 @@ from ..backbones import BackboneConfig, ResNet, build_backbone
 from ..distributed import rank
 from ..heads import projection_mlp
 from ..memory import Queue
+from ..sample_losses import prototype_losses
 from ..smoke import tiny_backbone, tiny_view
 
 
@@ -30,6 +32,8 @@ class SwAV(Algorithm):
     Assignments come from Sinkhorn's algorithm over the large crops of the global batch and, from epoch `queue_from`,
     over a queue of earlier ones. The queue is filled from the first step, so that it is full by then.
     """
+
+    sample_loss = "cross-entropy of its crops with its assignments, the mean over pairs"
 
     @dataclass(frozen=True)
     class Config(Algorithm.Config):
@@ -85,8 +89,12 @@ class SwAV(Algorithm):
             scores = self.prototypes(z)  # (crops, B, K)
             codes = torch.stack([self.codes(i, z[i].detach(), scores[i].detach(), progress) for i in range(2)])
         self._seen.append(z[:2].detach())
-        loss = prototype_ce(scores, codes, student_temperature=self.config.temperature)
-        return StepOutput(loss=loss, embedding=features[: large.shape[1]].detach())
+        temperature = self.config.temperature
+        return StepOutput(
+            loss=prototype_ce(scores, codes, student_temperature=temperature),
+            embedding=features[: large.shape[1]].detach(),
+            per_sample=partial(prototype_losses, scores, codes, student_temperature=temperature),
+        )
 
     @torch.no_grad()
     def codes(self, crop: int, z: torch.Tensor, scores: torch.Tensor, progress: Progress) -> torch.Tensor:

@@ -28,6 +28,7 @@ class VQKD(Algorithm):
     """
 
     no_pictures = "predicts features of CLIP, no pictures"
+    sample_loss = "1 - cos(prediction, feature) + commitment x squared distance, the mean over its patches"
 
     @dataclass(frozen=True)
     class Config(Algorithm.Config):
@@ -80,14 +81,16 @@ class VQKD(Algorithm):
             x = block(x)
         prediction = self.head(self.decoder_norm(x)).float()
         features, _ = self.clip(self._for_clip(images))
-        distance = 1 - F.cosine_similarity(prediction, features[:, 1:], dim=-1, eps=1e-12).mean()
-        commitment = F.mse_loss(z, named)
+        cosines = F.cosine_similarity(prediction, features[:, 1:], dim=-1, eps=1e-12)
+        distance = 1 - cosines.mean()
+        commitment, weight = F.mse_loss(z, named), self.config.commitment
         self._pending.append((z.detach().flatten(0, 1), codes.flatten()))
         used = torch.zeros(self.config.codes, device=z.device).index_fill_(0, codes.flatten(), 1.0).mean()
         return StepOutput(
-            loss=distance + self.config.commitment * commitment,
+            loss=distance + weight * commitment,
             metrics={"cosine_distance": distance.detach(), "codes_used": used},
             embedding=z.mean(1).detach(),
+            per_sample=lambda: (1 - cosines.mean(1) + weight * (z - named).float().square().mean((1, 2))).detach(),
         )
 
     def after_step(self, progress: Progress) -> None:

@@ -14,6 +14,7 @@ from ..look.browse_page import SAMPLES_STYLE, samples_html
 from ..look.reconstruct import Restoration
 from ..look.samples import Sample
 from .charts import Chart, to_svg
+from .report_ledger import LEDGER_STYLE
 from .run_figures import charts, figures, scores
 from .run_record import Record
 
@@ -50,8 +51,9 @@ def render_report(
     record: Record,
     samples: Sequence[Sample] | str,
     restored: Restoration | str,
+    ledger: str = "",
 ) -> str:
-    """The page. Where there are no samples or nothing is restored, a text says why."""
+    """The page. Where there are no samples or nothing is restored, a text says why; `ledger` is a section."""
     parts = [
         _warnings(record),
         _figures(record),
@@ -60,10 +62,13 @@ def render_report(
         _scores(record),
         _views(samples),
         _restored(restored),
+        ledger,
     ]
     parts += [_settings(record), _environment(record), _quarantine(record), _checkpoints(record)]
     name = record.folder.resolve().name
-    return page.render(f"Run {name}", _facts(record), "\n".join(filter(None, parts)), SAMPLES_STYLE + REPORT_STYLE)
+    return page.render(
+        f"Run {name}", _facts(record), "\n".join(filter(None, parts)), SAMPLES_STYLE + REPORT_STYLE + LEDGER_STYLE
+    )
 
 
 def charts_html(drawn: Sequence[Chart]) -> str:

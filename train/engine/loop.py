@@ -53,10 +53,12 @@ def train(
     embed: Embed,
     save: Callable[[int], None],
     score: Callable[[], dict[str, float]] | None = None,
+    flush: Callable[[], None] | None = None,
 ) -> int:
     """Steps `first_step` .. total_steps - 1; returns how many are finished, fewer after one of `SIGNALS`.
 
-    `save(finished_steps)` is called every `save_every` steps and at the end, `score()` every `knn_every` epochs.
+    `save(finished_steps)` is called every `save_every` steps and at the end, `score()` every `knn_every` epochs,
+    `flush()` on logging steps, by every process.
     Raises `UserError` when `max_skipped` steps in a row had no finite gradient (looked at on logging steps).
     """
     algorithm, lrs = stepper.algorithm, stepper.schedules.lrs
@@ -88,6 +90,8 @@ def train(
                     interval.restart()
                 log.row(row)
                 log.warn(interval.warning(row))
+                if flush is not None:
+                    flush()
                 if row.get("skipped_in_row", 0) >= settings.max_skipped:
                     raise UserError(_not_finite(row, batch, out, launch))
             if last or finished % settings.save_every == 0:

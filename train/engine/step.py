@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import fields, replace
 
@@ -10,12 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from ...errors import UserError
 from ...models.algorithm import Algorithm, Progress, StepOutput
 from ...pipelines.spec import Batch, Mask
 from .optim import Schedules
 from .sharding import whole
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+# (step, ids (B,), losses (B,), skipped: 0 or 1) of this process's samples, on the device but for step and ids
+Note = Callable[[int, Tensor, Tensor, Tensor], None]
 _GUARDED = 1 << 24  # elements; larger buffers (memory banks of large data sets) would cost more than they are worth
 
 
@@ -25,6 +28,8 @@ class Stepper:
     A step whose loss or gradient is not finite on any process is left out on all of them: weights, optimizer state and
     buffers (running statistics, queues) keep their bits. How many there were in a row is `skipped_in_row`, a tensor. A
     loss that is not finite is made to give gradients that are not, so averaging them tells every process.
+
+    `note` is told the losses of the samples of each step.
     """
 
     def __init__(
@@ -37,11 +42,13 @@ class Stepper:
         precision: str = "fp32",
         accumulate: int = 1,
         clip_grad: float | None = None,
+        note: Note | None = None,
     ) -> None:
         self.model, self.algorithm, self.optimizer, self.schedules = model, algorithm, optimizer, schedules
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._device = self._parameters[0].device
         self._precision, self._accumulate, self._clip = precision, accumulate, clip_grad
+        self._note = note
         self.scaler = torch.amp.GradScaler(self._device.type, enabled=precision == "fp16")
         # whether it looks at `found_inf` itself, or the scaler does for it
         self._leaves_out = getattr(optimizer, "_step_supports_amp_scaling", False) or self.scaler.is_enabled()
@@ -57,7 +64,7 @@ class Stepper:
         """The output's loss and metrics are means over micro-batches; `grad_norm` and `skipped` (0 or 1) are added."""
         self.schedules.apply(self.optimizer, progress.step)
         buffers = self._flat_buffers()
-        output = self._gradients(batch, progress)
+        output, losses = self._gradients(batch, progress)
         self.scaler.unscale_(self.optimizer)
         self.algorithm.after_backward(progress)
         gradients = [p.grad for p in self._parameters if p.grad is not None]
@@ -75,20 +82,33 @@ class Stepper:
         self._restore_buffers(buffers, skipped)
         self.skipped_in_row = (self.skipped_in_row + 1) * skipped
         output.metrics = {**output.metrics, "grad_norm": norm, "skipped": skipped}
+        if self._note is not None:
+            self._note(progress.step, batch.ids, torch.cat(losses), skipped)
         return output
 
-    def _gradients(self, batch: Batch, progress: Progress) -> StepOutput:
+    def _gradients(self, batch: Batch, progress: Progress) -> tuple[StepOutput, list[Tensor]]:
         self.optimizer.zero_grad(set_to_none=True)
         autocast = {"dtype": _DTYPES[self._precision], "enabled": self._precision != "fp32"}
         total: StepOutput | None = None
+        losses: list[Tensor] = []  # of the samples, where somebody wants to know
         for micro, last in micro_batches(batch, self._accumulate):
             with nullcontext() if last or not hasattr(self.model, "no_sync") else self.model.no_sync():
                 with torch.autocast(self._device.type, **autocast):
                     output = self.model(micro, progress)
+                if self._note is not None:
+                    losses.append(self._of_samples(output))
+                output.per_sample = None  # nor what it holds is needed any more
                 share = torch.where(output.loss.detach().isfinite(), 1 / self._accumulate, float("nan"))
                 self.scaler.scale(output.loss * share).backward()
             total = _mean(total, output, self._accumulate)
-        return total
+        return total, losses
+
+    @torch.no_grad()
+    def _of_samples(self, output: StepOutput) -> Tensor:
+        if output.per_sample is None:
+            name = self.algorithm.config.name
+            raise UserError(f"train.ledger: {name} has a sample_loss, but its StepOutput comes without per_sample")
+        return output.per_sample().detach().float()
 
     def _flat_buffers(self) -> dict[torch.dtype, Tensor]:
         by_type: dict[torch.dtype, list[Tensor]] = {}

@@ -75,6 +75,7 @@ class TrainSettings:
     profile: str | None = None  # "100:110": a trace of these steps, trace.json in the run directory
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()  # beside metrics.jsonl
     knn_every: int | None = None  # epochs between k-NN scores on data.val
+    ledger: bool = False  # last loss, average, visits and step of each sample, in the folder ledger of `out`
 
     def __post_init__(self) -> None:
         if self.epochs is None and self.max_steps is None:

@@ -15,9 +15,11 @@ from headrace.pipelines.loaders.memory import MemoryLoader
 from headrace.pipelines.order import Order
 from headrace.train import pretrain
 from headrace.train.engine import checkpoint
+from headrace.train.engine.distributed import ALONE
 from headrace.train.engine.metrics import read_metrics
 from headrace.train.engine.optim import Schedules, build_optimizer
 from headrace.train.engine.step import Stepper
+from headrace.train.ledger import Ledger, read_ledger
 from headrace.train.recipe import config
 from headrace.train.recipe.recipe import load_recipe, smoke, smoke_images
 
@@ -71,9 +73,14 @@ def test_an_algorithm_does_not_wait_for_the_device(algorithm, tmp_path, waiting_
     torch.manual_seed(0)
     module, source = find_algorithm(recipe.algorithm.name)(recipe.algorithm), smoke_images()
     module.prepare(len(source))
-    steps = Stepper(module, module, build_optimizer(module, recipe.optim), Schedules(recipe.optim, 8, 100, 8))
+    ledger = None if module.sample_loss is None else Ledger(tmp_path / "ledger", len(source), ALONE)
+    optimizer, schedules = build_optimizer(module, recipe.optim), Schedules(recipe.optim, 8, 100, 8)
+    steps = Stepper(module, module, optimizer, schedules, note=ledger and ledger.add)
     loader = MemoryLoader(source, module.inputs(), Order(len(source), 8))
     for step in (0, 1):
         batch = next(loader)
         with waiting_fails() if step == 1 else nullcontext():
             steps(batch, Progress(step, 100, 8))
+    if ledger is not None:
+        ledger.flush()
+        assert read_ledger(tmp_path)["visits"].sum() == 16
