@@ -115,7 +115,7 @@ class TarCheck:
             seen.setdefault(one.key, set()).update(suffix for suffix, _, _ in one.parts)
             if one.image is None and one.label is not None and not twice:
                 self._add("order", one.key, "a label without its image")
-            elif one.image is not None and one.label is None and labelled:
+            elif one.image is not None and one.label is None and labelled and self.entry is None:  # of ours: -1
                 self._add("label", one.key, "no .cls, though others have one")
             elif self.entry is not None and one.label is not None and one.parts[0][0] == "cls":
                 self._add("order", one.key, "the label comes before its image")

@@ -41,10 +41,15 @@ class Columns:
         return [*OWN, *(name for table in self._tables for name in table.names if name != "key")]
 
     def __call__(self, name: str) -> np.ndarray:
-        """(N,) numbers, yes or no, or texts; NaN for numbers of samples that a table does not have."""
+        """(N,) numbers, yes or no, or texts; of samples that a table does not have NaN, the others masked."""
         for table in self._tables:
             if name in table.names and name != "key":
-                return table.column(name, self._source)
+                values = _without_objects(table.column(name, self._source))
+                if values.dtype.kind not in "biufU":
+                    raise UserError(
+                        f"{self._where}: {name}: holds {values.dtype}; give numbers, yes or no (bool), or texts (str)"
+                    )
+                return values
         if name not in OWN:
             raise UserError(f"{self._where}: no column {name!r}{nearest(name, self.names())}")
         return self._own(name)
@@ -126,12 +131,10 @@ class _File:
         values, known = self._rows[name], self._places >= 0
         if known.all():
             return values[self._places]
-        if values.dtype.kind in "UO":
-            filled = np.full(len(source), "", values.dtype)
-        else:
-            filled = np.full(len(source), np.nan)
-        filled[known] = values[self._places[known]]
-        return filled
+        filled = values[np.maximum(self._places, 0)]
+        if values.dtype.kind not in "iuf":
+            return np.ma.masked_array(filled, ~known)
+        return np.where(known, filled, np.nan)
 
     def _found(self, source: ByteSource) -> np.ndarray:
         """(N,) the row of each sample, -1 for none. Raises `UserError` if no row is about any sample."""
@@ -147,6 +150,20 @@ class _File:
                 f"{keys[0]!r}, the table's {next(iter(rows), '')!r}"
             )
         return places
+
+
+def _without_objects(values: np.ndarray) -> np.ndarray:
+    """Texts, or yes and no, with gaps, as parquet's columns come: masked where there is None."""
+    if values.dtype.kind != "O":
+        return values
+    data, gaps = np.ma.getdata(values), np.ma.getmaskarray(values)
+    gaps = gaps | np.array([value is None for value in data.tolist()])
+    kinds = {type(value) for value in data[~gaps].tolist()}
+    if kinds not in ({str}, {bool}):
+        return values
+    kind = kinds.pop()
+    filled = np.array([kind() if gap else value for value, gap in zip(data.tolist(), gaps.tolist())])
+    return np.ma.masked_array(filled, gaps)
 
 
 def _typed(texts: list[str], text: bool) -> np.ndarray:

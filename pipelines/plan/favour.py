@@ -22,7 +22,9 @@ class Favour:
     """
 
     def __init__(self, weights: np.ndarray, rule: Literal["stratified", "replacement"], where: str) -> None:
-        weights = np.asarray(weights, np.float64)
+        if np.ma.getdata(weights).dtype.kind not in "biuf":
+            raise UserError(f"{where}: holds texts; a weight is a number from 0 on")
+        weights = np.ma.filled(np.ma.asarray(weights, np.float64), np.nan)
         bad = ~np.isfinite(weights) | (weights < 0)
         if bad.any():
             index = int(np.flatnonzero(bad)[0])

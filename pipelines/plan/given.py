@@ -21,10 +21,12 @@ from .spec import MixSpec
 
 def as_source(data, mix: MixSpec | Mapping | None = None) -> ByteSource:
     """The source that `data` of `headrace.loader`, or `data.train` of a recipe, stands for. Raises `UserError`."""
-    if isinstance(data, (str, os.PathLike)):
-        return open_source(data)
     if isinstance(data, Mapping):
         return open_plan(data, mix)
+    if mix is not None and mix != MixSpec():
+        raise UserError("data.mix: has no effect: data.train names one source; a plan: file has a `mix` of its own")
+    if isinstance(data, (str, os.PathLike)):
+        return open_source(data)
     if isinstance(data, Dataset):
         return DatasetSource(data)
     if isinstance(data, ByteSource):

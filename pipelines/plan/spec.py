@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+_HEAVIEST = 1e12  # so that sums stay numbers
+
 
 @dataclass(frozen=True)
 class SetSpec:
@@ -31,8 +33,10 @@ class SetSpec:
         given = [key for key in ("repeat", "epochs", "samples") if getattr(self, key) is not None]
         if len(given) > 1:
             raise ValueError(f"{', '.join(given)}: say once how long the set lasts")
-        if given and getattr(self, given[0]) <= 0:
-            raise ValueError(f"{given[0]}: must be positive, not {getattr(self, given[0])}")
+        if given and not 0 < getattr(self, given[0]) < float("inf"):
+            raise ValueError(f"{given[0]}: must be positive and finite, not {getattr(self, given[0])}")
+        if not self.source:
+            raise ValueError("source: is empty; name the images")
         if self.share is not None and not isinstance(self.weight, str):
             raise ValueError("share: stands beside a weight that names a column; else the weight is the share")
         self.moments  # noqa: B018 - raises what is wrong
@@ -49,8 +53,8 @@ class SetSpec:
             return None
         table = value if isinstance(value, Mapping) else {0: value}
         for weight in table.values():
-            if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
-                raise ValueError(f"{key}: needs a number that is not negative, or the name of a column, not {weight!r}")
+            if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight <= _HEAVIEST:
+                raise ValueError(f"{key}: needs a number from 0 to 1e12, or the name of a column, not {weight!r}")
         moments = {_moment(moment, key): weight for moment, weight in table.items()}
         if 0 not in moments:
             raise ValueError(f"{key}: say what it is at moment 0")
@@ -89,7 +93,7 @@ class MixSpec:
     epoch: int | None = None  # images of an epoch; None: as many as the sets last
 
     def __post_init__(self) -> None:
-        if self.temperature < 1:
+        if not 1 <= self.temperature:
             raise ValueError(f"temperature: 1 is by size, larger is more even; not {self.temperature}")
         if not 0 <= self.pure <= 1:
             raise ValueError(f"pure: a share lies in [0, 1], not {self.pure}")

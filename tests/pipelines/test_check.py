@@ -69,6 +69,14 @@ def rewrite(folder, members):
     (folder / "dataset.json").write_text(json.dumps(manifest))
 
 
+def test_shards_of_partly_labelled_sets_are_sound(tmp_path, capsys):
+    for name in "abc":
+        (tmp_path / f"{name}.jpg").write_bytes(jpeg(ord(name)))
+    (tmp_path / "list.txt").write_text("a.jpg 0\nb.jpg -1\nc.jpg 1\n")
+    shard(f"list:{tmp_path / 'list.txt'}", tmp_path / "out", ShardOptions(), workers=1, progress=False)
+    assert main([str(tmp_path / "out")]) == 0 and "sound" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("decode", [False, True])
 def test_sound_sets_of_every_kind(sound, tmp_path, decode):
     report = check(sound, decode)

@@ -226,7 +226,10 @@ class _Checker:
             if len(members) == 1:
                 return self.value(node, members[0], key, default)
             if table := next((member for member in members if get_origin(member) is dict), None):  # or a text
-                return self.value(node, table if isinstance(node.value, dict) else str, key)
+                mapping = isinstance(node.value, dict)
+                if mapping and node.text is not None:  # typed: a path such as "a: b" is no mapping of mappings
+                    mapping = all(isinstance(item.value, dict) for item in node.value.values()) and bool(node.value)
+                return self.value(node, table if mapping else str, key)
             if str in members and type(node.value) is str:  # a text in the place of another scalar
                 return _text(node)
             if all(member is str or get_origin(member) is Literal for member in members[1:]):  # or a word in its place

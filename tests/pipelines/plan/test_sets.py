@@ -49,9 +49,47 @@ def test_a_filter_is_what_numpy_says(text):
     assert np.array_equal(Where(text, "w").rows(TABLE.__getitem__), FILTERS[text])
 
 
+UNKNOWN = {  # what a table does not say of rows 0 and 1
+    "score": np.array([np.nan, np.nan, 3, 4, 5]),
+    "flag": np.ma.masked_array([False, False, True, False, True], [1, 1, 0, 0, 0]),
+    "kind": np.ma.masked_array(["", "", "cat", "dog", "dog"], [1, 1, 0, 0, 0]),
+    "label": np.arange(5),
+}
+
+
+@pytest.mark.parametrize(
+    "text, rows",
+    [
+        ("score != 3", [3, 4]),
+        ("not score == 3", [3, 4]),
+        ("score not in (3, 4)", [4]),
+        ("not score in (3, 4)", [4]),
+        ("score not in ()", [2, 3, 4]),
+        ("score + 1 != 4", [3, 4]),
+        ("flag", [2, 4]),
+        ("not flag", [3]),
+        ("flag == False", [3]),
+        ("flag + 0 < 1", [3]),
+        ("kind != 'dog'", [2]),
+        ("kind == ''", []),
+        ("kind not in ('dog', 'cow')", [2]),
+        ("not (kind == 'dog' and flag)", [2, 3]),
+        ("not flag or label < 1", [0, 3]),  # true of row 0 whatever its flag is
+        ("not (flag and label > 0)", [0, 3]),
+        ("label in (1, 3.0)", [1, 3]),
+        ("label < 1" + "0" * 400, [0, 1, 2, 3, 4]),
+    ],
+)
+def test_what_is_not_known_passes_no_comparison(text, rows):
+    assert np.flatnonzero(Where(text, "w").rows(UNKNOWN.__getitem__)).tolist() == rows
+
+
 @pytest.mark.parametrize(
     "text, problem",
     [
+        ("kind in ('cat', 3)", "compares a text with a number"),
+        ("width in (1, 2) in (3, 4)", "after `in` comes a list"),
+        ("(width > 3) == duplicate", "is a yes or no; write `not` or `and`"),
         ("width", "gives no yes or no"),
         ("width >", "invalid syntax"),
         ("width and duplicate", "'width' is no yes or no"),
@@ -118,7 +156,7 @@ def test_columns_of_a_table_find_their_samples(photo_folder, tmp_path):
     columns = Columns(source, str(tmp_path / "t.csv"), "w")
     score = columns("score")
     assert score[:20].tolist() == list(range(20)) and np.isnan(score[20:]).all()
-    assert columns("word")[5] == "x5" and columns("word")[23] == ""
+    assert columns("word")[5] == "x5" and np.ma.getmaskarray(columns("word")).tolist() == [False] * 20 + [True] * 4
     assert columns("good")[:4].tolist() == [1, 0, 0, 1]
     with pytest.raises(UserError, match="width: .* does not say it of 24 images; shard the set"):
         columns("width")
@@ -137,6 +175,17 @@ def test_tables_that_do_not_fit(photo_folder, tmp_path, text, problem):
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(UserError, match=problem):
         Columns(open_source(photo_folder), str(tmp_path / "t.csv"), "w")("score")
+
+
+@pytest.mark.parametrize(
+    "values, problem",
+    [(np.ones(24, complex), "holds complex128"), (np.full(24, np.datetime64("2024")), "holds datetime64")],
+)
+def test_columns_of_other_kinds_are_one_line(photo_folder, tmp_path, values, problem):
+    np.save(tmp_path / "odd.npy", values)
+    for spec in ({"where": "odd > 1"}, {"weight": "odd"}):
+        with pytest.raises(UserError, match=f"data.train.a: odd: {problem}.*; give numbers"):
+            open_plan({"a": {"source": str(photo_folder), "table": str(tmp_path), **spec}})
 
 
 def test_columns_in_a_folder(shards):
@@ -214,6 +263,14 @@ def test_a_file_stands_for_a_plan_wherever_a_source_is_named(photo_folder, tmp_p
     (tmp_path / "mix.yaml").write_text(json.dumps(plan))
     source = as_source(f"plan:{tmp_path / 'mix.yaml'}")
     assert len(source) == 8 + 24 and source.mix == MixSpec(pure=0.1)
+    (tmp_path / "self.yaml").write_text(f"sets: {{a: {photo_folder}, b: 'plan:{tmp_path / 'self.yaml'}'}}")
+    with pytest.raises(UserError, match="self.yaml: names itself among its sets"):
+        as_source(f"plan:{tmp_path / 'self.yaml'}")
+    (tmp_path / "twice.yaml").write_text(f"sets:\n  a: {photo_folder}\n  a: {photo_folder}")
+    with pytest.raises(UserError, match="twice.yaml: cannot be read as YAML .*'a' is given twice .*line 3"):
+        as_source(f"plan:{tmp_path / 'twice.yaml'}")
+    (tmp_path / "small.yaml").write_text(f"sets: {{a: {{source: {photo_folder}, weight: 1e-1}}}}")
+    assert as_source(f"plan:{tmp_path / 'small.yaml'}").plan[0].spec.weight == 0.1
     order = order_of(source, 8, shuffle=False, last="pad")  # for evaluations: one after another
     assert isinstance(order, Order) and order.ids(0).tolist() == list(range(8))
 
@@ -225,7 +282,26 @@ def test_a_file_stands_for_a_plan_wherever_a_source_is_named(photo_folder, tmp_p
         ({"a": {"weight": 1}}, {}, "data.train.a: source: missing"),
         ({"a": {"source": "PHOTOS", "wieght": 1}}, {}, "data.train.a: unknown key 'wieght'; did you mean weight?"),
         ({"a": {"source": "PHOTOS", "where": "label > 5"}}, {}, "leaves none of 24 images; widen it"),
-        ({"a": {"source": "PHOTOS", "weight": -1}}, {}, "data.train.a: weight: needs a number that is not negative"),
+        ({"a": {"source": "PHOTOS", "weight": -1}}, {}, "data.train.a: weight: needs a number from 0 to 1e12"),
+        ({"a": {"source": "PHOTOS", "weight": 1e308}}, {}, "data.train.a: weight: needs a number from 0 to 1e12"),
+        ({"a": {"source": "PHOTOS", "weight": 10**400}}, {}, "data.train.a: weight: needs a number from 0 to 1e12"),
+        ({"a": {"source": ""}}, {}, "data.train.a: source: is empty"),
+        ({"a": {"source": "PHOTOS", "repeat": "two"}}, {}, "data.train.a: repeat: needs a number, got 'two'"),
+        ({"a": {"source": "PHOTOS", "repeat": float("nan")}}, {}, "repeat: must be positive and finite"),
+        ({"a": {"source": "PHOTOS", "epochs": float("inf")}}, {}, "epochs: must be positive and finite"),
+        ({"a": {"source": "PHOTOS", "samples": 2.5}}, {}, "data.train.a: samples: needs a whole number, got 2.5"),
+        ({"a": {"source": "PHOTOS", "draw": "random"}}, {}, "draw: needs stratified or replacement, got 'random'"),
+        ({"a": {"source": "PHOTOS", "where": 5}}, {}, "data.train.a: where: needs a text, got 5"),
+        ({"a": {"source": "PHOTOS", "table": 5}}, {}, "data.train.a: table: needs a text, got 5"),
+        ({"a": {"source": "PHOTOS", "weight": "class_name"}}, {}, "weight: class_name: holds texts"),
+        ({"": "PHOTOS"}, {}, "data.train: '' is no name of a set"),
+        ({"a\nb": "PHOTOS"}, {}, "data.train: 'a\\nb' is no name of a set"),
+        ({"a": "PHOTOS"}, {"by": "sizes"}, "data.mix: by: needs weight or size or temperature, got 'sizes'"),
+        ({"a": "PHOTOS"}, {"exhausted": "end"}, "data.mix: exhausted: needs again or stop or drop, got 'end'"),
+        ({"a": "PHOTOS"}, {"labels": "names"}, "data.mix: labels: needs by_name or apart or ignore"),
+        ({"a": "PHOTOS"}, {"pure": True}, "data.mix: pure: needs a number, got True"),
+        ({"a": "PHOTOS"}, {"epoch": 2.5}, "data.mix: epoch: needs a whole number, got 2.5"),
+        ({"a": "PHOTOS"}, {"temperature": float("nan")}, "data.mix: temperature: 1 is by size"),
         ({"a": {"source": "PHOTOS", "weight": "beauty"}}, {}, "data.train.a: no column 'beauty'"),
         (
             {"a": {"source": "PHOTOS", "repeat": 2, "samples": 5}},
@@ -251,6 +327,13 @@ def test_plans_that_cannot_be_followed(photo_folder, sets, mix, problem):
     with pytest.raises(UserError) as caught:
         order_of(open_plan(json.loads(text), mix), 8)
     assert problem in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_mix_of_one_source_is_an_error(photo_folder):
+    assert len(as_source(str(photo_folder), MixSpec())) == 24
+    for data in (str(photo_folder), open_source(photo_folder)):
+        with pytest.raises(UserError, match="data.mix: has no effect: data.train names one source"):
+            as_source(data, MixSpec(pure=0.5))
 
 
 @pytest.mark.parametrize(

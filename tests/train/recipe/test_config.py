@@ -126,6 +126,7 @@ class Texts:
     word: tuple[str, ...] | Literal["all"] = "all"
     options: dict[str, Any] = field(default_factory=dict)
     table: dict[str, str] = field(default_factory=dict)
+    sets: str | dict[str, dict[str, str]] = ""
     whole: int = 0
 
 
@@ -146,7 +147,7 @@ AS_TYPED = (
 @pytest.mark.parametrize("text", AS_TYPED)
 def test_what_is_typed_for_a_text_is_taken_as_typed(write, text):
     write(x="s: {text: before, path: before, table: {a: before}}\n")
-    assert (typed("text", text), typed("table.a", text)) == (text, text)
+    assert (typed("text", text), typed("table.a", text), typed("sets", text)) == (text, text, text)
     if text not in ("", "null"):  # nothing, where that can be
         assert (typed("maybe", text), typed("path", text)) == (text, Path(text).expanduser())
     else:
@@ -168,6 +169,7 @@ def test_any_text_is_taken_as_typed(text):
         ("word", "all", "all"), ("word", "[a, 2024]", ("a", "2024")),
         ("options.a", "5", 5), ("options.a", "photos #2", "photos #2"), ("options.a", "[1, 2]", [1, 2]),
         ("options.a", "a: b: c", "a: b: c"), ("whole", " 1e3 ", 1000),
+        ("sets", "{a: {source: b}}", {"a": {"source": "b"}}), ("sets", "{}", "{}"),
     ],
 )  # fmt: skip
 def test_the_type_of_the_field_says_what_is_a_text(write, key, text, value):
