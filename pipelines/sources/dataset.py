@@ -64,7 +64,11 @@ class DatasetSource:
             return image
         if isinstance(image, Image.Image):
             buffer = io.BytesIO()  # without loss and nearly for nothing: a header, and the pixels as they are
-            (image if image.mode in ("L", "RGB") else image.convert("RGB")).save(buffer, "PPM")
+            if image.mode == "F" or image.mode.startswith("I"):  # convert("RGB") would cut at 255
+                deep = image.convert("I;16") if image.mode == "I" and 0 <= image.getextrema()[1] < 1 << 16 else image
+                deep.save(buffer, "TIFF")
+            else:
+                (image if image.mode in ("L", "RGB") else image.convert("RGB")).save(buffer, "PPM")
             return np.frombuffer(buffer.getbuffer(), np.uint8)
         raise UserError(
             f"{self.key(index)}: is {type(image).__name__}, not the bytes of an image file or a Pillow image; "

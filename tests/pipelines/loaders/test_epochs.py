@@ -276,6 +276,29 @@ class Tensors(Encoded):
         return torch.zeros(3, 8, 8), 0
 
 
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_deep_images_of_a_data_set_keep_their_upper_bits(mode):
+    values = np.random.default_rng(0).integers(0, 1 << 16, (8, 8), dtype=np.uint16)
+    image = Image.fromarray(values.astype({"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]))
+    if mode == "F":
+        image = Image.fromarray(values.astype(np.float32) / 65535)
+    assert image.mode == mode
+
+    class Deep(torch.utils.data.Dataset):
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, index):
+            return image, index
+
+    with headrace.loader(Deep(), views=ViewSpec(size=8, crop="center", center_fraction=1.0), batch_size=2) as loader:
+        (batch,) = loader
+    std, mean = (torch.tensor(getattr(loader.inputs.views[0], key)).view(3, 1, 1) for key in ("std", "mean"))
+    found = ((batch.views["image"][0, 0] * std + mean) * 255).round().numpy()
+    expected = values >> 8 if mode != "F" else np.round(values / 65535 * 255)
+    assert np.abs(found - expected).max() <= 1
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
