@@ -35,8 +35,9 @@ class DataSettings:
 
     def __post_init__(self) -> None:
         Rules(self.range, self.max_pixels)
-        if isinstance(self.block, int) and self.block < 1:
-            raise ValueError(f"block: must be at least 1, not {self.block}")
+        for key in ("block", "threads"):
+            if isinstance(value := getattr(self, key), int) and value < 1:
+                raise ValueError(f"{key}: must be at least 1, not {value}")
         for key in ("max_bad", "hw_decoder_load"):
             if not 0 <= (getattr(self, key) or 0) <= 1:
                 raise ValueError(f"{key}: a share lies in [0, 1], not {getattr(self, key)}")

@@ -92,3 +92,8 @@ def test_what_smoke_replaces_is_named():
     assert replaced(typed[1:], asked, tiny) == [
         f"--smoke: algorithm.backbone.depth is {tiny.algorithm.backbone.depth}, not 5"
     ]
+
+
+@pytest.mark.parametrize("key", ["data.threads", "data.block"])
+def test_no_threads_and_no_blocks_are_refused(key):
+    assert f"{key}: must be at least 1, not 0" in attempt("mae_vit-tiny_demo", f"{key}=0")
