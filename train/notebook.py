@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ import torch
 from torch import nn
 
 from ..errors import UserError
+from ..pipelines.loaders.arguments import device_of, one_of, whole
+from ..pipelines.loaders.choose import LOADERS
 from ..pipelines.loaders.quarantine import MAX_BAD
 from ..pipelines.plan.given import as_source
 from ..pipelines.spec import ViewSpec
@@ -99,9 +101,13 @@ def embed(
     Raises:
         UserError: what the command would print.
     """
+    batch_size, threads = whole("batch_size", batch_size, 1), None if threads is None else whole("threads", threads, 1)
+    one_of("loader", loader, LOADERS)
+    if not isinstance(max_bad, (int, float)) or not 0 <= max_bad <= 1:
+        raise UserError(f"max_bad: needs a share of the images from 0 to 1, got {max_bad!r}")
     source, taken = as_source(data), _encoder(encoder, layer, view)
     left_out: list[str] = []
-    with launch(pick_device(device)) as process:
+    with launch(device_of(device)) as process:
         options = {"batch_size": batch_size, "loader": loader, "threads": threads, "process": process}
         options |= {"max_bad": max_bad, "setting": "max_bad"}
         parts = list(embed_batches(taken.module, source, taken.view, left_out, **options))
@@ -128,14 +134,17 @@ def knn(
     Raises:
         UserError: what the command would print.
     """
+    ks, temperatures = [whole("k", one, 1) for one in _several(k)], _several(temperature)
+    if not ks or not temperatures or not all(isinstance(t, (int, float)) and t > 0 for t in temperatures):
+        raise UserError(f"k, temperature: need at least one each, temperatures above 0, got {k!r} and {temperature!r}")
     sets = labelled_sets(train, val)
     made = [embed(encoder, source, **options) for source in sets]
     bank, queries = (Features(torch.from_numpy(e.vectors), torch.from_numpy(e.labels), e.left_out) for e in made)
-    return knn_table(bank, queries, ks=_several(k), temperatures=_several(temperature))
+    return knn_table(bank, queries, ks=sorted(ks), temperatures=sorted(temperatures))
 
 
 def _several(values) -> list:
-    return sorted({values} if isinstance(values, (int, float)) else set(values))
+    return list(dict.fromkeys(values)) if isinstance(values, Iterable) and not isinstance(values, str) else [values]
 
 
 def _encoder(encoder: str | os.PathLike | nn.Module, layer: str | None, view: str | ViewSpec | None) -> Encoder:
@@ -143,6 +152,12 @@ def _encoder(encoder: str | os.PathLike | nn.Module, layer: str | None, view: st
         view = recipes.view(view) if isinstance(view, str) else view
     except ValueError as fault:
         raise UserError(f"view: {fault}") from None
+    if view is not None and not isinstance(view, ViewSpec):
+        raise UserError(f"view: needs a name such as 'eval', or a ViewSpec, got {view!r}")
+    if not isinstance(encoder, (str, os.PathLike, nn.Module)):
+        raise UserError(
+            f"encoder: needs a run directory, a file, a name like timm:NAME or a module, got {encoder!r}"
+        )
     if not isinstance(encoder, nn.Module):
         found = load_encoder(os.fspath(encoder), layer)
         return found if view is None else replace(found, view=replace(view, name="evaluation"))

@@ -82,3 +82,28 @@ def test_embed_takes_a_module_and_arrays():
     assert found.labels.tolist() == [0, 1, 0, 1, -1]
     with pytest.raises(UserError, match="a module of your own needs a view"):
         headrace.embed(torch.nn.Flatten(), images)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"k": 0}, "k: needs a whole number from 1 on, got 0"),
+        ({"k": "1"}, "k: needs a whole number from 1 on, got '1'"),
+        ({"k": []}, "k, temperature: need at least one each"),
+        ({"temperature": 0}, "temperatures above 0"),
+        ({"batch_size": 0}, "batch_size: needs a whole number from 1 on"),
+        ({"threads": -1}, "threads: needs a whole number from 1 on"),
+        ({"max_bad": 3}, "max_bad: needs a share"),
+        ({"loader": "x"}, "loader: needs auto or cpu"),
+        ({"view": 5}, "view: needs a name such as 'eval'"),
+        ({"encoder": None}, "encoder: needs a run directory"),
+    ],
+)
+def test_arguments_that_nobody_means_are_one_line(tmp_path, change, message):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.png").write_bytes(b"")
+    given = {"encoder": torch.nn.Flatten(), "view": "eval", "k": 1} | change
+    with pytest.raises(UserError) as caught:
+        headrace.knn(given.pop("encoder"), str(tmp_path), str(tmp_path), **given)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
