@@ -155,9 +155,7 @@ def _encoder(encoder: str | os.PathLike | nn.Module, layer: str | None, view: st
     if view is not None and not isinstance(view, ViewSpec):
         raise UserError(f"view: needs a name such as 'eval', or a ViewSpec, got {view!r}")
     if not isinstance(encoder, (str, os.PathLike, nn.Module)):
-        raise UserError(
-            f"encoder: needs a run directory, a file, a name like timm:NAME or a module, got {encoder!r}"
-        )
+        raise UserError(f"encoder: needs a run directory, a file, a name like timm:NAME or a module, got {encoder!r}")
     if not isinstance(encoder, nn.Module):
         found = load_encoder(os.fspath(encoder), layer)
         return found if view is None else replace(found, view=replace(view, name="evaluation"))
