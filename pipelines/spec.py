@@ -238,9 +238,9 @@ class Batch:
     mask: Mask | None
     step: int  # the global step this batch belongs to
     epoch: int
+    objects: list[dict[str, torch.Tensor]] | None = None  # of detection, for each sample: see train/dense/boxes.py
     origin: torch.Tensor | None = None  # (B,) int64 on the CPU, of several sets: the number of each sample's
     passes: torch.Tensor | None = None  # (B,) int64 on the CPU, of several sets: which time each is read; else `epoch`
-    objects: list[dict[str, torch.Tensor]] | None = None  # of detection, for each sample: see train/dense/boxes.py
 
 
 @runtime_checkable

@@ -1,6 +1,7 @@
 """Shared set-up: Triton's interpreter where there is no GPU, small image sets, and no hidden skips."""
 
 import os
+import signal
 
 import torch
 
@@ -10,6 +11,9 @@ if not torch.cuda.is_available():
 import numpy as np
 import pytest
 from PIL import Image
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of tests in the background: what they start shall hear Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # bounded once: results do not depend on the machine, and test processes side by side share its cores
 _processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))

@@ -359,10 +359,10 @@ def test_compare_prints_and_draws(tmp_path, capsys):
         (report, ["{tmp}/nothing"], "no such run directory"),
         (report, ["{tmp}/empty"], "is no run directory"),
         (report, ["{tmp}/run", "--samples", "99"], "--samples: from 0 to 32"),
-        (report, ["{tmp}/run", "--out", "{tmp}/run/config.yaml/x.html"], "--out"),
+        (report, ["{tmp}/run", "--out", "{tmp}/run/config.yaml/x.html"], "x.html: cannot be written in"),
         (compare, ["{tmp}/run"], "needs two runs"),
         (compare, ["{tmp}/run", "{tmp}/empty"], "is no run directory"),
-        (compare, ["{tmp}/run", "{tmp}/run", "--html", "{tmp}/run/config.yaml/x.html"], "--html"),
+        (compare, ["{tmp}/run", "{tmp}/run", "--html", "{tmp}/run/config.yaml/x.html"], "x.html: cannot be written in"),
     ],
 )
 def test_mistakes_end_in_one_line(command, arguments, words, tmp_path):
