@@ -1,13 +1,11 @@
 """What happens to a run on damaged data, and what is left when a run is killed."""
 
-import http.server
 import json
 import os
 import signal
 import subprocess
 import sys
 import tarfile
-import threading
 import time
 from pathlib import Path
 
@@ -35,58 +33,6 @@ TINY = [
     "train.log_every=1",
     "data.threads=1",
 ]
-
-
-@pytest.fixture
-def stalling(photo_folder, tmp_path):
-    """The address of a tar of which 130 of 144 photos come, and then nothing more while the test lasts."""
-    with tarfile.open(tmp_path / "a.tar", "w") as archive:
-        for index, path in enumerate(sorted(photo_folder.rglob("*.jpg")) * 6):
-            archive.add(path, f"{index:03}.jpg")
-    with tarfile.open(tmp_path / "a.tar") as archive:
-        end = archive.getmembers()[130].offset
-    data, released = (tmp_path / "a.tar").read_bytes(), threading.Event()
-
-    class Stalling(http.server.BaseHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
-        def do_GET(self):
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data[:end])
-            released.wait(60)
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Stalling)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}/a.tar"
-    released.set()
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-def test_a_stalled_server_does_not_delay_sigterm(stalling, tmp_path, monkeypatch, capsys):
-    """The first step needs more than a hundred images, among which the next one is picked."""
-    for name in ("NO_PROXY", "no_proxy"):
-        monkeypatch.setenv(name, "127.0.0.1")
-    sent = []
-
-    def send():
-        deadline, file = time.monotonic() + 60, tmp_path / "run" / "metrics.jsonl"
-        while time.monotonic() < deadline and not (file.exists() and read_metrics(tmp_path / "run")):
-            time.sleep(0.1)
-        time.sleep(1)  # the next batch will not come
-        sent.append(time.monotonic())
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=send).start()
-    arguments = [f"data.train={stalling}#samples=144", f"train.out={tmp_path / 'run'}", "train.max_steps=50"]
-    assert pretrain.main([*TINY, *arguments, "optim.warmup=0", "train.batch_size=4"]) == 0
-    assert time.monotonic() - sent[0] < 20 and "stopped by SIGTERM after step" in capsys.readouterr().err
-    assert checkpoint.newest(tmp_path / "run")[1]["step"] <= 8
 
 
 @pytest.fixture
