@@ -29,8 +29,8 @@ from headrace.train.engine.distributed import Launch, pick_device
 from headrace.train.engine.loop import train
 from headrace.train.engine.metrics import MetricsLog
 from headrace.train.engine.optim import Schedules, build_optimizer
-from headrace.train.engine.precision import resolved
 from headrace.train.engine.step import Stepper
+from headrace.train.precision import resolved
 from headrace.train.recipe.recipe import load_recipe
 
 from .record import add_out, append

@@ -39,12 +39,12 @@ from headrace.pipelines.spec import ByteSource
 from headrace.pipelines.views.cut import decode_fast
 from headrace.train.engine.distributed import ALONE, Launch, pick_device
 from headrace.train.engine.optim import Schedules, build_optimizer
-from headrace.train.engine.precision import resolved
 from headrace.train.engine.step import Stepper
 from headrace.train.evaluation.embed import embed, evaluation_view
 from headrace.train.evaluation.knn import knn_accuracy
 from headrace.train.evaluation.labels import labelled, labelled_sets
 from headrace.train.evaluation.linear_sweep import sweep_heads
+from headrace.train.precision import resolved
 from headrace.train.recipe.recipe import Recipe, load_recipe
 
 from .record import add_out, append

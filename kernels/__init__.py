@@ -25,5 +25,8 @@ from ..lazy import face
 
 __getattr__, __dir__, __all__ = face(
     __name__,
-    {"overview": "report", "registry": "Implementation configure operator operator_names use without_triton"},
+    {
+        "overview": "report",
+        "registry": "Implementation configure function operator operator_names reference use without_triton",
+    },
 )

@@ -14,7 +14,7 @@ import headrace
 ROOT = Path(headrace.__file__).parent
 PUBLIC = {
     "headrace": "UserError embed get_model knn list_models loader pretrain",
-    "headrace.kernels": "Implementation configure operator operator_names report use without_triton",
+    "headrace.kernels": "Implementation configure function operator operator_names reference report use without_triton",
     "headrace.models": "Algorithm AnyBackboneConfig BackboneConfig DINOHead HiViT MAEDecoder MixMIMDecoder "
     "MixMIMTransformer Progress Queue ResNet SampleMemory StepOutput Swin Teacher ViT algorithm_names build_backbone "
     "cosine_momentum find_algorithm gather_with_gradient inputs_of load_weights projection_mlp synchronize_batch_norm "
@@ -77,9 +77,6 @@ def _imports(text):
 
 
 def _is_public(module, name):
-    operator = re.fullmatch(r"headrace\.kernels\.(\w+)(\.reference)?", module)
-    if operator and (ROOT / "kernels" / operator[1] / "cases.py").exists():  # an operator's folder, and its definition
-        return not name.startswith("_")
     inside = f"{module}.{name}"
     return module in PUBLIC and (not name or name in PUBLIC[module].split() or inside in PUBLIC)
 

@@ -37,7 +37,6 @@ from headrace.train.engine.distributed import Launch, launch, pick_device
 from headrace.train.engine.loop import train, wrap
 from headrace.train.engine.metrics import MetricsLog, duration, say
 from headrace.train.engine.optim import Schedules, build_optimizer
-from headrace.train.engine.precision import cost, resolved
 from headrace.train.engine.run_directory import (
     CONFIG_FILE,
     ENCODER_FILE,
@@ -54,6 +53,7 @@ from headrace.train.engine.transforms import checkpoint_blocks
 from headrace.train.evaluation.score import knn_score
 from headrace.train.evaluation.sweep import sweep
 from headrace.train.ledger import FOLDER, Ledger, require_sample_loss
+from headrace.train.precision import cost, resolved
 from headrace.train.pretrain_command import main
 from headrace.train.recipe.recipe import Recipe, smoke_images, without_effect
 from headrace.train.resume import Resumed, find_resume, go_back, restore, restore_weights, saved_state

@@ -31,8 +31,8 @@ from ...pipelines.views.draw import draw_views
 from ...pipelines.views.finish import cut_view, places
 from ...train.engine.distributed import Launch, pick_device
 from ...train.engine.optim import Schedules, build_optimizer
-from ...train.engine.precision import resolved
 from ...train.engine.step import Stepper
+from ...train.precision import resolved
 from ...train.recipe.recipe import Recipe
 from ...train.recipe.settings import DataSettings
 from .advice import Measured, Timing

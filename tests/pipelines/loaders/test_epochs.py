@@ -132,7 +132,6 @@ def test_a_copy_is_a_loader_of_its_own(photo_folder, copied, several):
             assert got + ids(loop) == expected[0]
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_loop_that_began_before_a_fork_is_over_in_the_child(photo_folder):
     loader = headrace.loader(photo_folder, views=SMALL, batch_size=6)
     loop = iter(loader)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from headrace.train.engine.distributed import ALONE
-from headrace.train.engine.precision import cost, native, resolved
+from headrace.train.precision import cost, native, resolved
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -41,7 +41,7 @@ def test_gpus(monkeypatch, capability, bf16):
 def test_auto_is_what_all_devices_have(monkeypatch):
     everyone = SimpleNamespace(device=CPU, gather=lambda mine: [mine, False])
     for has, alone in ((True, "bf16"), (False, "fp32")):
-        monkeypatch.setattr("headrace.train.engine.precision.native", lambda precision, device, has=has: has)
+        monkeypatch.setattr("headrace.train.precision.native", lambda precision, device, has=has: has)
         assert resolved("auto", ALONE) == alone and resolved("auto", everyone) == "fp32"
         assert [resolved(choice, everyone) for choice in ("bf16", "fp16", "fp32")] == ["bf16", "fp16", "fp32"]
         assert cost("auto", CPU) is None
@@ -51,7 +51,7 @@ def test_auto_is_what_all_devices_have(monkeypatch):
 def test_a_run_says_what_it_computes_in(tmp_path):
     """On a processor without bf16: auto is fp32, and who asks for bf16 is told what it costs."""
     code = (
-        "import sys, headrace.train.engine.precision as p\n"
+        "import sys, headrace.train.precision as p\n"
         "native = p.native\n"
         "p.native = lambda precision, device: precision == 'fp32'\n"
         "from dataclasses import replace\n"

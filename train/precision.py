@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from .distributed import Launch
+from .engine.distributed import Launch
 
 _FLAG_LINES = ("flags", "Featu")  # of x86 and of Arm
 _CPU_FLAGS = {"bf16": {"avx512_bf16", "amx_bf16", "bf16"}, "fp16": {"avx512_fp16", "amx_fp16", "asimdhp"}}
