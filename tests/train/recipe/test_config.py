@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Optional
+from typing import Literal, Optional
 
 import pytest
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
+from sections import ResNetConfig, VitConfig, build, problems
 
-from headrace.errors import UserError
 from headrace.pipelines.spec import ViewSpec
 from headrace.train.recipe import config
-
-
-@dataclass(frozen=True)
-class VitConfig:
-    name: Literal["vit_tiny", "vit_small"] = "vit_tiny"
-    patch_size: int = 16
-
-
-@dataclass(frozen=True)
-class ResNetConfig:
-    name: Literal["resnet18", "resnet50"] = "resnet18"
-    small_image_stem: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,39 +42,17 @@ class TrainConfig:
 TYPES = {"description": str | None, "algorithm": SimclrConfig, "train": TrainConfig, "kernels": dict[str, str]}
 
 
-@pytest.fixture
-def write(tmp_path, monkeypatch):
-    """Writes files below the current directory."""
-    monkeypatch.chdir(tmp_path)
-
-    def write(**texts: str) -> None:
-        for name, text in texts.items():
-            Path(f"{name}.yaml").write_text(text, encoding="utf-8")
-
-    return write
-
-
-def build(*overrides: str, types: dict[str, Any] = TYPES) -> dict[str, Any]:
-    return config.build(config.load("x.yaml", overrides), types)
-
-
-def problems(call, *args, **kwargs) -> list[str]:
-    with pytest.raises(UserError) as caught:
-        call(*args, **kwargs)
-    return str(caught.value).split("\n")
-
-
 def test_defaults_and_values(write):
     write(
         x="description: small\nalgorithm:\n  temperature: 1\ntrain: {batch_size: 1e3, betas: [0, 1], output: runs/a}\n"
     )
-    assert build() == {
+    assert build(TYPES) == {
         "description": "small",
         "algorithm": SimclrConfig(temperature=1.0),
         "train": TrainConfig(1000, betas=(0.0, 1.0), output=Path("runs/a")),
         "kernels": {},
     }
-    built = build()["train"]
+    built = build(TYPES)["train"]
     assert type(built.batch_size) is int and type(built.betas[0]) is float and type(built.tags) is list
 
 
@@ -114,86 +77,7 @@ class Everything:
 
 def everything(text: str) -> Everything:
     Path("x.yaml").write_text(f"s:\n  {text}\n")
-    return build(types={"s": Everything})["s"]
-
-
-@dataclass(frozen=True)
-class Texts:
-    text: str = ""
-    maybe: str | None = "x"
-    path: Path | None = None
-    either: float | str = 0.0
-    word: tuple[str, ...] | Literal["all"] = "all"
-    options: dict[str, Any] = field(default_factory=dict)
-    table: dict[str, str] = field(default_factory=dict)
-    sets: str | dict[str, dict[str, str]] = ""
-    whole: int = 0
-
-
-def typed(key: str, text: str) -> Any:
-    value = build(f"s.{key}={text}", types={"s": Texts})["s"]
-    for name in key.split("."):
-        value = value[name] if isinstance(value, dict) else getattr(value, name)
-    return value
-
-
-AS_TYPED = (
-    "photos #2", "#2", "a: b", "{x}", "[a, b]", "'a'", '"a', " a ", "yes", "true", "2024", "1e3", "0x1F", "007", "-",
-    "~", "null", "", "!x", "&a", "*", "a\tb", "a\nb", "%", "@x", "`", "|", ">", "?", ": ", "\udce4", "\x07", "{", "a=b",
-    "---",
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("text", AS_TYPED)
-def test_what_is_typed_for_a_text_is_taken_as_typed(write, text):
-    write(x="s: {text: before, path: before, table: {a: before}}\n")
-    assert (typed("text", text), typed("table.a", text), typed("sets", text)) == (text, text, text)
-    if text not in ("", "null"):  # nothing, where that can be
-        assert (typed("maybe", text), typed("path", text)) == (text, Path(text).expanduser())
-    else:
-        assert typed("maybe", text) is None
-
-
-@given(st.text())
-def test_any_text_is_taken_as_typed(text):
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "x.yaml").write_text("", encoding="utf-8")
-        tree = config.load(f"{folder}/x.yaml", [f"s.text={text}"])
-    assert config.build(tree, {"s": Texts})["s"].text == text
-
-
-@pytest.mark.parametrize(
-    "key, text, value",
-    [
-        ("either", "0.5", 0.5), ("either", "10 epochs", "10 epochs"), ("either", "a #1", "a #1"),
-        ("word", "all", "all"), ("word", "[a, 2024]", ("a", "2024")),
-        ("options.a", "5", 5), ("options.a", "photos #2", "photos #2"), ("options.a", "[1, 2]", [1, 2]),
-        ("options.a", "a: b: c", "a: b: c"), ("whole", " 1e3 ", 1000),
-        ("sets", "{a: {source: b}}", {"a": {"source": "b"}}), ("sets", "{}", "{}"),
-    ],
-)  # fmt: skip
-def test_the_type_of_the_field_says_what_is_a_text(write, key, text, value):
-    write(x="")
-    assert typed(key, text) == value
-
-
-@pytest.mark.parametrize(
-    "key, text, reason",
-    [
-        ("whole", "5 #2", "'5 #2': a space and # begin a comment; leave it out"),
-        ("word", "[a, b] # c", "'[a, b] # c': a space and # begin a comment; leave it out"),
-        ("whole", "{5", "YAML error: while parsing a flow mapping, expected ',' or '}', but got '<stream end>'"),
-        ("whole", "a", "needs an integer, got 'a'"),
-    ],
-)
-def test_typed_values_are_checked(write, key, text, reason):
-    write(x="")
-    assert problems(typed, key, text) == [f"command line: s.{key}: {reason}"]
-
-
-def test_numbers_are_texts_where_the_field_is_one(write):
-    write(x="s:\n  text: 2024\n  maybe: 1e3\n  path: 007\n  word: [1.50, 0x10]\n  either: 7\n")
-    assert build(types={"s": Texts})["s"] == Texts("2024", "1e3", Path("007"), 7.0, ("1.50", "0x10"))
+    return build({"s": Everything})["s"]
 
 
 @pytest.mark.parametrize(
@@ -288,7 +172,7 @@ kernels:
 trian: {}
 """,
     )
-    assert problems(build, "train.amp=maybe") == [
+    assert problems(build, TYPES, "train.amp=maybe") == [
         "x.yaml:16: trian: unknown key; did you mean train?",
         "x.yaml:3: algorithm.temperatur: unknown key; did you mean temperature?",
         "x.yaml:5: algorithm.backbone.name: needs one of vit_tiny, vit_small, resnet18, resnet50, got 'resnet19'; "
@@ -305,28 +189,28 @@ trian: {}
 
 def test_missing_sections_and_keys(write):
     write(x="description: a\n")
-    assert problems(build) == ["x.yaml: train.batch_size: required, but missing"]
-    assert problems(build, "train.lr=1") == ["command line: train.batch_size: required, but missing"]
+    assert problems(build, TYPES) == ["x.yaml: train.batch_size: required, but missing"]
+    assert problems(build, TYPES, "train.lr=1") == ["command line: train.batch_size: required, but missing"]
     write(x="\ntrain: {}\n")
-    assert problems(build, "train.lr=1") == ["x.yaml:2: train.batch_size: required, but missing"]
+    assert problems(build, TYPES, "train.lr=1") == ["x.yaml:2: train.batch_size: required, but missing"]
     types = {"title": str, "sizes": list[int], "data": VitConfig | ResNetConfig, "train": str}
-    assert problems(build, types=types) == [
+    assert problems(build, types) == [
         "x.yaml: title: required, but missing",
         "x.yaml: sizes: required, but missing",
         "x.yaml: data.name: required, but missing: one of vit_tiny, vit_small, resnet18, resnet50",
         "x.yaml:2: train: needs a string, got a mapping",
     ]
     write(x="")
-    assert build(types={"a": str | None, "b": VitConfig}) == {"a": None, "b": VitConfig()}
+    assert build({"a": str | None, "b": VitConfig}) == {"a": None, "b": VitConfig()}
 
 
 def test_value_errors_of_a_dataclass(write):
     write(x="algorithm:\n  view:\n    scale: [0.5, 0.1]\ntrain:\n  batch_size: 1\n")
-    assert problems(build) == [
+    assert problems(build, TYPES) == [
         "x.yaml:3: algorithm.view.scale: needs 0 < low <= high, not 0.5, 0.1",
         "x.yaml:5: train.batch_size: needs at least 2, not 1",
     ]
-    assert problems(build, "algorithm.view.scale=[1, 1]", "train={batch_size: 2, lr: 200}") == [
+    assert problems(build, TYPES, "algorithm.view.scale=[1, 1]", "train={batch_size: 2, lr: 200}") == [
         "x.yaml:4: train: this diverges"
     ]
 
@@ -335,7 +219,7 @@ def test_annotations_a_recipe_cannot_hold_are_bugs_of_ours(write):
     write(x="a: 1\n")
     for kind in (complex, int | complex, dict, list):
         with pytest.raises(TypeError, match="^a: "):
-            build(types={"a": kind})
+            build({"a": kind})
 
 
 @dataclass(frozen=True)
@@ -347,13 +231,13 @@ class ByolConfig:
 
 def test_parts_of_a_default_instance_stay(write):
     write(x="a:\n  view: {blur: 0.1}\n  backbone: {}\n  probe: {patch_size: 8}\n")
-    assert build(types={"a": ByolConfig})["a"] == ByolConfig(
+    assert build({"a": ByolConfig})["a"] == ByolConfig(
         ViewSpec(size=96, count=2, blur=0.1), ResNetConfig("resnet50", True), VitConfig(patch_size=8)
     )
     write(x="a:\n  backbone: {name: resnet18}\n")
-    assert build(types={"a": ByolConfig})["a"].backbone == ResNetConfig("resnet18", True)
+    assert build({"a": ByolConfig})["a"].backbone == ResNetConfig("resnet18", True)
     write(x="a:\n  backbone: {name: vit_small}\n")
-    assert build(types={"a": ByolConfig})["a"].backbone == VitConfig("vit_small")
+    assert build({"a": ByolConfig})["a"].backbone == VitConfig("vit_small")
 
 
 def test_show(write):
@@ -401,13 +285,13 @@ def test_show_keeps_its_values_when_shown_again(write):
     tree = config.load("x.yaml", ["train.lr=1e-6"])
     built = config.build(tree, TYPES)
     write(x=config.show(tree, built))
-    assert build() == built
+    assert build(TYPES) == built
     assert yaml.safe_load(Path("x.yaml").read_text()) == config.plain(built)
 
 
 def test_plain(write):
     write(x="train: {batch_size: 2, output: runs/a}\nkernels: {a: b}\n")
-    made = config.plain(build())
+    made = config.plain(build(TYPES))
     assert made["train"] == {
         "batch_size": 2,
         "lr": 0.1,

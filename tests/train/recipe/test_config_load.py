@@ -4,24 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import pytest
+from sections import ResNetConfig, VitConfig, build, problems
 
-from headrace.errors import UserError
 from headrace.train.recipe import config
-
-
-@dataclass(frozen=True)
-class VitConfig:
-    name: Literal["vit_tiny", "vit_small"] = "vit_tiny"
-    patch_size: int = 16
-
-
-@dataclass(frozen=True)
-class ResNetConfig:
-    name: Literal["resnet18", "resnet50"] = "resnet18"
-    small_image_stem: bool = False
 
 
 @dataclass(frozen=True)
@@ -39,28 +26,6 @@ class TrainConfig:
 
 
 TYPES = {"description": str | None, "algorithm": SimclrConfig, "train": TrainConfig, "kernels": dict[str, str]}
-
-
-@pytest.fixture
-def write(tmp_path, monkeypatch):
-    """Writes files below the current directory."""
-    monkeypatch.chdir(tmp_path)
-
-    def write(**texts: str) -> None:
-        for name, text in texts.items():
-            Path(f"{name}.yaml").write_text(text, encoding="utf-8")
-
-    return write
-
-
-def build(*overrides: str, types: dict[str, Any] = TYPES) -> dict[str, Any]:
-    return config.build(config.load("x.yaml", overrides), types)
-
-
-def problems(call, *args, **kwargs) -> list[str]:
-    with pytest.raises(UserError) as caught:
-        call(*args, **kwargs)
-    return str(caught.value).split("\n")
 
 
 def test_file_that_is_not_text(write):
@@ -102,10 +67,10 @@ def test_layers_merge_mappings_and_replace_the_rest(write):
         middle="base: root.yaml\ntrain: {lr: 2, milestones: [1, 2]}\nkernels: {a: x, b: y}\n",
         x="base: middle.yaml\ntrain:\n  milestones: [3]\nkernels: {b: z}\n",
     )
-    built = build()
+    built = build(TYPES)
     assert built["train"] == TrainConfig(8, lr=2.0, betas=(0.1, 0.2), milestones=(3,))
     assert built["kernels"] == {"a": "x", "b": "z"}
-    built = build("train.lr=3", "train.lr=4e-1", "train.betas=[0, 0.5]", "kernels={c: w}", "description=a=b")
+    built = build(TYPES, "train.lr=3", "train.lr=4e-1", "train.betas=[0, 0.5]", "kernels={c: w}", "description=a=b")
     assert built["train"] == TrainConfig(8, lr=0.4, betas=(0.0, 0.5), milestones=(3,))
     assert built["kernels"] == {"a": "x", "b": "z", "c": "w"}
     assert built["description"] == "a=b"
@@ -115,7 +80,7 @@ def test_base_is_relative_to_its_file(write):
     Path("configs/_base").mkdir(parents=True)
     write(**{"configs/_base/a": "train: {batch_size: zero}\n", "x": "base: configs/b.yaml\n"})
     write(**{"configs/b": "base: ../configs/_base/a.yaml\n"})
-    assert problems(build) == ["configs/_base/a.yaml:1: train.batch_size: needs an integer, got 'zero'"]
+    assert problems(build, TYPES) == ["configs/_base/a.yaml:1: train.batch_size: needs an integer, got 'zero'"]
 
 
 def test_another_name_drops_the_options_of_the_old_one(write):
@@ -123,20 +88,20 @@ def test_another_name_drops_the_options_of_the_old_one(write):
         root="algorithm:\n  temperature: 0.5\n  backbone:\n    name: resnet50\n    small_image_stem: true\n",
         x="base: root.yaml\nalgorithm:\n  backbone:\n    name: vit_small\ntrain: {batch_size: 2}\n",
     )
-    assert build()["algorithm"] == SimclrConfig(backbone=VitConfig("vit_small"), temperature=0.5)
+    assert build(TYPES)["algorithm"] == SimclrConfig(backbone=VitConfig("vit_small"), temperature=0.5)
     for overrides in (
         ["algorithm.backbone.name=resnet18", "algorithm.backbone.small_image_stem=true"],
         ["algorithm.backbone.small_image_stem=true", "algorithm.backbone.name=resnet18"],
     ):
-        assert build(*overrides)["algorithm"].backbone == ResNetConfig("resnet18", True)
-    assert build("algorithm.backbone.patch_size=8")["algorithm"].backbone == VitConfig("vit_small", 8)
+        assert build(TYPES, *overrides)["algorithm"].backbone == ResNetConfig("resnet18", True)
+    assert build(TYPES, "algorithm.backbone.patch_size=8")["algorithm"].backbone == VitConfig("vit_small", 8)
     write(x="base: root.yaml\nalgorithm: {backbone: {name: resnet50}}\ntrain: {batch_size: 2}\n")
-    assert build()["algorithm"].backbone == ResNetConfig("resnet50", True)
+    assert build(TYPES)["algorithm"].backbone == ResNetConfig("resnet50", True)
 
 
 def test_a_section_called_name_does_not_replace_the_recipe(write):
     write(root="name: a\ntrain: {batch_size: 2}\n", x="base: root.yaml\nname: b\n")
-    assert build(types={"name": str, "train": TrainConfig}) == {"name": "b", "train": TrainConfig(2)}
+    assert build({"name": str, "train": TrainConfig}) == {"name": "b", "train": TrainConfig(2)}
 
 
 @pytest.mark.parametrize(
@@ -175,7 +140,7 @@ def test_bad_base(write, texts, message):
 )
 def test_bad_override(write, override, message):
     write(x="train:\n  batch_size: 2\n  lr: 1\n")
-    assert problems(build, override) == [message]
+    assert problems(build, TYPES, override) == [message]
 
 
 def test_get(write):
