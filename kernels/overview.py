@@ -1,7 +1,10 @@
-"""What every operator would run on a device, for `headrace kernels` and the start of a run."""
+"""What there is of each operator, and what it would run on a device: for `headrace kernels` and the start of a run."""
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable
+from types import ModuleType
 from typing import NamedTuple
 
 from .registry import Implementation, decide, forward_only, operator, operator_names
@@ -33,3 +36,14 @@ def report(device: str) -> list[ReportRow]:
             why += "; no backward of its own: the reference's, recomputed"
         rows.append(ReportRow(name, chosen, why, decision.others))
     return rows
+
+
+def function(name: str) -> Callable:
+    """What one calls: the operator's public function, which checks its arguments. Raises `UserError` as `operator`."""
+    return getattr(importlib.import_module(f".{operator(name).name}", __package__), name)
+
+
+def reference(name: str) -> ModuleType:
+    """The definition of an operator and its parts: ``reference("patch_loss").patchify``. Raises `UserError` as
+    `operator`."""
+    return importlib.import_module(f".{operator(name).name}.reference", __package__)

@@ -29,7 +29,6 @@ from dataclasses import dataclass, field
 from functools import cache
 from operator import index
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -190,25 +189,10 @@ def operator_names() -> list[str]:
 
 def operator(name: str) -> Operator:
     """The operator of that name. Raises `UserError` for a name that is none."""
-    return _folder(name).OPERATOR
-
-
-def function(name: str) -> Callable:
-    """What one calls: the operator's public function, which checks its arguments. Raises `UserError` as `operator`."""
-    return getattr(_folder(name), name)
-
-
-def reference(name: str) -> ModuleType:
-    """The definition of an operator and its parts: ``reference("patch_loss").patchify``. Raises `UserError` as
-    `operator`."""
-    return importlib.import_module(".reference", _folder(name).__name__)
-
-
-def _folder(name: str) -> ModuleType:
     names = operator_names()
     if name not in names:
         raise UserError(f"kernels: there is no operator {name!r}{nearest(name, names)}")
-    return importlib.import_module(f".{name}", __package__)
+    return importlib.import_module(f".{name}", __package__).OPERATOR
 
 
 def resolve(op: Operator, choice: Choice) -> Implementation:
