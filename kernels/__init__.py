@@ -6,7 +6,7 @@
     bench.py          how fast it is, beside the others and the hardware's limits
     tiles.py          tile sizes per GPU                     tune.py        finds them
     records.py        last check and benchmark of each, on this machine
-    overview.py       functions, definitions, what would run             names.py       dotted paths, and misspelt names
+    overview.py       functions, definitions, what would run on a device
     tf32.py           products of a user's kernel that a GPU rounds and a CPU does not
     ranks.py          sums over the processes of a run      shares.py         long reductions shared out
     commands.py       `headrace kernels [list | check | bench | tune]`

@@ -1,6 +1,7 @@
 """Who may import whom, read from the sources; and that light imports stay light."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -128,6 +129,16 @@ def test_every_folder_has_a_map():
         rooms = {f"{p.parent.name}/" for p in folder.glob("*/__init__.py")} if name != "kernels" else set()
         unnamed += [f"{name}: {n}" for n in sorted(files | rooms) if n not in text]
     assert unnamed == []
+
+
+def test_no_map_names_a_file_that_is_not_there():
+    gone = []
+    for folder in {path.parent for path in sources()}:
+        text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or ""
+        for name in re.findall(r"(?<![\w/])\w+\.py\b", text):
+            places = [*folder.rglob(name), *folder.parent.glob(name)]
+            gone += [] if places else [f"{folder.relative_to(ROOT)}: {name}"]
+    assert gone == []
 
 
 def test_heavy_packages_stay_in_their_files():
