@@ -26,4 +26,4 @@ $(VENV)/.ready: setup.py pyproject.toml tools/setup.sh
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info runs/demo
+	rm -rf $(VENV) build *.egg-info runs/demo runs/demo-*

@@ -39,6 +39,7 @@ from .thumbnails import write_thumbnails
 RECIPE = "mae_vit-tiny_demo"
 QUERY_EVERY = 6  # of a labelled folder without a split, every sixth image is classified by the others
 IMAGES_PER_CLASS = 5  # on average; with fewer, neighbours of the same class are a matter of luck
+NOTE, GENERATED = "images-of.txt", "the generated set"  # in --out, of what it is a demo
 PHOTOS = 500  # at most, in the retrieval test of unlabelled folders
 
 
@@ -47,14 +48,14 @@ def main(argv: list[str] | None = None) -> int:
         prog="headrace demo", description="Pre-train on a small set and see what it is worth."
     )
     parser.add_argument("--data", type=place, help="your own folder of images; default: a generated set")
-    parser.add_argument(
-        "--out", type=new_folder, default="runs/demo", help="everything is left here (default runs/demo)"
-    )
+    text = "everything is left here (default runs/demo; of your own images runs/demo-FOLDER)"
+    parser.add_argument("--out", type=new_folder, help=text)
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="changes to the recipe, e.g. train.max_steps=100"
     )
     arguments = parser.parse_args(argv)
-    demo(arguments.out, arguments.data, arguments.overrides)
+    own = "" if arguments.data is None else f"-{arguments.data.resolve().name}"
+    demo(arguments.out or new_folder(f"runs/demo{own}"), arguments.data, arguments.overrides)
     return 0
 
 
@@ -105,25 +106,35 @@ def demo(out: Path, data: Path | None, overrides: list[str]) -> dict[str, float]
 def _generated(out: Path) -> tuple[ByteSource, ByteSource, ByteSource]:
     """The generated set as shards: to train on, the neighbours, the queries."""
     images = out / "images"
-    if not images.exists():
+    if not _holds(out, GENERATED) and not images.exists():
         print("generating 3,600 images of textured shapes", flush=True)
     write_demo_images(images)
+    (out / NOTE).write_text(GENERATED, encoding="utf-8")
     train = _sharded(images / "train", out / "shards" / "train")
     return train, train, _sharded(images / "val", out / "shards" / "val")
 
 
+def _holds(out: Path, wanted: str) -> bool:
+    """Whether the images that are wanted lie there in full. Raises `UserError` where others do: a demo of those would
+    be shown as one of these."""
+    note = out / NOTE
+    found = note.read_text(encoding="utf-8") if note.exists() else None
+    if found is None and (out / "shards").exists():
+        found = GENERATED  # by a version that noted others alone
+    if found not in (None, wanted):
+        raise UserError(f"{out}: holds a demo of {found}; delete it or give another --out")
+    return found == wanted and (out / "images").exists()
+
+
 def _own(out: Path, data: Path) -> tuple[ByteSource, ByteSource, ByteSource]:
     """The user's images made small, as shards; every sixth is a query where folders give labels."""
-    thumbnails = out / "images"
-    marker = out / "images-of.txt"
-    wanted = str(data.expanduser().resolve())
-    if marker.exists() and marker.read_text(encoding="utf-8") != wanted:
-        raise UserError(f"{out}: holds a demo of {marker.read_text(encoding='utf-8')}; delete it or give another --out")
-    if not (thumbnails.exists() and marker.exists()):
-        shutil.rmtree(thumbnails, ignore_errors=True)  # of nobody knows what: a kill came between the two
-        for line in write_thumbnails(open_source(data.expanduser()), thumbnails):
+    data = data.expanduser()
+    thumbnails, wanted = out / "images", str(data.resolve())
+    if not _holds(out, wanted):
+        shutil.rmtree(thumbnails, ignore_errors=True)  # of nobody knows what: a kill came before the note
+        for line in write_thumbnails(open_source(data), thumbnails):
             print(f"left out: {line}")
-        marker.write_text(wanted, encoding="utf-8")
+        (out / NOTE).write_text(wanted, encoding="utf-8")
     train = _sharded(thumbnails, out / "shards" / "train")
     ids = range(len(train))
     return (

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from headrace.errors import UserError
-from headrace.tools.demo import _own, demo
+from headrace.tools import demo as module
+from headrace.tools.demo import _generated, _own, demo
 from headrace.tools.demo_images import CLASSES, demo_image, write_demo_images
 from headrace.train.engine.step import Stepper
 
@@ -79,6 +80,30 @@ def test_a_labelled_folder_gets_a_knn_table(pictures, tmp_path, capsys):
     assert demo(out, pictures, QUICK) == figures  # a second call trains nothing and finds the same
     with pytest.raises(UserError, match="holds a demo of"):
         demo(out, tmp_path, QUICK)
+
+
+def test_a_demo_of_ones_own_images_is_not_that_of_the_generated_ones(pictures, tmp_path, monkeypatch):
+    """One after the other, as the README has them: each has a folder, and neither is shown as the other."""
+    asked = []
+    monkeypatch.setattr(module, "demo", lambda out, data, overrides: asked.append((str(out), data)))
+    monkeypatch.chdir(tmp_path)
+    assert module.main([]) == module.main(["--data", str(pictures)]) == module.main(["--out", "here"]) == 0
+    assert asked == [("runs/demo", None), (f"runs/demo-{pictures.name}", pictures), ("here", None)]
+    monkeypatch.setattr(module, "write_demo_images", lambda folder: shutil.copytree(pictures, folder / "train"))
+    monkeypatch.setattr(module, "_sharded", lambda folder, out: out.mkdir(parents=True, exist_ok=True))
+    for made_by_an_older_version in (False, True):
+        out = tmp_path / f"demo-{made_by_an_older_version}"
+        _generated(out)
+        if made_by_an_older_version:
+            (out / "images-of.txt").unlink()
+        with pytest.raises(UserError, match="holds a demo of the generated set; delete it or give another --out"):
+            _own(out, pictures)
+        assert (out / "images" / "train").is_dir()  # nothing is lost
+    other = tmp_path / "own"
+    (other / "images").mkdir(parents=True)
+    (other / "images-of.txt").write_text(str(pictures))
+    with pytest.raises(UserError, match=f"holds a demo of {pictures}"):
+        _generated(other)
 
 
 def test_a_demo_told_to_stop_shows_nothing_and_goes_on(pictures, tmp_path, monkeypatch, capsys):
