@@ -7,7 +7,7 @@ import os
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
-_PROCESS, _GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+from .control_groups import GROUPS, PROCESS, folders
 
 
 def core_ids() -> set[int]:
@@ -33,28 +33,9 @@ def shared_cores(mine: Collection[int], neighbours: Sequence[Collection[int]]) -
     return max(1, math.ceil(min(int(part + 1e-9), quota() / len(neighbours))))
 
 
-def quota(process: Path = _PROCESS, groups: Path = _GROUPS) -> float:
-    """Cores' worth of time that the control groups of this process may use, version 1 or 2; infinite without a limit.
-
-    The limit of a group holds for those inside of it. In a container the path of the group may not be visible; the
-    container's own group is then the root of what is mounted.
-    """
-    try:
-        lines = process.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return math.inf
-    least = math.inf
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        mounts = [groups / "unified", groups] if not controllers else [groups / controllers, groups / "cpu"]
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        for mount in mounts:
-            inside = mount / path.strip("/")
-            for folder in (inside, *inside.parents):
-                if folder.is_relative_to(mount):
-                    least = min([least, *_limits(folder)])
-    return least
+def quota(process: Path = PROCESS, groups: Path = GROUPS) -> float:
+    """Cores' worth of time that the control groups of this process may use; infinite without a limit."""
+    return min((limit for folder in folders("cpu", process, groups) for limit in _limits(folder)), default=math.inf)
 
 
 def _limits(folder: Path) -> Iterator[float]:

@@ -128,6 +128,9 @@ class Order:
         """Which time the samples of that step are read, from 0: what is drawn for a sample depends on it."""
         return self.epoch(step)
 
+    def origin(self, ids: torch.Tensor) -> None:
+        """Of one set nobody asks."""
+
     def at(self, positions: torch.Tensor, epoch: int) -> torch.Tensor:
         """What stands at `positions` (n,) of an epoch."""
         if not self.shuffle:

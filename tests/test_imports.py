@@ -20,7 +20,7 @@ ALLOWED = {  # room -> what it may import of headrace, besides itself and what l
     "pipelines/sharding": "pipelines.images pipelines.sources pipelines.spec",
     "pipelines/plan": "pipelines.sources pipelines.spec pipelines.rng pipelines.order",
     "pipelines/loaders": "pipelines.images pipelines.sources pipelines.plan pipelines.views pipelines.spec"
-    " pipelines.rng pipelines.order kernels",
+    " pipelines.rng pipelines.order pipelines.identity kernels",
     "models": "kernels pipelines.spec pipelines.views.recipes pipelines.views.masks pipelines.views.mixing",
     "train": "train pipelines models kernels",
     "train/recipe": "pipelines models",

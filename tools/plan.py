@@ -6,7 +6,6 @@ import argparse
 import json
 
 from ..errors import UserError
-from ..pipelines.order import shard_sizes
 from ..pipelines.plan.facts import in_words, plan_hash, sets_of
 from ..pipelines.plan.given import as_source
 from ..pipelines.plan.order_of import order_of, run_length
@@ -22,9 +21,8 @@ def plan(recipe: str, overrides: list[str]) -> dict:
     if data.train is None:
         raise UserError("data.train: missing; name the images, e.g. data.train=path/to/shards")
     source = as_source(data.train, data.mix)
-    blocks = shard_sizes(source) if data.block == "shard" else data.block
     length = {"epochs": settings.epochs, "max_steps": settings.max_steps}
-    order = order_of(source, settings.batch_size, seed=settings.seed, last=data.last_batch, blocks=blocks, **length)
+    order = order_of(source, settings.batch_size, seed=settings.seed, last=data.last_batch, block=data.block, **length)
     steps = run_length(order, **length)
     return {
         "recipe": built.name,

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..errors import UserError
-from ..pipelines.loaders.arguments import device_of, one_of, whole
+from ..pipelines.loaders.arguments import device_of, one_of, share, whole
 from ..pipelines.loaders.choose import LOADERS
 from ..pipelines.loaders.quarantine import MAX_BAD
 from ..pipelines.plan.given import as_source
@@ -103,11 +103,11 @@ def embed(
     """
     batch_size, threads = whole("batch_size", batch_size, 1), None if threads is None else whole("threads", threads, 1)
     one_of("loader", loader, LOADERS)
-    if not isinstance(max_bad, (int, float)) or not 0 <= max_bad <= 1:
-        raise UserError(f"max_bad: needs a share of the images from 0 to 1, got {max_bad!r}")
+    share("max_bad", max_bad)
     source, taken = as_source(data), _encoder(encoder, layer, view)
     left_out: list[str] = []
-    with launch(device_of(device)) as process:
+    where = device_of(device)
+    with launch(pick_device(where.type) if where.index is None else where) as process:  # this process's GPU
         options = {"batch_size": batch_size, "loader": loader, "threads": threads, "process": process}
         options |= {"max_bad": max_bad, "setting": "max_bad"}
         parts = list(embed_batches(taken.module, source, taken.view, left_out, **options))

@@ -25,17 +25,18 @@ from headrace.pipelines.identity import identity
 from headrace.pipelines.images.rules import use_rules
 from headrace.pipelines.loaders.choose import choose_loader, make_loader
 from headrace.pipelines.loaders.quarantine import QUARANTINE_FILE, Quarantine
-from headrace.pipelines.order import Order, shard_sizes, share_of
-from headrace.pipelines.plan.facts import in_words, plan_hash, sets_of
+from headrace.pipelines.order import Order, share_of
+from headrace.pipelines.plan.facts import plan_hash
 from headrace.pipelines.plan.given import as_source
 from headrace.pipelines.plan.mixture import MixedOrder
 from headrace.pipelines.plan.order_of import order_of, run_length
 from headrace.pipelines.range_use import small_range
 from headrace.pipelines.spec import ByteSource, Loader
+from headrace.train.announcement import announce, summary
 from headrace.train.engine import checkpoint
 from headrace.train.engine.distributed import Launch, launch, pick_device
 from headrace.train.engine.loop import train, wrap
-from headrace.train.engine.metrics import MetricsLog, duration, say
+from headrace.train.engine.metrics import MetricsLog, say
 from headrace.train.engine.optim import Schedules, build_optimizer
 from headrace.train.engine.run_directory import (
     CONFIG_FILE,
@@ -53,9 +54,9 @@ from headrace.train.engine.transforms import checkpoint_blocks
 from headrace.train.evaluation.score import knn_score
 from headrace.train.evaluation.sweep import sweep
 from headrace.train.ledger import FOLDER, Ledger, require_sample_loss
-from headrace.train.precision import cost, resolved
+from headrace.train.precision import resolved
 from headrace.train.pretrain_command import main
-from headrace.train.recipe.recipe import Recipe, smoke_images, without_effect
+from headrace.train.recipe.recipe import Recipe, smoke_images
 from headrace.train.resume import Resumed, find_resume, go_back, restore, restore_weights, saved_state
 
 
@@ -87,9 +88,8 @@ def pretrain(
         if recipe.data.train is None:
             raise UserError("data.train: missing; give a folder of shards or of images, e.g. data.train=path/to/shards")
         source = as_source(recipe.data.train, recipe.data.mix)
-    blocks = shard_sizes(source) if recipe.data.block == "shard" else recipe.data.block
     length = {"epochs": settings.epochs, "max_steps": settings.max_steps}
-    reading = {"seed": settings.seed, "last": recipe.data.last_batch, "blocks": blocks, **length}
+    reading = {"seed": settings.seed, "last": recipe.data.last_batch, "block": recipe.data.block, **length}
     order = order_of(source, settings.batch_size, **reading)
     share = share_of(order.global_batch, process.world)
     if share % settings.accumulate:
@@ -115,7 +115,9 @@ def pretrain(
     threads = recipe.data.threads or process.cores
     score = knn_score(recipe, process, algorithm, source, threads)
 
-    data = identity(source, blocks) | ({"plan": plan_hash(source, order)} if isinstance(order, MixedOrder) else {})
+    data = identity(source, order.blocks) | (
+        {"plan": plan_hash(source, order)} if isinstance(order, MixedOrder) else {}
+    )
     with locked(out) if process.is_main else nullcontext():
         resumed = find_resume(recipe, data, order)
         if resumed and isinstance(order, MixedOrder):
@@ -130,7 +132,7 @@ def pretrain(
         if process.is_main:
             if (note := small_range(source)) is not None:
                 say(f"warning: {note}")
-            _announce(recipe, process, source, f"{kind} ({why})", algorithm, order, total_steps, resumed, precision)
+            announce(recipe, process, source, f"{kind} ({why})", algorithm, order, total_steps, resumed, precision)
         if resumed and resumed.step >= total_steps:
             _end(resumed, recipe, process, algorithm, quarantine, total_steps)
             return out
@@ -243,7 +245,7 @@ def _train(
         if writer:
             writer.finish()
     if process.is_main:
-        say(_summary(finished - first_step, time.perf_counter() - began, recipe, loader))
+        say(summary(finished - first_step, time.perf_counter() - began, recipe, loader))
     return finished
 
 
@@ -261,55 +263,6 @@ def _facts(recipe: Recipe, data: dict, resumed: Resumed | None) -> dict[str, obj
         "the checkpoint to continue from (train.out must be seen by all)": resumed and resumed.step,
         **{f"the section {name}": section for name, section in sections.items()},
     }
-
-
-def _announce(recipe, process, source, loader, algorithm, order, total_steps, resumed, precision) -> None:
-    """The start-up block: every choice that was made."""
-    settings, device = recipe.train, str(process.device)
-    if process.device.type == "cuda":
-        device = torch.cuda.get_device_name(process.device)
-    parameters = sum(p.numel() for p in algorithm.parameters()) / 1e6
-    labels = f"{len(source.classes)} classes" if source.classes else "no labels"
-    batch = f"global batch {settings.batch_size}"
-    if settings.accumulate > 1:
-        batch += f" in {settings.accumulate} parts"
-    how = [precision if precision == settings.precision else f"{precision} (auto)"]
-    how += [key for key in ("deterministic", "checkpointing", "compile", "shard") if getattr(settings, key)]
-    rows = {
-        "recipe": f"{recipe.name} -> {recipe.out}",
-        "algorithm": f"{recipe.algorithm.name}, {parameters:.2f} M parameters, {', '.join(how)}",
-        "data": f"{source.name}: {len(source):,} images, {labels}",
-        **{f"  {row['name']}": line for row, line in _sets(source, order, total_steps)},
-        "loader": loader,
-        "processes": f"{process.world} on {device}, {batch}",
-        "steps": f"{total_steps:,} ({total_steps / order.steps_per_epoch:.1f} epochs of {order.steps_per_epoch:,})",
-        "resumed": f"{resumed.path} at step {resumed.step}" if resumed else "no, a new run",
-    }
-    for row in kernels.report(process.device.type):
-        operator = row.op if row.why == "automatic" else f"{row.op} ({row.why})"
-        rows[f"{row.chosen} kernels"] = ", ".join(filter(None, (rows.get(f"{row.chosen} kernels"), operator)))
-    width = max(map(len, rows))
-    say("\n".join(f"{key:<{width}}  {value}" for key, value in rows.items()))
-    if warning := cost(settings.precision, process.device):
-        say(f"headrace: {warning}", sys.stderr)
-    notes = without_effect(recipe, total_steps, order.steps_per_epoch)
-    for note in (*notes, *(resumed.notes if resumed else ())):
-        say(f"headrace: {note}", sys.stderr)
-
-
-def _sets(source: ByteSource, order: Order | MixedOrder, steps: int) -> list[tuple[dict, str]]:
-    """Of several sets: a row and a line for each."""
-    rows = sets_of(source, order, steps) if isinstance(order, MixedOrder) else []
-    return [(row, line.partition(": ")[2]) for row, line in zip(rows, in_words(rows))]
-
-
-def _summary(steps: int, seconds: float, recipe: Recipe, loader: Loader) -> str:
-    stats, rate = loader.stats(), steps * recipe.train.batch_size / seconds
-    parts = [f"{steps:,} steps in {duration(seconds)}, {rate:,.0f} images/s"]
-    parts.append(f"{stats.wait_seconds / seconds:.1%} of the time waiting for data")
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        parts.append(f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB of GPU memory at the most")
-    return "; ".join(parts)
 
 
 def _end(

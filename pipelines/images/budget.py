@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
+from ...control_groups import GROUPS, PROCESS, folders
+
 _VERSION_1, _VERSION_2 = ("memory.limit_in_bytes", "memory.usage_in_bytes"), ("memory.max", "memory.current")
 _UNKNOWN = 8 << 30  # bytes that are taken to be free on systems that do not say
 _LARGE = 8  # what takes more than such a part of the budget is given back to the system at once
@@ -74,26 +76,20 @@ class Budget:
         return not self._used or self._used + size <= self._total
 
 
-def free_memory(process: Path = Path("/proc/self"), groups: Path = Path("/sys/fs/cgroup")) -> int:
+def free_memory(process: Path = PROCESS, groups: Path = GROUPS) -> int:
     """Bytes that this process may still take: of the machine, and of its control groups where these have a limit."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         least = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
-        members = (process / "cgroup").read_text(encoding="utf-8").splitlines()
     except (OSError, StopIteration):
         return _UNKNOWN
-    for line in members:
-        _, controllers, path = line.split(":", 2)
-        for mount, files in ((groups / controllers, _VERSION_1), (groups, _VERSION_2)):
-            inside = mount / path.strip("/")
-            for folder in (inside, *inside.parents):
-                if not folder.is_relative_to(mount):
-                    break
-                try:
-                    limit, used = (int((folder / name).read_text(encoding="utf-8")) for name in files)
-                    least = min(least, limit - used)
-                except (OSError, ValueError):  # not this version, not this controller, or "max"
-                    pass
+    for folder in folders("memory", process, groups):
+        for files in (_VERSION_1, _VERSION_2):
+            try:
+                limit, used = (int((folder / name).read_text(encoding="utf-8")) for name in files)
+                least = min(least, limit - used)
+            except (OSError, ValueError):  # not this version, or "max"
+                pass
     return max(0, least)
 
 

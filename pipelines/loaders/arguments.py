@@ -32,6 +32,12 @@ def one_of(name: str, value: Any, choices: Sequence) -> None:
         raise UserError(f"{name}: needs {' or '.join(map(str, choices))}, got {value!r}")
 
 
+def share(name: str, value: Any) -> None:
+    """Raises `UserError` unless `value` is a share of the images."""
+    if not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise UserError(f"{name}: needs a share of the images from 0 to 1, got {value!r}")
+
+
 def device_of(given: str | torch.device) -> torch.device:
     if given == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

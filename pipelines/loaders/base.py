@@ -108,7 +108,8 @@ class BaseLoader:
         self._step += 1
         self._stats.images += len(ids)
         self._stats.wait_seconds += time.perf_counter() - began
-        mixed = {"origin": self.order.origin(plan.ids), "passes": plan.passes} if hasattr(self.order, "origin") else {}
+        origin = self.order.origin(plan.ids)
+        mixed = {} if origin is None else {"origin": origin, "passes": plan.passes}
         return Batch(views=views, ids=plan.ids, labels=labels, mask=mask, step=plan.step, epoch=plan.epoch, **mixed)
 
     def _finish(self, view: ViewSpec, crops: torch.Tensor, plan: Plan, table: torch.Tensor) -> torch.Tensor:

@@ -16,14 +16,15 @@ from torch.utils.data import Dataset
 
 from ...cores import cores
 from ...errors import UserError
-from ..order import Order, shard_sizes
+from ..identity import LOOKED_AT, spread
+from ..order import Order
 from ..plan.facts import plan_hash
 from ..plan.given import as_source
 from ..plan.mixture import MixedOrder
 from ..plan.order_of import order_of
 from ..sources.stream import StreamSource
 from ..spec import Batch, ByteSource, LoaderStats, MaskSpec, ViewSpec
-from .arguments import as_inputs, device_of, one_of, whole
+from .arguments import as_inputs, device_of, one_of, share, whole
 from .choose import LOADERS, choose_loader, make_loader
 from .quarantine import Quarantine
 
@@ -88,12 +89,10 @@ def loader(
     one_of("shuffle", shuffle, (True, False))
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise UserError(f"dtype: needs a type of floating point such as torch.float16, got {dtype!r}")
-    if not isinstance(max_bad, (int, float)) or not 0 <= max_bad <= 1:
-        raise UserError(f"max_bad: needs a share of the images from 0 to 1, got {max_bad!r}")
+    share("max_bad", max_bad)
     where = device_of(device)
     source, inputs = as_source(data), as_inputs(views, mask)
-    blocks = shard_sizes(source) if block == "shard" else block
-    order = order_of(source, batch_size, seed=seed, shuffle=shuffle, last=last_batch, blocks=blocks)
+    order = order_of(source, batch_size, seed=seed, shuffle=shuffle, last=last_batch, block=block)
     kind, _ = choose_loader(source, loader, where, inputs)
     aside = Quarantine(source, max_bad, None if quarantine is None else Path(quarantine))
     options = {"kind": kind, "threads": threads, "seed": seed, "dtype": dtype, "quarantine": aside}
@@ -168,8 +167,8 @@ class EpochLoader:
             if device.type == "cuda" and device.index is None:
                 device = torch.device("cuda", torch.cuda.current_device())
             threads = self._threads or threads_of(world)
-            whole = {**self._options, "device": device, "rank": rank, "world": world, "threads": threads}
-            self._made.loader = make_loader(self.source, self.inputs, self.order, kind=self.kind, **whole)
+            options = {**self._options, "device": device, "rank": rank, "world": world, "threads": threads}
+            self._made.loader = make_loader(self.source, self.inputs, self.order, kind=self.kind, **options)
             self._made.place = place
         return self._made.loader
 
@@ -229,10 +228,10 @@ class _Made:
 
 
 def _told_apart(source: ByteSource, order: Order | MixedOrder) -> int:
-    """63 bits that tell which samples there are, by their keys (1,024 spread over the set), and in which order."""
+    """63 bits that tell which samples there are, by keys spread over the set, and in which order."""
     total = hashlib.sha256(f"{plan_hash(source, order)} {order.shuffle}".encode())
     if not isinstance(source, StreamSource):  # which does not know its samples before they come
-        for index in np.linspace(0, len(source) - 1, min(len(source), 1024)).round().astype(np.int64).tolist():
+        for index in spread(len(source), LOOKED_AT):
             total.update(source.key(index).encode("utf-8", "surrogateescape") + b"\0")
     return int.from_bytes(total.digest()[:8], "big") >> 1
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from ...errors import UserError
-from ..order import Order
+from ..order import Order, shard_sizes
 from ..spec import ByteSource
 from .mixture import MixedOrder, Part
 from .sets import PlannedSource
@@ -19,19 +19,21 @@ def order_of(
     seed: int = 0,
     shuffle: bool = True,
     last: Literal["drop", "pad"] = "drop",
-    blocks: int | tuple[int, ...] | None = None,
+    block: int | Literal["shard"] | None = None,
     epochs: int | None = None,
     max_steps: int | None = None,
     begin: tuple[int, Mapping[str, int]] = (0, {}),
 ) -> Order | MixedOrder:
     """The reading order of a source: of several sets with a plan a `MixedOrder`, else an `Order`.
 
-    Several sets that are not shuffled are read one after another. The length of the run, `max_steps` or `epochs`, is
+    `block`: read in blocks of so many neighbours, or of a shard. Several sets that are not shuffled are read one after
+    another. The length of the run, `max_steps` or `epochs`, is
     needed where weights change at a share of it. Raises `UserError` for what does not fit together.
     """
     if not isinstance(source, PlannedSource) or not shuffle:
+        blocks = shard_sizes(source) if block == "shard" else block
         return Order(len(source), global_batch, seed=seed, shuffle=shuffle, last=last, blocks=blocks)
-    if blocks is not None:
+    if block is not None:
         raise UserError("data.block: several sets are not read in blocks; leave it out, or give one set")
     mix = source.mix
     lasting = [planned.spec.limit(len(planned.source)) or len(planned.source) for planned in source.plan]

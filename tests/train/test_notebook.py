@@ -11,7 +11,7 @@ import headrace
 from headrace.cli import dispatch
 from headrace.errors import UserError
 from headrace.pipelines import ArraySource, ViewSpec
-from headrace.train import read_metrics
+from headrace.train import notebook, read_metrics
 from headrace.train.recipe.recipe import smoke_images
 
 
@@ -107,3 +107,22 @@ def test_arguments_that_nobody_means_are_one_line(tmp_path, change, message):
     with pytest.raises(UserError) as caught:
         headrace.knn(given.pop("encoder"), str(tmp_path), str(tmp_path), **given)
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("device, wanted", [("auto", "cuda:1"), ("cuda", "cuda:1"), ("cuda:0", "cuda:0")])
+def test_each_process_takes_a_gpu_of_its_own(device, wanted, monkeypatch):
+    """`launch` is asked for a numbered one: torch can make no other the current one."""
+    asked = []
+
+    def launch(where, *_):
+        asked.append(str(where))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(notebook, "launch", launch)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    images = np.zeros((2, 8, 8, 3), np.uint8)
+    with pytest.raises(KeyboardInterrupt):
+        headrace.embed(torch.nn.Flatten(), images, view=ViewSpec(size=8), device=device)
+    assert asked == [wanted]

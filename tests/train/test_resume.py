@@ -84,7 +84,7 @@ def test_a_run_killed_behind_its_last_checkpoint_gets_its_encoder(killed_in, pho
             true_finish = checkpoint.Writer.finish
             patched.setattr(checkpoint.Writer, "finish", lambda self: (true_finish(self), kill()))
         elif killed_in == "the summary":
-            patched.setattr(pretrain, "_summary", kill)
+            patched.setattr(pretrain, "summary", kill)
         elif killed_in == "the encoder":
             patched.setattr(pretrain, "_finish", kill)
         else:

@@ -71,15 +71,15 @@ def test_control_groups_count(tmp_path):
     inside.mkdir(parents=True)
     (inside / "memory.max").write_text("max\n")
     (inside / "memory.current").write_text("7\n")
-    assert free_memory(tmp_path, tmp_path / "groups") > 1 << 20
+    assert free_memory(tmp_path / "cgroup", tmp_path / "groups") > 1 << 20
     (inside.parent / "memory.max").write_text("5000000\n")
     (inside.parent / "memory.current").write_text("4000000\n")
-    assert free_memory(tmp_path, tmp_path / "groups") == 1_000_000
+    assert free_memory(tmp_path / "cgroup", tmp_path / "groups") == 1_000_000
     (tmp_path / "cgroup").write_text("3:memory:/x\n")
     (tmp_path / "groups" / "memory").mkdir()
     (tmp_path / "groups" / "memory" / "memory.limit_in_bytes").write_text("3000\n")
     (tmp_path / "groups" / "memory" / "memory.usage_in_bytes").write_text("1000\n")
-    assert free_memory(tmp_path, tmp_path / "groups") == 2000
+    assert free_memory(tmp_path / "cgroup", tmp_path / "groups") == 2000
 
 
 SCRIPT = """
