@@ -34,6 +34,20 @@ def photo_folder(tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope="session")
+def red_and_blue():
+    """Function(folder, count): so many images of 40 x 40 in two class folders that any encoder tells apart."""
+
+    def write(folder, count):
+        for index in range(count):
+            shade = 20 * index % 60
+            path = folder / ("red" if index % 2 else "blue") / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (40, 40), (200, shade, 0) if index % 2 else (0, shade, 200)).save(path)
+
+    return write
+
+
 def _unexplained(reporter):
     """Skips whose reason is neither a missing GPU or browser nor an optional package: ``needs the extra [parity]``."""
     known, reports = ("GPU", "needs Chromium", "needs the extra ["), reporter.stats.get("skipped", [])

@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from safetensors.torch import load_file
 
 from headrace.errors import UserError
@@ -62,14 +61,10 @@ def test_widths_are_the_published_ones():
 
 
 @pytest.fixture(scope="module")
-def colours(tmp_path_factory):
+def colours(red_and_blue, tmp_path_factory):
     """Two classes that every stage tells apart, and a ResNet after two steps."""
     root = tmp_path_factory.mktemp("colours")
-    for index in range(16):
-        colour = (200, 20 * index % 60, 0) if index % 2 else (0, 20 * index % 60, 200)
-        path = root / "images" / ("red" if index % 2 else "blue") / f"{index}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (40, 40), colour).save(path)
+    red_and_blue(root / "images", 16)
     for recipe in ("simclr_resnet18", "mae_vit-tiny"):
         run = [recipe, "--smoke", f"data.train={root}/images", "data.threads=1", f"train.out={root}/{recipe}"]
         assert pretrain.main([*run, "train.max_steps=2"]) == 0

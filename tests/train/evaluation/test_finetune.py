@@ -6,7 +6,6 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from headrace.errors import UserError
@@ -210,14 +209,10 @@ def test_a_recipe_takes_steps(name, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def colours(tmp_path_factory):
+def colours(red_and_blue, tmp_path_factory):
     root = tmp_path_factory.mktemp("colours")
-    for split, count in (("train", 16), ("val", 6)):
-        for index in range(count):
-            colour = (200, 20 * index % 60, 0) if index % 2 else (0, 20 * index % 60, 200)
-            path = root / split / ("red" if index % 2 else "blue") / f"{index}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (40, 40), colour).save(path)
+    red_and_blue(root / "train", 16)
+    red_and_blue(root / "val", 6)
     return root
 
 

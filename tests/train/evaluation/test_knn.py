@@ -82,15 +82,11 @@ def test_undecodable_images_are_left_out_and_named(photo_folder, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def stripes(tmp_path_factory):
+def stripes(red_and_blue, tmp_path_factory):
     """Two classes that any encoder tells apart: red and blue images."""
     root = tmp_path_factory.mktemp("stripes")
-    for split, count in (("train", 12), ("val", 6)):
-        for index in range(count):
-            colour = (200, 20 * index % 60, 0) if index % 2 else (0, 20 * index % 60, 200)
-            path = root / split / ("red" if index % 2 else "blue") / f"{index}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (40, 40), colour).save(path)
+    red_and_blue(root / "train", 12)
+    red_and_blue(root / "val", 6)
     return root
 
 

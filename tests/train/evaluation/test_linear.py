@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 
@@ -129,15 +128,11 @@ def test_published_probes_of_all_stages(protocol, epochs, milestones, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def colours(tmp_path_factory):
+def colours(red_and_blue, tmp_path_factory):
     """Two classes that features of any encoder tell apart, and an encoder after two steps."""
     root = tmp_path_factory.mktemp("colours")
-    for split, count in (("train", 16), ("val", 6)):
-        for index in range(count):
-            colour = (200, 20 * index % 60, 0) if index % 2 else (0, 20 * index % 60, 200)
-            path = root / split / ("red" if index % 2 else "blue") / f"{index}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (40, 40), colour).save(path)
+    red_and_blue(root / "train", 16)
+    red_and_blue(root / "val", 6)
     arguments = ["mae_vit-tiny", "--smoke", f"data.train={root}/train", "data.threads=1", f"train.out={root}/run"]
     assert pretrain.main([*arguments, "train.max_steps=2"]) == 0
     return root
