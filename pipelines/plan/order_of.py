@@ -27,8 +27,8 @@ def order_of(
     """The reading order of a source: of several sets with a plan a `MixedOrder`, else an `Order`.
 
     `block`: read in blocks of so many neighbours, or of a shard. Several sets that are not shuffled are read one after
-    another. The length of the run, `max_steps` or `epochs`, is
-    needed where weights change at a share of it. Raises `UserError` for what does not fit together.
+    another. The length of the run, `max_steps` or `epochs`, is needed where weights change at a share of it. Raises
+    `UserError` for what does not fit together.
     """
     if not isinstance(source, PlannedSource) or not shuffle:
         blocks = shard_sizes(source) if block == "shard" else block
