@@ -24,6 +24,7 @@ __getattr__, __dir__, __all__ = face(
         "spec": "Batch ByteSource InputSpec Loader LoaderStats Operation RandAugment RandomErasing ViewParams ViewSpec"
         " BlockMask CellMask Mask MaskSpec RandomMask SharedMask TargetBlocksMask VariedMask WeightedMask",
         "order": "Order",
+        "plan.columns": "folder_beside write_columns",
         "plan.mixture": "MixedOrder Part",
         "plan.order_of": "order_of",
         "plan.sets": "open_plan",

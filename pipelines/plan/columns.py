@@ -1,12 +1,17 @@
-"""What is known of each sample of a source, as columns: by the source itself, beside its shards, in the user's tables.
+"""What is known of each sample of a source, as columns: by itself, beside its images, in the user's tables.
 
-A table is a CSV file, a parquet file (needs pyarrow), or a folder of ``NAME.npy`` in the order of the source. In a
-file, the column ``key`` says which sample a row is about: the source's key of it, or the end of that behind a ``/``.
+A table is a CSV file, a parquet file (needs pyarrow), or a folder. In a file, the column ``key`` says which sample a
+row is about: the source's key of it, or the end of that behind a ``/``. A folder holds ``NAME.npy``, a value for each
+sample in the order of the source, and files of both kinds; its ``images.json`` says which images the .npy are about.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
+import json
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,28 +19,92 @@ import numpy as np
 
 from ...errors import UserError
 from ...outside import nearest
+from ..sources import resolve
+from ..sources.folder import COLUMNS as FOLDER
 
 if TYPE_CHECKING:
     from ..spec import ByteSource
 
-FOLDER = "columns"  # beside shards: a folder of .npy
+IMAGES = "images.json"  # of a folder of columns: {"images": N, "names": 12 hexadecimal digits}
 OWN = ("key", "label", "class_name", "width", "height", "bytes")  # what sources know by themselves
+_LOOKED_AT = 1024  # keys that tell sources apart
+
+
+def folder_beside(name: str | os.PathLike) -> Path:
+    """Where the columns of the source of that name lie: ``columns`` in its folder; of a file, ``FILE.columns``."""
+    place = Path(resolve(os.fspath(name))[1]).expanduser()
+    return place / FOLDER if place.is_dir() else place.with_name(f"{place.name}.{FOLDER}")
+
+
+def images_of(source: ByteSource) -> dict[str, int | str]:
+    """What `IMAGES` says of a source: how many images it has, and a digest of 1,024 of their keys, evenly spread."""
+    some = np.unique(np.linspace(0, len(source) - 1, min(len(source), _LOOKED_AT)).round().astype(np.int64))
+    keys = "\n".join(source.key(index) for index in some.tolist())
+    return {"images": len(source), "names": hashlib.sha256(keys.encode("utf-8", "surrogatepass")).hexdigest()[:12]}
+
+
+def write_columns(folder: Path, source: ByteSource, columns: Mapping[str, np.ndarray]) -> None:
+    """Writes columns (N,) in the order of the source into a folder; others that lie there stay.
+
+    Each file is there whole or not at all. Raises `UserError` where it cannot be written, or `folder` holds columns of
+    other images.
+    """
+    own = images_of(source)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _check_images(folder, source, str(folder))
+        for name, values in columns.items():
+            if values.shape != (len(source),):
+                raise ValueError(f"{name}: {values.shape} values for {len(source)} images")
+            with open(temporary := folder / f"{name}.npy.tmp", "wb") as file:
+                np.save(file, values, allow_pickle=False)
+            os.replace(temporary, folder / f"{name}.npy")
+        (folder / f"{IMAGES}.tmp").write_text(json.dumps(own) + "\n", encoding="utf-8")
+        os.replace(folder / f"{IMAGES}.tmp", folder / IMAGES)
+    except OSError as fault:
+        raise UserError(
+            f"{folder}: cannot be written ({fault.strerror}); free some space, or change its rights"
+        ) from None
+
+
+def _check_images(folder: Path, source: ByteSource, where: str) -> None:
+    """Raises `UserError` for a folder whose columns are about other images, as far as it says."""
+    if not (folder / IMAGES).exists():
+        return
+    try:
+        said = json.loads((folder / IMAGES).read_text("utf-8"))
+        count, names = int(said["images"]), str(said["names"])
+    except (OSError, ValueError, KeyError, TypeError) as fault:
+        raise UserError(f"{where}: {folder / IMAGES}: cannot be read ({fault}); make the columns anew") from None
+    own = images_of(source)
+    if (count, names) != (own["images"], own["names"]):
+        raise UserError(
+            f"{where}: {folder}: its columns are about {count:,} images, {source.name} has {own['images']:,}"
+            f"{' of other names' if count == own['images'] else ''}; make them anew, or remove the folder"
+        )
 
 
 class Columns:
     """The columns of `source` by name, read when they are asked for. Raises `UserError`, which begins with `where`."""
 
-    def __init__(self, source: ByteSource, table: str | None, where: str) -> None:
+    def __init__(self, source: ByteSource, table: str | None, where: str, name: str | None = None) -> None:
+        """`table`: of the user's; `name`: what the source was opened as, beside which more may lie."""
         self._source, self._where = source, where
         self._tables: list[_Folder | _File] = []
+        self.read: dict[str, str] = {}  # of what was asked for, name -> where it is from
         if table is not None:
             path = Path(table).expanduser()
             if not path.exists():
                 raise UserError(f"{where}.table: {table} does not exist; give a .csv, a .parquet, or a folder of .npy")
-            self._tables.append(_Folder(path, f"{where}.table") if path.is_dir() else _File(path, f"{where}.table"))
-        beside = Path(source.name).expanduser() / FOLDER
+            self._tables += _tables(path, source, f"{where}.table")
+            if not any(table.names for table in self._tables):
+                raise UserError(f"{where}.table: {table} holds no column: no NAME.npy, .csv or .parquet")
+        try:
+            beside = folder_beside(source.name if name is None else name)
+        except UserError:  # nothing that lies anywhere
+            return
         if beside.is_dir():
-            self._tables.append(_Folder(beside, where))
+            self._tables += _tables(beside, source, where)
 
     def names(self) -> list[str]:
         return [*OWN, *(name for table in self._tables for name in table.names if name != "key")]
@@ -44,6 +113,7 @@ class Columns:
         """(N,) numbers, yes or no, or texts; of samples that a table does not have NaN, the others masked."""
         for table in self._tables:
             if name in table.names and name != "key":
+                self.read[name] = str(table.path)
                 values = _without_objects(table.column(name, self._source))
                 if values.dtype.kind not in "biufU":
                     raise UserError(
@@ -55,6 +125,7 @@ class Columns:
         return self._own(name)
 
     def _own(self, name: str) -> np.ndarray:
+        self.read[name] = "the source"
         source = self._source
         index = getattr(source, "index", None)  # of shards: all at once
         field = {"label": "label", "width": "width", "height": "height", "bytes": "size"}.get(name)
@@ -71,7 +142,7 @@ class Columns:
             values = np.array([source.label(i) for i in range(len(source))])
             if name == "class_name":
                 classes = source.classes or []
-                return np.array([classes[label] if label >= 0 else "" for label in values])
+                return np.array([*classes, ""])[np.where(values < 0, len(classes), values)]
         if name in ("width", "height", "bytes") and not values.all():
             raise UserError(
                 f"{self._where}: {name}: {source.name} does not say it of {(values == 0).sum():,} images; "
@@ -80,13 +151,24 @@ class Columns:
         return values
 
 
+def _tables(path: Path, source: ByteSource, where: str) -> list[_Folder | _File]:
+    """Of a file, or of a folder and the files in it."""
+    if not path.is_dir():
+        return [_File(path, where)]
+    _check_images(path, source, where)
+    return [_Folder(path, where), *(_File(file, where) for file in sorted(path.iterdir()) if file.suffix in _FILES)]
+
+
+_FILES = (".csv", ".parquet")
+
+
 class _Folder:
     def __init__(self, path: Path, where: str) -> None:
-        self._path, self._where = path, where
+        self.path, self._where = path, where
         self.names = sorted(file.stem for file in path.glob("*.npy"))
 
     def column(self, name: str, source: ByteSource) -> np.ndarray:
-        file = self._path / f"{name}.npy"
+        file = self.path / f"{name}.npy"
         try:
             values = np.load(file, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as fault:
@@ -100,7 +182,7 @@ class _Folder:
 
 class _File:
     def __init__(self, path: Path, where: str) -> None:
-        self._path, self._where = path, where
+        self.path, self._where = path, where
         self._rows = self._read()
         self.names = sorted(self._rows)
         if "key" not in self._rows:
@@ -109,21 +191,29 @@ class _File:
 
     def _read(self) -> dict[str, np.ndarray]:
         try:
-            if self._path.suffix == ".parquet":
+            if self.path.suffix.lower() == ".parquet":
                 from pyarrow import parquet  # an extra of the package
 
-                found = parquet.read_table(self._path)
+                found = parquet.read_table(self.path)
+                self._once(found.column_names)
                 return {name: found.column(name).to_numpy() for name in found.column_names}
-            with open(self._path, encoding="utf-8-sig", newline="") as file:
-                header, *rows = csv.reader(file)
+            with open(self.path, encoding="utf-8-sig", newline="") as file:
+                lines = list(csv.reader(file))
         except ImportError:
-            raise UserError(f"{self._where}: {self._path}: needs pyarrow: pip install 'headrace[tables]'") from None
+            raise UserError(f"{self._where}: {self.path}: needs pyarrow: pip install 'headrace[tables]'") from None
         except (OSError, ValueError, csv.Error) as fault:
-            raise UserError(f"{self._where}: {self._path}: cannot be read ({fault})") from None
+            reason = " ".join(str(fault).split())
+            raise UserError(f"{self._where}: {self.path}: cannot be read ({reason})") from None
+        header, rows = lines[0] if lines else [], lines[1:]
+        self._once(header)
         for number, row in enumerate(rows, 2):
             if len(row) != len(header):
-                raise UserError(f"{self._where}: {self._path}:{number}: {len(row)} values for {len(header)} columns")
+                raise UserError(f"{self._where}: {self.path}:{number}: {len(row)} values for {len(header)} columns")
         return {name: _typed([row[i] for row in rows], name == "key") for i, name in enumerate(header)}
+
+    def _once(self, names: list[str]) -> None:
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise UserError(f"{self._where}: {self.path}: two columns are called {twice[0]!r}; rename one")
 
     def column(self, name: str, source: ByteSource) -> np.ndarray:
         if self._places is None:
@@ -141,12 +231,21 @@ class _File:
         rows: dict[str, int] = {}
         for row, key in enumerate(self._rows["key"].tolist()):
             if rows.setdefault(str(key), row) != row:
-                raise UserError(f"{self._where}: {self._path}: two rows for the key {key!r}")
+                raise UserError(f"{self._where}: {self.path}: two rows for the key {key!r}")
         keys = [source.key(i) for i in range(len(source))]
-        places = np.array([rows.get(key, rows.get(key.rpartition("/")[2], -1)) for key in keys], np.int64)
+        places = np.array([rows.get(key, -1) for key in keys], np.int64)
+        by_name: dict[int, str] = {}
+        for sample in np.flatnonzero(places < 0).tolist():
+            key = keys[sample]
+            row = places[sample] = rows.get(key.rpartition("/")[2], -1)
+            if row >= 0 and by_name.setdefault(row, key) != key:
+                raise UserError(
+                    f"{self._where}: {self.path}: the key {key.rpartition('/')[2]!r} is the name of several images, "
+                    f"such as {by_name[row]} and {key}; give whole keys"
+                )
         if (places < 0).all():
             raise UserError(
-                f"{self._where}: {self._path}: no row is about a sample of {source.name}: its keys are such as "
+                f"{self._where}: {self.path}: no row is about a sample of {source.name}: its keys are such as "
                 f"{keys[0]!r}, the table's {next(iter(rows), '')!r}"
             )
         return places

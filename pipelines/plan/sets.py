@@ -51,7 +51,7 @@ def _opened(name: str, spec: SetSpec) -> Planned:
     where = f"data.train.{name}"
     source = open_source(spec.source)
     whole, kept = len(source), None
-    columns = Columns(source, spec.table, where)
+    columns = Columns(source, spec.table, where, spec.source)
     if spec.where is not None:
         kept = np.flatnonzero(Where(spec.where, f"{where}.where").rows(columns)).astype(np.int64)
         if not len(kept):

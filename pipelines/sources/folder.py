@@ -14,6 +14,7 @@ from ...errors import UserError
 from ..images.formats import IMAGE_SUFFIXES, passed_over
 from .files import FileSource, text
 
+COLUMNS = "columns"  # a folder beside images: what is known of them, see pipelines/plan/columns.py
 _SUFFIXES = frozenset(suffix.encode() for suffix in IMAGE_SUFFIXES)
 _HIDDEN = "hidden with an image's suffix"
 _TRAIN = re.compile(rb"train", re.IGNORECASE)
@@ -50,7 +51,7 @@ def image_files(root: Path, others: Counter[str] | None = None) -> Iterator[byte
                     suffix = os.path.splitext(entry.name)[1].lower()
                     if suffix in _SUFFIXES and (entry.is_file() or not os.path.exists(entry.path)):
                         yield folder + entry.name
-                    elif others is not None:
+                    elif others is not None and folder != COLUMNS.encode() + b"/":
                         others[suffix.decode("utf-8", "backslashreplace") or "without a suffix"] += 1
         except OSError as fault:
             where = root / os.fsdecode(folder)
