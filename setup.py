@@ -9,7 +9,7 @@ from setuptools import find_packages, setup
 # DALI's package name carries the CUDA major version of the driver: 130 is what current PyTorch wheels bring;
 # HEADRACE_DALI_CUDA=120 picks the build for CUDA 12 drivers. Both decode on CPUs alone.
 DALI_CUDA = os.environ.get("HEADRACE_DALI_CUDA", "130")
-FOLDERS = ("pipelines", "kernels", "models", "train", "tools", "benchmarks")
+FOLDERS = ("schema", "pipelines", "kernels", "models", "train", "tools", "benchmarks")
 
 setup(
     version=re.search(r'__version__ = "(.+)"', Path(__file__).with_name("__init__.py").read_text(encoding="utf-8"))[1],

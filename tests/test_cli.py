@@ -148,7 +148,9 @@ def test_an_output_that_cannot_be_written_is_refused_before_anything_else(comman
 
 def test_every_path_of_an_option_is_one_of_places():
     root = Path(package.__file__).parent
-    files = [path for name in ("pipelines", "kernels", "train", "tools") for path in (root / name).rglob("*.py")]
+    files = [
+        path for name in ("schema", "pipelines", "kernels", "train", "tools") for path in (root / name).rglob("*.py")
+    ]
     left = [str(path.relative_to(root)) for path in files if "type=Path" in path.read_text("utf-8")]
     assert left == ["tools/demo_images.py"]  # a script
 

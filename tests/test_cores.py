@@ -81,6 +81,6 @@ def test_a_process_that_is_held_to_one_core_counts_one():
 
 def test_nobody_else_counts_cores():
     counts = re.compile(r"cpu_count|sched_getaffinity|multiprocessing\.pool|PoolExecutor\(\s*\)")
-    folders = [ROOT / name for name in ("pipelines", "kernels", "models", "train", "tools", "benchmarks")]
+    folders = [ROOT / name for name in ("schema", "pipelines", "kernels", "models", "train", "tools", "benchmarks")]
     files = [*ROOT.glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))]
     assert [str(path) for path in files if path.name != "cores.py" and counts.search(path.read_text("utf-8"))] == []

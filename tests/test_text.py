@@ -11,7 +11,7 @@ import pytest
 import headrace
 
 ROOT = Path(headrace.__file__).parent
-PACKAGES = ("pipelines", "kernels", "models", "train", "tools", "benchmarks")
+PACKAGES = ("schema", "pipelines", "kernels", "models", "train", "tools", "benchmarks")
 ELSEWHERE = ("Image", "os", "tarfile", "zipfile", "webbrowser")  # whose `open` has no text
 
 

@@ -12,9 +12,9 @@ import numpy as np
 
 from ...errors import UserError
 from ...pipelines.loaders.quarantine import QUARANTINE_FILE
+from ...schema.yaml_nodes import Node, parse
 from ...train.engine.checkpoint import checkpoints
 from ...train.engine.run_directory import ENCODER_FILE
-from ...train.recipe.recipe_yaml import Node, parse
 from .run_logs import Log, read_log
 from .timing import elapsed
 

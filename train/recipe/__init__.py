@@ -4,7 +4,5 @@ recipe.py        a recipe's sections, --smoke
 listing.py       `headrace recipes`
 settings.py      the sections that belong to training: data, train, optim
 schedules.py     rates and decays as arrays
-config.py        YAML recipes -> checked dataclasses
-tree.py          a recipe on the way between the two    check.py         what turns it into dataclasses
-recipe_yaml.py   YAML with positions
+config.py        YAML recipes -> checked dataclasses, by `schema/`
 """

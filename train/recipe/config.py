@@ -9,15 +9,15 @@ from __future__ import annotations
 import difflib
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
 from ...errors import UserError
-from .check import NEEDS, Checker
-from .recipe_yaml import Node, parse, render, typed
-from .tree import ARGUMENT, COMMAND_LINE, Tree, from_plain, hint, merge, plain
+from ...schema.check import NEEDS, Checker
+from ...schema.tree import ARGUMENT, COMMAND_LINE, Tree, from_plain, hint, merge, plain
+from ...schema.yaml_nodes import Node, parse, render, typed
 
 RECIPES = Path(__file__).parents[2] / "configs"
 MAX_BASES = 2
@@ -137,7 +137,7 @@ def build(tree: Tree, types: Mapping[str, Any]) -> dict[str, Any]:
     Raises `UserError` with one line per problem, a `__post_init__` that raises `ValueError` among them: a message
     that starts with ``key:`` is reported where that key was written. Raises `TypeError` for other annotations.
     """
-    checker = Checker()
+    checker = Checker(_named())
     checker.unknown(tree.root, types, "")
     sections = {}
     for name, kind in types.items():
@@ -150,6 +150,15 @@ def build(tree: Tree, types: Mapping[str, Any]) -> dict[str, Any]:
     if checker.problems:
         raise UserError("\n".join(checker.problems))
     return sections
+
+
+@functools.cache
+def _named() -> dict[type, Callable[[str], Any]]:
+    """Dataclasses that a word may stand for -> what it stands for, or ValueError. A list of recipes needs no torch."""
+    from ...pipelines.spec import ViewSpec
+    from ...pipelines.views.recipes import view
+
+    return {ViewSpec: view}
 
 
 def show(tree: Tree, sections: Mapping[str, Any]) -> str:

@@ -267,8 +267,18 @@ def test_a_file_stands_for_a_plan_wherever_a_source_is_named(photo_folder, tmp_p
     with pytest.raises(UserError, match="self.yaml: names itself among its sets"):
         as_source(f"plan:{tmp_path / 'self.yaml'}")
     (tmp_path / "twice.yaml").write_text(f"sets:\n  a: {photo_folder}\n  a: {photo_folder}")
-    with pytest.raises(UserError, match="twice.yaml: cannot be read as YAML .*'a' is given twice .*line 3"):
+    with pytest.raises(UserError, match="twice.yaml:3: sets.a: given twice, first on line 2"):
         as_source(f"plan:{tmp_path / 'twice.yaml'}")
+    (tmp_path / "wrong.yaml").write_text(f"sets:\n  a:\n    source: {photo_folder}\n    repeat: no\nmix: {{pure: 2}}")
+    with pytest.raises(UserError) as caught:
+        as_source(f"plan:{tmp_path / 'wrong.yaml'}")
+    lines = str(caught.value).splitlines()
+    assert lines[0].endswith("wrong.yaml:4: data.train.a.repeat: needs a finite number, got 'no'")
+    assert "wrong.yaml:5: data.mix.pure: a share lies in [0, 1]" in lines[1] and len(lines) == 2
+    for text in ("", "[1]", "sets: 3", "sets: {a: [1]}", "sets: {a: {source: &x b}}", "set: {a: b}", "sets: {}", "\0"):
+        (tmp_path / "odd.yaml").write_text(text)
+        with pytest.raises(UserError, match=r"^[^\n]*(odd.yaml|data.train)[^\n]*$"):
+            as_source(f"plan:{tmp_path / 'odd.yaml'}")
     (tmp_path / "small.yaml").write_text(f"sets: {{a: {{source: {photo_folder}, weight: 1e-1}}}}")
     assert as_source(f"plan:{tmp_path / 'small.yaml'}").plan[0].spec.weight == 0.1
     order = order_of(source, 8, shuffle=False, last="pad")  # for evaluations: one after another
@@ -279,29 +289,37 @@ def test_a_file_stands_for_a_plan_wherever_a_source_is_named(photo_folder, tmp_p
     "sets, mix, problem",
     [
         ({}, {}, "data.train: an empty mapping"),
-        ({"a": {"weight": 1}}, {}, "data.train.a: source: missing"),
-        ({"a": {"source": "PHOTOS", "wieght": 1}}, {}, "data.train.a: unknown key 'wieght'; did you mean weight?"),
+        ({"a": {"weight": 1}}, {}, "data.train.a.source: required, but missing"),
+        ({"a": {"source": "PHOTOS", "wieght": 1}}, {}, "data.train.a.wieght: unknown key; did you mean weight?"),
         ({"a": {"source": "PHOTOS", "where": "label > 5"}}, {}, "leaves none of 24 images; widen it"),
-        ({"a": {"source": "PHOTOS", "weight": -1}}, {}, "data.train.a: weight: needs a number from 0 to 1e12"),
-        ({"a": {"source": "PHOTOS", "weight": 1e308}}, {}, "data.train.a: weight: needs a number from 0 to 1e12"),
-        ({"a": {"source": "PHOTOS", "weight": 10**400}}, {}, "data.train.a: weight: needs a number from 0 to 1e12"),
-        ({"a": {"source": ""}}, {}, "data.train.a: source: is empty"),
-        ({"a": {"source": "PHOTOS", "repeat": "two"}}, {}, "data.train.a: repeat: needs a number, got 'two'"),
-        ({"a": {"source": "PHOTOS", "repeat": float("nan")}}, {}, "repeat: must be positive and finite"),
-        ({"a": {"source": "PHOTOS", "epochs": float("inf")}}, {}, "epochs: must be positive and finite"),
-        ({"a": {"source": "PHOTOS", "samples": 2.5}}, {}, "data.train.a: samples: needs a whole number, got 2.5"),
-        ({"a": {"source": "PHOTOS", "draw": "random"}}, {}, "draw: needs stratified or replacement, got 'random'"),
-        ({"a": {"source": "PHOTOS", "where": 5}}, {}, "data.train.a: where: needs a text, got 5"),
-        ({"a": {"source": "PHOTOS", "table": 5}}, {}, "data.train.a: table: needs a text, got 5"),
+        ({"a": {"source": "PHOTOS", "weight": -1}}, {}, "data.train.a.weight: needs a number from 0 to 1e12"),
+        ({"a": {"source": "PHOTOS", "weight": 1e308}}, {}, "data.train.a.weight: needs a number from 0 to 1e12"),
+        ({"a": {"source": "PHOTOS", "weight": 10**400}}, {}, "data.train.a.weight: needs a number from 0 to 1e12"),
+        ({"a": {"source": ""}}, {}, "data.train.a.source: is empty"),
+        ({"a": {"source": "PHOTOS", "repeat": "two"}}, {}, "data.train.a.repeat: needs a finite number, got 'two'"),
+        (
+            {"a": {"source": "PHOTOS", "repeat": float("nan")}},
+            {},
+            "a.repeat: needs a finite number, got .nan",
+        ),
+        (
+            {"a": {"source": "PHOTOS", "epochs": float("inf")}},
+            {},
+            "a.epochs: needs a finite number, got .inf",
+        ),
+        ({"a": {"source": "PHOTOS", "samples": 2.5}}, {}, "data.train.a.samples: needs an integer, got 2.5"),
+        ({"a": {"source": "PHOTOS", "draw": "random"}}, {}, "draw: needs one of stratified, replacement, got 'random'"),
+        ({"a": {"source": "PHOTOS", "where": 5}}, {}, "data.train.a.where: needs a string, got 5"),
+        ({"a": {"source": "PHOTOS", "table": 5}}, {}, "data.train.a.table: needs a string, got 5"),
         ({"a": {"source": "PHOTOS", "weight": "class_name"}}, {}, "weight: class_name: holds texts"),
         ({"": "PHOTOS"}, {}, "data.train: '' is no name of a set"),
         ({"a\nb": "PHOTOS"}, {}, "data.train: 'a\\nb' is no name of a set"),
-        ({"a": "PHOTOS"}, {"by": "sizes"}, "data.mix: by: needs weight or size or temperature, got 'sizes'"),
-        ({"a": "PHOTOS"}, {"exhausted": "end"}, "data.mix: exhausted: needs again or stop or drop, got 'end'"),
-        ({"a": "PHOTOS"}, {"labels": "names"}, "data.mix: labels: needs by_name or apart or ignore"),
-        ({"a": "PHOTOS"}, {"pure": True}, "data.mix: pure: needs a number, got True"),
-        ({"a": "PHOTOS"}, {"epoch": 2.5}, "data.mix: epoch: needs a whole number, got 2.5"),
-        ({"a": "PHOTOS"}, {"temperature": float("nan")}, "data.mix: temperature: 1 is by size"),
+        ({"a": "PHOTOS"}, {"by": "sizes"}, "data.mix.by: needs one of weight, size, temperature, got 'sizes'"),
+        ({"a": "PHOTOS"}, {"exhausted": "end"}, "data.mix.exhausted: needs one of again, stop, drop, got 'end'"),
+        ({"a": "PHOTOS"}, {"labels": "names"}, "data.mix.labels: needs one of by_name, apart, ignore"),
+        ({"a": "PHOTOS"}, {"pure": True}, "data.mix.pure: needs a finite number, got true"),
+        ({"a": "PHOTOS"}, {"epoch": 2.5}, "data.mix.epoch: needs an integer, got 2.5"),
+        ({"a": "PHOTOS"}, {"temperature": float("nan")}, "data.mix.temperature: needs a finite number, got .nan"),
         ({"a": {"source": "PHOTOS", "weight": "beauty"}}, {}, "data.train.a: no column 'beauty'"),
         (
             {"a": {"source": "PHOTOS", "repeat": 2, "samples": 5}},
@@ -311,7 +329,7 @@ def test_a_file_stands_for_a_plan_wherever_a_source_is_named(photo_folder, tmp_p
         ({"a": {"source": "PHOTOS", "weight": {0.5: 1}}}, {}, "say what it is at moment 0"),
         ({"a": {"source": "PHOTOS", "weight": {0: 1, "5 days": 2}}}, {}, "a moment is a share of the run"),
         ({"a": {"source": "nowhere"}}, {}, "nowhere: does not exist"),
-        ({"a": "PHOTOS"}, {"exhausted": "stop", "pur": 1}, "data.mix: unknown key 'pur'; did you mean pure?"),
+        ({"a": "PHOTOS"}, {"exhausted": "stop", "pur": 1}, "data.mix.pur: unknown key; did you mean pure?"),
         (
             {"a": {"source": "PHOTOS", "weight": 1}, "b": "PHOTOS"},
             {},
@@ -327,6 +345,20 @@ def test_plans_that_cannot_be_followed(photo_folder, sets, mix, problem):
     with pytest.raises(UserError) as caught:
         order_of(open_plan(json.loads(text), mix), 8)
     assert problem in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_what_python_hands_over_is_checked_like_a_recipe(photo_folder):
+    source = open_plan(
+        {
+            "a": {"source": photo_folder, "repeat": np.float32(2), "weight": {0: 1, 0.5: 2}},
+            "b": {"source": photo_folder, "samples": np.int64(5), "weight": 1},
+        }
+    )
+    assert [p.spec.repeat for p in source.plan] == [2.0, None] and source.plan[1].spec.samples == 5
+    assert source.plan[0].spec.moments == {0: 1, 0.5: 2}
+    for odd in ({1}, b"x", object(), [photo_folder], 5, None, {5: 6}, {"source": b"x"}, {"source": photo_folder, 1: 2}):
+        with pytest.raises(UserError, match="^data.train.a"):
+            open_plan({"a": odd})
 
 
 def test_a_mix_of_one_source_is_an_error(photo_folder):

@@ -131,7 +131,7 @@ def test_bad_base(write, texts, message):
         ("train.lr", "command line: 'train.lr': an override reads section.key=value"),
         ("train..lr=1", "command line: 'train..lr=1': an override reads section.key=value"),
         ("kernels={a: 1, a: 2}", "command line: kernels.a: given twice, first on line 1"),
-        ("train.lr=*x", "command line: train.lr: YAML error: anchors, aliases and tags have no place in a recipe"),
+        ("train.lr=*x", "command line: train.lr: YAML error: anchors, aliases and tags have no place here"),
         ("train.lr=fast", "command line: train.lr: needs a finite number, got 'fast'"),
         ("train.lr.x=1", "command line: train.lr: needs a finite number, got a mapping"),
         ("--train.lr=1", "command line: --train: unknown key; did you mean train?"),

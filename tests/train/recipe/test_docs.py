@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import headrace
+from headrace.schema.yaml_nodes import parse
 from headrace.train.recipe import config
-from headrace.train.recipe.recipe_yaml import parse
 from headrace.train.recipe.settings import (
     AdamWSettings,
     GroupRule,

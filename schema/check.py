@@ -4,30 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import re
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from .recipe_yaml import Node
 from .tree import dotted, from_plain, hint, merge, plain, plain_node, text_of
+from .yaml_nodes import Node, message
 
 _MOST = 2**63  # integers are those of tensors
 NEEDS = {bool: "true or false", int: "an integer", float: "a finite number", str: "a string", Path: "a path"}
 
 
 class Checker:
-    """Turns nodes into values. What cannot be turned is noted as a problem and becomes None."""
+    """Turns nodes into values. What cannot be turned is noted as a problem and becomes None.
 
-    def __init__(self) -> None:
+    `stand_ins`: dataclasses that a word may stand for -> what it stands for, or ValueError.
+    """
+
+    def __init__(self, stand_ins: Mapping[type, Callable[[str], Any]] | None = None) -> None:
+        self.stand_ins = stand_ins or {}
         self.problems: list[str] = []
 
     def problem(self, origin: str, key: str, text: str) -> None:
-        self.problems.append(f"{origin}: {key}: {text}")
+        self.problems.append(message(origin, key, text))
 
     def needs(self, node: Node, key: str, what: str, got: object = None) -> None:
         self.problem(node.origin, key, f"needs {what}, got {got or node}")
@@ -154,8 +157,8 @@ class Checker:
             return self.problem(node.origin, key, f"these values do not go together ({type(error).__name__}: {error})")
 
     def spelled_out(self, node: Node, kind: Any, key: str) -> Node:
-        """The mapping that a word stands for where the annotation has a dataclass of `_named`; other nodes as given."""
-        stand_in = next((_named()[part] for part in (kind, *get_args(kind)) if part in _named()), None)
+        """The mapping that a word stands for where the annotation has one of the `stand_ins`; other nodes as given."""
+        stand_in = next((self.stand_ins[part] for part in (kind, *get_args(kind)) if part in self.stand_ins), None)
         rest = dict(node.value) if isinstance(node.value, dict) else {}
         word = rest.pop("recipe", None) if isinstance(node.value, dict) else node
         if stand_in is None or word is None or not isinstance(word.value, str):
@@ -167,23 +170,14 @@ class Checker:
             return Node(rest, node.origin)
         return merge(meant, Node(rest, node.origin))
 
-    def refused(self, node: Node, fields: Collection[str], key: str, message: str) -> None:
+    def refused(self, node: Node, fields: Collection[str], key: str, reason: str) -> None:
         """A `ValueError` of the dataclass. ``key, key: reason`` belongs to the first of the keys that was given."""
-        match = re.match(r"(\w+(?:, \w+)*): ", message)
+        match = re.match(r"(\w+(?:, \w+)*): ", reason)
         named = match[1].split(", ") if match else []
         if not named or not set(named) <= set(fields):
-            return self.problem(node.origin, key, message)
+            return self.problem(node.origin, key, reason)
         origin = next((node.value[name].origin for name in named if name in node.value), node.origin)
-        self.problems.append(f"{origin}: {dotted(key, message)}")
-
-
-@functools.cache
-def _named() -> dict[type, Callable[[str], Any]]:
-    """Dataclasses that a word may stand for -> what it stands for, or ValueError. A list of recipes needs no torch."""
-    from ...pipelines.spec import ViewSpec
-    from ...pipelines.views.recipes import view
-
-    return {ViewSpec: view}
+        self.problems.append(message(origin, "", dotted(key, reason)))
 
 
 def _default(field: dataclasses.Field) -> Any:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.errors import UserError
-from headrace.train.recipe.recipe_yaml import Node, parse, render
+from headrace.schema.yaml_nodes import Node, parse, render
 
 
 def read(text: str) -> Node:
@@ -80,7 +80,7 @@ def test_all_doubled_keys_are_reported():
     ]
 
 
-NO_PLACE = "YAML error: anchors, aliases and tags have no place in a recipe"
+NO_PLACE = "YAML error: anchors, aliases and tags have no place here"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A recipe between YAML and dataclasses: a tree of values that know where they were written."""
+"""Values between YAML and dataclasses: a tree in which each knows where it was written."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import dataclasses
 import difflib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, is_dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-from ...errors import UserError
-from .recipe_yaml import Node
+from ..errors import UserError
+from .yaml_nodes import Node
 
 COMMAND_LINE = "command line"
 ARGUMENT = "argument"  # of a call from Python
@@ -65,7 +66,11 @@ def plain(value: Any) -> Any:
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
+    if isinstance(value, Path):
+        return str(value)
+    if type(value) in (bool, int, float, str) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)  # numpy's
 
 
 def from_plain(values: Any, origin: str) -> Tree:
@@ -99,7 +104,7 @@ def dotted(key: str, name: str) -> str:
 
 def hint(word: str, known: Collection[str]) -> str:
     """What to say after an unknown word: the nearest known one, else all of them."""
-    near = difflib.get_close_matches(word, list(known), 1)
+    near = difflib.get_close_matches(str(word), list(known), 1)
     if near:
         return f"; did you mean {near[0]}?"
     return f"; known here: {', '.join(known)}" if known else ""

@@ -1,4 +1,4 @@
-"""YAML as recipes need it: every value knows the file and line it came from, and scalars are those of YAML 1.2.
+"""YAML for recipes and plans: every value knows the file and line it came from, and scalars are those of YAML 1.2.
 
 PyYAML alone follows YAML 1.1, reads `1e-4` as a string, `on` as a bool and `1:30` as 90, and lets the last of two equal
 keys win.
@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from ...errors import UserError
+from ..errors import UserError
 
 _DIGITS = 1000  # Python itself reads no more than 4,300
 Scalar = str | int | float | bool | None
@@ -35,7 +35,8 @@ class Node:
             return "a mapping"
         if isinstance(self.value, list):
             return "a list"
-        return repr(self.value) if isinstance(self.value, str) else _scalar(self.value)
+        known = self.value is None or type(self.value) in (bool, int, float)
+        return _scalar(self.value) if known else repr(self.value)
 
 
 class _Loader(yaml.SafeLoader):
@@ -44,7 +45,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent, index):
         event = self.peek_event()
         if event.anchor or getattr(event, "tag", None):
-            text = "anchors, aliases and tags have no place in a recipe"
+            text = "anchors, aliases and tags have no place here"
             raise yaml.composer.ComposerError(None, None, text, event.start_mark)
         return super().compose_node(parent, index)
 
@@ -82,10 +83,10 @@ def parse(text: str, where: Callable[[int], str], key: str = "") -> Node:
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         problem = f"character {chr(error.character)!r} cannot be part of YAML"
-        raise UserError(_message(where(line), key, problem)) from None
+        raise UserError(message(where(line), key, problem)) from None
     except yaml.MarkedYAMLError as error:
         problem = "YAML error: " + ", ".join(filter(None, (error.context, error.problem)))
-        raise UserError(_message(where(error.problem_mark.line + 1), key, problem)) from None
+        raise UserError(message(where(error.problem_mark.line + 1), key, problem)) from None
     problems: list[str] = []
     node = Node(None, where(1)) if composed is None else _convert(composed, where, key, _line(composed), problems)
     if problems:
@@ -104,8 +105,8 @@ def typed(text: str, origin: str, key: str) -> Node:
     except UserError as fault:
         return Node(text, origin, text, str(fault))
     if rest is not None and text[rest.end_mark.index :].strip():
-        message = _message(origin, key, f"{text!r}: a space and # begin a comment; leave it out")
-        return Node(text, origin, text, message)
+        problem = message(origin, key, f"{text!r}: a space and # begin a comment; leave it out")
+        return Node(text, origin, text, problem)
     return replace(node, text=text)
 
 
@@ -121,11 +122,11 @@ def _convert(node: yaml.Node, where: Callable[[int], str], key: str, line: int, 
     for name_node, value in node.value:
         name, at = name_node.value, _line(name_node)
         if not isinstance(name, str):
-            problems.append(_message(where(at), key, "a key must be a word, not a list or a mapping"))
+            problems.append(message(where(at), key, "a key must be a word, not a list or a mapping"))
             continue
         dotted = f"{key}.{name}" if key else name
         if name in lines:
-            problems.append(_message(where(at), dotted, f"given twice, first on line {lines[name]}"))
+            problems.append(message(where(at), dotted, f"given twice, first on line {lines[name]}"))
             continue
         lines[name] = at
         values[name] = _convert(value, where, dotted, at, problems)
@@ -136,7 +137,7 @@ def _line(node: yaml.Node) -> int:
     return node.start_mark.line + 1
 
 
-def _message(origin: str, key: str, problem: str) -> str:
+def message(origin: str, key: str, problem: str) -> str:
     return ": ".join(filter(None, (origin, key, problem)))
 
 
