@@ -17,11 +17,13 @@ Embed = Callable[[nn.Module, ViewSpec], torch.Tensor]
 
 @dataclass(frozen=True)
 class Progress:
-    """Where the run stands. `step` counts optimizer steps from 0."""
+    """Where the run stands. `step` counts optimizer steps from 0; what all processes draw alike is a function of
+    (`seed`, `step`)."""
 
     step: int
     total_steps: int
     steps_per_epoch: int
+    seed: int = 0
 
     @property
     def epoch(self) -> int:

@@ -22,7 +22,8 @@ ALLOWED = {  # room -> what it may import of headrace, besides itself and what l
     "pipelines/plan": "schema pipelines.sources pipelines.spec pipelines.rng pipelines.order",
     "pipelines/loaders": "pipelines.images pipelines.sources pipelines.plan pipelines.views pipelines.spec"
     " pipelines.rng pipelines.order pipelines.identity kernels",
-    "models": "kernels pipelines.spec pipelines.views.recipes pipelines.views.masks pipelines.views.mixing",
+    "models": "kernels pipelines.spec pipelines.rng pipelines.views.recipes pipelines.views.masks"
+    " pipelines.views.mixing",
     "train": "schema train pipelines models kernels",
     "train/recipe": "schema pipelines models",
     "train/engine": "train.recipe pipelines models kernels",

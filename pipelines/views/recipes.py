@@ -47,6 +47,7 @@ _BYOL = tuple(replace(v, interpolation="bicubic") for v in (_FIRST, _SECOND))
 _SWAV = replace(_SIMCLR, name="large", scale=(0.14, 1.0))
 _DINO = tuple(replace(v, scale=(0.4, 1.0)) for v in _BYOL)
 _DINO_SMALL = replace(_DINO[0], name="small", count=8, size=96, scale=(0.05, 0.4), blur=0.5)
+_LEJEPA = replace(_DINO[0], name="large", count=2, scale=(0.3, 1.0), blur=0.5, solarize=0.2)
 _BEIT = replace(_BICUBIC, scale=_WHOLE, **_jitter(1.0, 0.4, 0.4, 0.4, 0.0))
 # DALL-E's encoder wants 0.8 v + 0.1 of values v in [0, 1], half as many pixels as the model
 _DALLE = dict(name="target", draws="image", size=112, interpolation="lanczos", mean=(-0.125,) * 3, std=(1.25,) * 3)
@@ -73,6 +74,11 @@ VIEWS: dict[str, tuple[ViewSpec, ...]] = {
     # Crops of two sizes. DINO's are those of its authors' script.
     "swav_2x224_6x96": (_SWAV, replace(_SWAV, name="small", count=6, size=96, scale=(0.05, 0.14))),
     "dino_2x224_8x96": (*_DINO, _DINO_SMALL),
+    # Views alike but for their size and scale. The short script of LeJEPA's authors has one kind, at 128 px.
+    "lejepa_2x224_6x98": (_LEJEPA, replace(_LEJEPA, name="small", count=6, size=98, scale=(0.05, 0.3))),
+    "lejepa_4x128": (
+        replace(_SIMCLR, count=4, size=128, solarize=0.2),  # SimCLR's colours
+    ),
     # One view and a label: of the sample, its cluster, its rotation, its place.
     "npid": (_GRAY_FIRST,),
     "deepcluster": (_CLUSTER,),
@@ -121,6 +127,7 @@ VIEWS: dict[str, tuple[ViewSpec, ...]] = {
     "simclr_cifar": (_cifar(_SIMCLR, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1),),
     "byol_cifar": tuple(_cifar(v) for v in _BYOL),
     "moco_cifar": (_cifar(_MOCO),),
+    "lejepa_cifar": (_cifar(_LEJEPA, name="image", count=4, scale=(0.2, 1.0)),),
     "dino_cifar": (*(_cifar(v) for v in _DINO), _cifar(_DINO_SMALL, size=16)),
 }
 

@@ -33,6 +33,14 @@ def correlate(a, b, impl):
     return [loss.detach(), *torch.autograd.grad(loss, (a, b))]
 
 
+def normality(views, impl):
+    from headrace.kernels.sigreg import sigreg
+
+    views = views.float().requires_grad_()
+    loss = sigreg(views, impl=impl)
+    return [loss.detach(), *torch.autograd.grad(loss, views)]
+
+
 def work(rank, folder):
     from headrace.kernels.info_nce import info_nce
     from headrace.kernels.sinkhorn import sinkhorn
@@ -43,6 +51,7 @@ def work(rank, folder):
     scores, a, b, z = (x.chunk(WORLD)[rank].contiguous() for x in global_batch())
     found = {f"sinkhorn {impl}": sinkhorn(scores, epsilon=0.05, impl=impl) for impl in ("reference", "triton")}
     found |= {f"cross_correlation {impl}": correlate(a, b, impl) for impl in ("reference", "gram")}
+    found |= {f"sigreg {impl}": normality(torch.stack([a, b]), impl) for impl in ("reference", "triton")}
     for impl in ("reference", "triton"):
         rows = z.clone().requires_grad_()
         positive, exclude = partners(len(rows), rank * len(rows))

@@ -33,9 +33,13 @@ def test_golden_steps(name):
     assert losses == pytest.approx(GOLDEN[name], rel=5e-3, abs=5e-3)
 
 
-@ALL
+VARIANTS = {"visreg": ("lejepa", {"regularizer": "visreg"})}
+
+
+@pytest.mark.parametrize("name", [*OPTIONS, *VARIANTS])
 def test_two_processes_have_the_gradients_of_one(name, two):
-    one = train(name, 0, 1)["gradients"]
+    method, changes = VARIANTS.get(name, (name, {}))
+    one = train(method, 0, 1, **changes)["gradients"]
     largest = max(g.norm() for g in one.values())
     assert one.keys() == two[0][name]["gradients"].keys()
     for key, gradient in one.items():

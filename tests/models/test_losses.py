@@ -8,6 +8,7 @@ import torch
 from tiny_algorithms import OPTIONS, STEPS_PER_EPOCH, build, make_batch, make_optimizer, run
 
 from headrace.models.algorithm import Progress
+from headrace.models.algorithms.lejepa import unit_directions
 from headrace.models.clustering import cluster_sizes
 
 
@@ -177,6 +178,23 @@ def dino(m, v, ids, progress):
         if a != b
     ]
     return sum(terms) / len(terms)
+
+
+def lejepa(m, v, ids, progress):
+    """Distances to the mean of the global views, and the integral of the authors' pseudo-code."""
+    views = [*v["large"], *v["small"]]
+    features = [m.backbone(v["large"].flatten(0, 1)), m.backbone(v["small"].flatten(0, 1))]
+    z = m.head(torch.cat(features)).unflatten(0, (len(views), -1))
+    centre = (z[0] + z[1]) / 2
+    distance = sum((x - centre).square().mean() for x in z) / len(views)
+    t = torch.linspace(0, 3, 17, dtype=torch.float64)
+    phi, total = (-t.square() / 2).exp(), 0.0
+    directions = unit_directions(12, 40, progress, z.device)
+    for x in z:
+        for a in directions.T:
+            ecf = torch.exp(1j * t * (x @ a)[:, None]).mean(0)
+            total = total + len(x) * 2 * torch.trapezoid((ecf - phi).abs().square() * phi, t)
+    return 0.9 * distance + 0.1 * total / len(views) / 40
 
 
 PAPER = {name: globals()[name] for name in OPTIONS}

@@ -23,6 +23,7 @@ UNEQUAL = ["mae", "mae_hivit", "pixmim", "maskfeat", "eva"]  # whose masks say w
 OTHERS = {  # whose losses are not the mean of their samples'
     "densecl": "has a dense part",
     "barlowtwins": "is of the matrix of the batch",
+    "lejepa": "also holds the batch to a normal distribution",
     "deepcluster": "weights clusters",
     "odc": "weights clusters",
 }
@@ -100,7 +101,9 @@ def test_it_is_the_loss_of_the_sample_alone(name):
     assert losses.tolist() == pytest.approx(alone, rel=1e-4, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ["simclr", "mocov3", "swav", "barlowtwins", "deepcluster", "odc", "densecl", "dino"])
+@pytest.mark.parametrize(
+    "name", ["simclr", "mocov3", "swav", "barlowtwins", "deepcluster", "odc", "densecl", "dino", "lejepa"]
+)
 def test_it_goes_with_the_sample(name):
     algorithm, output = stepped(name)
     order = [3, 1, 0, 2, 7, 6, 5, 4]
@@ -109,9 +112,12 @@ def test_it_goes_with_the_sample(name):
 
 
 def test_what_others_give():
-    """DenseCL its global part, Barlow Twins 1 - the mean of the diagonal, clusters the losses that are weighted."""
+    """DenseCL its global part, LeJEPA the distance of views, Barlow Twins 1 - the mean of the diagonal, clusters the
+    losses that are weighted."""
     _, output = stepped("densecl")
     assert output.per_sample().mean().item() == pytest.approx(output.metrics["global"].item(), rel=2e-6)
+    _, output = stepped("lejepa")
+    assert output.per_sample().mean().item() == pytest.approx(output.metrics["distance"].item(), rel=2e-6)
     barlow, output = stepped("barlowtwins")
     views = make_batch(barlow, 1).views
     z1, z2 = (standardize(barlow.head(barlow.backbone(views[name][0])).float()) for name in ("first", "second"))

@@ -49,6 +49,16 @@ OPTIONS = {
     ),
     "simsiam": dict(view=_TWO, projection=32, bottleneck=8),
     "barlowtwins": dict(**_PAIR, projection=24),
+    "lejepa": dict(
+        large=replace(_TWO, name="large"),
+        small=_SMALL,
+        backbone=replace(BACKBONE, pool="cls"),
+        embedding=20,
+        hidden=32,
+        projection=12,
+        weight=0.1,
+        directions=40,
+    ),
     "dino": dict(
         **_PAIR,
         small=_SMALL,

@@ -13,9 +13,9 @@ from headrace.train.engine.loop import wrap
 STEPS = range(4)
 
 
-def train(name, rank, world):
+def train(name, rank, world, **changes):
     """Four steps -> the gradients of the first and last (averaged over ranks) and the state at the end."""
-    algorithm = build(name)
+    algorithm = build(name, **changes)
     if name == "npid":  # each rank draws its own negatives; here they are a function of the sample instead
         algorithm.draw_negatives = lambda ids: (ids[:, None] * 7 + torch.arange(12) * 5) % len(algorithm.bank.rows)
     if algorithm.local_batch_norm:  # per process by design, so it is taken out
@@ -66,6 +66,7 @@ def main(rank, world, rendezvous, out):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world)
     results = {name: train(name, rank, world) for name in OPTIONS}
+    results["visreg"] = train("lejepa", rank, world, regularizer="visreg")
     results["shuffle"] = shuffled_keys(rank, world)
     points = blobs()
     labels, centroids = kmeans(points[rank::world], 4, seed=1)

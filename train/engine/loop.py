@@ -67,7 +67,7 @@ def train(
     hurry = getattr(loader, "hurry", None)
     with StopRequest(launch.control, hurry) as stop, profiled(settings.profile, out, launch.is_main) as profiler:
         for step in range(first_step, total_steps):
-            progress = Progress(step, total_steps, per_epoch)
+            progress = Progress(step, total_steps, per_epoch, settings.seed)
             if step % per_epoch == 0:
                 torch.manual_seed(stream_key(settings.seed, "epoch", progress.epoch))  # the same on all ranks
                 algorithm.start_epoch(progress, embed)
