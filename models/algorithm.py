@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -34,6 +35,12 @@ class Progress:
         return self.step / max(1, self.total_steps)
 
 
+def resized_view(view: ViewSpec, side: int) -> ViewSpec:
+    """The same view with `side` pixels a side, in every step."""
+    resize = None if view.resize is None else round(view.resize * side / view.size)
+    return replace(view, size=side, sizes={}, resize=resize)
+
+
 @dataclass
 class StepOutput:
     """What one forward gives. The loss is this rank's mean; averaged over ranks it is the loss of the global batch."""
@@ -61,6 +68,13 @@ class Algorithm(nn.Module):
     @dataclass(frozen=True)
     class Config:
         name: str
+        fixed_size: ClassVar[str | None] = None  # why views may not change their size from step to step, where so
+
+        def resized(self, **sides: int) -> Algorithm.Config:
+            """This configuration with views of other sides in pixels, by the names of their fields: what a batch of
+            that size is made by. Networks stay those of `self`. Raises `ValueError` for a size that does not go."""
+            views = {name: resized_view(getattr(self, name), side) for name, side in sides.items()}
+            return replace(self, **views)
 
         def smoke(self) -> Algorithm.Config:
             """This configuration with small views, a tiny backbone and narrow heads: a step of 8 images takes a CPU

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..kernels.token_mix import separate, unmix
 from ..kernels.token_select import token_select
-from .backbones.transformer import Block, init_transformer, sincos_positions
+from .backbones.transformer import Block, init_transformer, positions_of, sincos_positions
 
 
 class MAEDecoder(nn.Module):
@@ -35,6 +35,7 @@ class MAEDecoder(nn.Module):
         self.leading = int(class_token)  # tokens in front that stand for no patch
         self.embed = nn.Linear(features, config.width)
         self.mask_token = nn.Parameter(torch.empty(1, 1, config.width))
+        self.grid = grid
         self.register_buffer("positions", sincos_positions(config.width, *grid)[None])
         self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
@@ -43,7 +44,8 @@ class MAEDecoder(nn.Module):
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, tokens: torch.Tensor, restore: torch.Tensor) -> torch.Tensor:
-        x = token_select(self.embed(tokens), self.mask_token[0, 0], self.positions[0], restore, prefix=self.leading)
+        positions = positions_of(self.positions, self.grid, restore.shape[1])[0]
+        x = token_select(self.embed(tokens), self.mask_token[0, 0], positions, restore, prefix=self.leading)
         for block in self.blocks:
             x = block(x)
         return self.predict(self.norm(x)[:, self.leading :])
@@ -61,6 +63,7 @@ class MixMIMDecoder(nn.Module):
         super().__init__()
         self.embed = nn.Linear(features, config.width)
         self.mask_token = nn.Parameter(torch.empty(1, 1, config.width))
+        self.grid = grid
         self.register_buffer("positions", sincos_positions(config.width, *grid)[None])
         self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
@@ -69,7 +72,8 @@ class MixMIMDecoder(nn.Module):
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 
     def forward(self, tokens: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-        x = separate(self.embed(tokens), self.mask_token[0, 0], hidden, self.positions[0])
+        positions = positions_of(self.positions, self.grid, hidden.shape[1])[0]
+        x = separate(self.embed(tokens), self.mask_token[0, 0], hidden, positions)
         for block in self.blocks:
             x = block(x)
         x = self.predict(self.norm(x))

@@ -23,8 +23,13 @@ def tiny(config: Any, size: int = SIZE, **change: object) -> Any:
 
 
 def tiny_view(view: ViewSpec, size: int = SIZE) -> ViewSpec:
-    """The same view with `size` pixels a side."""
-    return replace(view, size=size, resize=None if view.resize is None else round(view.resize * size / view.size))
+    """The same view with `size` pixels a side; where its size changes, with others in proportion, whole patches."""
+    sizes = {
+        moment: tuple(max(PATCH, round(side * size / view.size / PATCH) * PATCH) for side in sides)
+        for moment, sides in view.sizes.items()
+    }
+    resize = None if view.resize is None else round(view.resize * size / view.size)
+    return replace(view, size=size, sizes=sizes, resize=resize)
 
 
 def tiny_backbone(config: BackboneConfig) -> BackboneConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..pipelines.spec import BlockMask, Mask
-from .algorithm import Algorithm
+from .algorithm import Algorithm, resized_view
 from .backbones.vit import ViT
 from .sample_losses import word_losses
 from .smoke import tiny
@@ -34,6 +35,16 @@ class WordsConfig(Algorithm.Config):
         side = self.view.size // self.backbone.patch_size
         block = {"min_block": self.smallest_block, "max_block": self.largest_block}
         return BlockMask(grid=(side, side), count=self.hidden_patches, **block)
+
+    def resized(self, **sides: int) -> WordsConfig:
+        """See `Algorithm.Config`; numbers of patches keep their share of the grid."""
+        share = (sides.get("view", self.view.size) / self.view.size) ** 2
+        views = {name: resized_view(getattr(self, name), side) for name, side in sides.items()}
+        counts = {
+            name: getattr(self, name) and max(1, round(getattr(self, name) * share))
+            for name in ("hidden_patches", "smallest_block", "largest_block")
+        }
+        return replace(self, **views, **counts)
 
     def tiny(self, **change: object) -> WordsConfig:
         """`Config.smoke`, with `change`."""

@@ -106,6 +106,9 @@ class ViewSpec:
     name: str = "image"  # key in Batch.views
     count: int = 1
     size: int = 224  # side of the square output in pixels
+    # other sides in other steps: a moment of the run ("0", "60%", "30 epochs") -> the sides of which each step from
+    # then on draws one. `size` is then the largest of the last moment: what networks are built and evaluated for
+    sizes: dict[str, tuple[int, ...]] = field(default_factory=dict, hash=False)
     draws: str | None = None  # take the random draws of the view of that name: the same crop at another size
     # random: a random resized crop. center: the middle square, its side `center_fraction` of the short one.
     # window: the image resized to `resize`, then a `size` window at a random place of it and its padding; an image
@@ -159,6 +162,10 @@ class ViewSpec:
             raise ValueError("scale, center_fraction: a crop cannot be larger than the image")
         if self.size < 1 or self.count < 1:
             raise ValueError(f"size, count: must be at least 1, not {self.size}, {self.count}")
+        if self.sizes and not all(sides and min(sides) > 0 for sides in self.sizes.values()):
+            raise ValueError(f"sizes: each moment needs sides in pixels, got {self.sizes}")
+        if self.sizes and (last := max(list(self.sizes.values())[-1])) != self.size:
+            raise ValueError(f"size: {self.size}, but `sizes` ends with {last}")
         if min(self.std) <= 0:
             raise ValueError(f"std: must be positive, not {self.std}")
         if self.resize is not None and self.resize + 2 * self.padding < self.size:
@@ -224,6 +231,31 @@ class InputSpec:
         for view in self.views:
             if view.draws is not None and view.draws not in names:
                 raise ValueError(f"views: {view.name} takes the draws of {view.draws!r}, which is none of {names}")
+
+    @property
+    def kinds(self) -> tuple[InputSpec, ...]:
+        """All that may be wanted of a batch, in one step or another."""
+        return (self,)
+
+    def at(self, step: int) -> InputSpec:
+        """What is wanted of the batch of a step."""
+        return self
+
+
+@dataclass(frozen=True)
+class ChangingInputs(InputSpec):
+    """Views of other sizes, and their masks, in other steps. Its own are those that networks are built for."""
+
+    several: tuple[InputSpec, ...] = ()  # of the same views
+    which: torch.Tensor | None = field(default=None, compare=False)  # (steps,) uint8: the number of each step's
+
+    @property
+    def kinds(self) -> tuple[InputSpec, ...]:
+        return self.several
+
+    def at(self, step: int) -> InputSpec:
+        """What is wanted of the batch of a step; behind the last one as in that."""
+        return self.several[int(self.which[min(step, len(self.which) - 1)])]
 
 
 @dataclass

@@ -22,11 +22,16 @@ NEEDS = {bool: "true or false", int: "an integer", float: "a finite number", str
 class Checker:
     """Turns nodes into values. What cannot be turned is noted as a problem and becomes None.
 
-    `stand_ins`: dataclasses that a word may stand for -> what it stands for, or ValueError.
+    `stand_ins`: dataclasses that a word may stand for -> what it stands for, or ValueError. `spellings`: dataclasses
+    that are written otherwise than they are made -> the mapping they are made of.
     """
 
-    def __init__(self, stand_ins: Mapping[type, Callable[[str], Any]] | None = None) -> None:
-        self.stand_ins = stand_ins or {}
+    def __init__(
+        self,
+        stand_ins: Mapping[type, Callable[[str], Any]] | None = None,
+        spellings: Mapping[type, Callable[[Node], Node]] | None = None,
+    ) -> None:
+        self.stand_ins, self.spellings = stand_ins or {}, spellings or {}
         self.problems: list[str] = []
 
     def problem(self, origin: str, key: str, text: str) -> None:
@@ -133,6 +138,9 @@ class Checker:
     def section(self, node: Node, kind: type, key: str, default: Any) -> Any:
         if not isinstance(node.value, dict):
             return self.needs(node, key, "a mapping")
+        if kind in self.spellings:
+            spelled = self.spellings[kind](node)
+            node.value.update(spelled.value)  # in the tree, too, which knows where values were written
         before = len(self.problems)
         hints = get_type_hints(kind)
         fields = {field.name: field for field in dataclasses.fields(kind) if field.init}

@@ -31,7 +31,7 @@ from headrace.pipelines.plan.given import as_source
 from headrace.pipelines.plan.mixture import MixedOrder
 from headrace.pipelines.plan.order_of import order_of, run_length
 from headrace.pipelines.range_use import small_range
-from headrace.pipelines.spec import ByteSource, Loader
+from headrace.pipelines.spec import ByteSource, InputSpec, Loader
 from headrace.train.announcement import announce, summary
 from headrace.train.engine import checkpoint
 from headrace.train.engine.distributed import Launch, launch, pick_device
@@ -57,6 +57,7 @@ from headrace.train.ledger import FOLDER, Ledger, require_sample_loss
 from headrace.train.precision import resolved
 from headrace.train.pretrain_command import main
 from headrace.train.recipe.recipe import Recipe, smoke_images
+from headrace.train.recipe.sizes import inputs_of_run
 from headrace.train.resume import Resumed, find_resume, go_back, restore, restore_weights, saved_state
 
 
@@ -137,7 +138,9 @@ def pretrain(
             _end(resumed, recipe, process, algorithm, quarantine, total_steps)
             return out
         share = {"seed": settings.seed, "device": process.device, "rank": process.rank, "world": process.world}
-        batches = batches or partial(_views, kind=kind, recipe=recipe, quarantine=quarantine, precision=precision)
+        inputs = inputs_of_run(recipe.algorithm, total_steps, order.steps_per_epoch, settings.seed)
+        views = {"kind": kind, "inputs": inputs, "recipe": recipe, "quarantine": quarantine, "precision": precision}
+        batches = batches or partial(_views, **views)
         loader = batches(source, algorithm, order, threads=threads, **share)
         try:
             schedules = Schedules(recipe.optim, settings.batch_size, total_steps, order.steps_per_epoch)
@@ -169,13 +172,20 @@ def pretrain(
 
 
 def _views(
-    source: ByteSource, algorithm: Algorithm, order: Order, *, recipe: Recipe, precision: str, **share
+    source: ByteSource,
+    algorithm: Algorithm,
+    order: Order,
+    *,
+    inputs: InputSpec,
+    recipe: Recipe,
+    precision: str,
+    **share,
 ) -> Loader:
     """The loader of a method that learns from views of images."""
     on_gpu = share["device"].type == "cuda"
     return make_loader(
         source,
-        algorithm.inputs(),
+        inputs,
         order,
         hw_decoder_load=recipe.data.hw_decoder_load,
         dtype=torch.bfloat16 if precision == "bf16" and on_gpu else torch.float32,

@@ -81,7 +81,7 @@ class BEiTv2(MaskedWords):
             images, (self.config.early_block, last), hidden=batch.mask.hidden, mask_token=self.mask_token
         )
         through_class = torch.cat([final[:, :1], early[:, 1:]], dim=1)
-        bias = None if self.vit.relative_bias is None else self.vit.relative_bias()
+        bias = None if self.vit.relative_bias is None else self.vit.relative_bias(self.vit.grid_of(images))
         for block in self.neck:
             through_class = block(through_class, bias)
         places = hidden_places(batch.mask)

@@ -12,7 +12,7 @@ from torch import nn
 from ...pipelines.spec import Batch, ViewSpec
 from ...pipelines.views.recipes import view as named
 from ..algorithm import Progress, StepOutput
-from ..backbones.transformer import Block, init_transformer
+from ..backbones.transformer import Block, init_transformer, positions_of
 from ..backbones.vit import ViT
 from ..smoke import PATCH, SIZE, tiny_view
 from ..targets.dalle import STRIDE, WORDS, DalleEncoder
@@ -78,9 +78,13 @@ class CAE(MaskedWords):
         self.teacher = Teacher(vit=self.vit)
         self.tokenizer = DalleEncoder(config.weights, config.tokenizer_width)
 
-    def regress(self, tokens: torch.Tensor, keep: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-        """Visible tokens (B, 1 + K, D) at `keep` (B, K) -> guesses (B, H, D) of those at `places` (B, H)."""
-        table = self.vit.positions.expand(len(tokens), -1, -1)
+    def regress(
+        self, tokens: torch.Tensor, table: torch.Tensor, keep: torch.Tensor, places: torch.Tensor
+    ) -> torch.Tensor:
+        """Visible tokens (B, 1 + K, D) at `keep` (B, K) -> guesses (B, H, D) of those at `places` (B, H).
+
+        table: (B, L, D) positions of all patches.
+        """
         visible, at_visible, at_hidden = tokens[:, 1:], rows(table, keep), rows(table, places)
         guess = self.mask_token.to(tokens.dtype).expand(len(tokens), places.shape[1], -1)
         for block in self.regressor:
@@ -92,10 +96,12 @@ class CAE(MaskedWords):
         images, targets = (batch.views[spec.name][0] for spec in self.inputs().views)
         keep, places = batch.mask.keep, hidden_places(batch.mask)
         tokens = self.vit.tokens(images, keep)
-        guess = self.regress(tokens, keep, places)
+        positions = positions_of(self.vit.positions, self.vit.grid, batch.mask.hidden.shape[1])
+        table = positions.expand(len(tokens), -1, -1)
+        guess = self.regress(tokens, table, keep, places)
         with torch.no_grad():
             latent = self.teacher.vit.tokens(images, places)[:, 1:]
-        x = guess + rows(self.vit.positions.expand(len(guess), -1, -1), places)
+        x = guess + rows(table, places)
         for block in self.decoder:
             x = block(x)
         words, own_words = word_loss(self.head, self.decoder_norm(x), self.tokenizer.words(targets).gather(1, places))

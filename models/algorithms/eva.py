@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import nn
@@ -41,6 +41,7 @@ class EVA(MAE):
     @dataclass(frozen=True)
     class Config(MAE.Config):
         name: Literal["eva"] = "eva"
+        fixed_size: ClassVar[str] = "CLIP's tower sees one size"
         view: ViewSpec = view("eva")
         clip: CLIPShape = CLIPShape()
         weights: Weights = Weights()  # of CLIP's vision tower

@@ -49,6 +49,12 @@ class MaskFeat(Algorithm):
             side = self.view.size // PATCH
             return BlockMask(grid=(side, side), count=self.hidden_patches, min_block=self.smallest_block)
 
+        def resized(self, **sides: int) -> MaskFeat.Config:
+            share = (sides.get("view", self.view.size) / self.view.size) ** 2
+            counts = {"hidden_patches": self.hidden_patches, "smallest_block": self.smallest_block}
+            counts = {name: max(1, round(count * share)) for name, count in counts.items()}
+            return replace(super().resized(**sides), **counts)
+
         def smoke(self) -> MaskFeat.Config:
             return replace(
                 self,

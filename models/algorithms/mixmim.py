@@ -78,7 +78,8 @@ class MixMIM(Algorithm):
         """images (B, 3, S, S), hidden (1 or B, L) -> patches (B, L, 3 * 32²), tokens of the mixed images (B, L, D)."""
         if len(images) % 2:
             raise ValueError(f"MixMIM pairs the images of a batch, which must be even, not {len(images)}")
-        tokens = self.backbone.tokens(images, hidden.unflatten(1, self.config.mask.grid))
+        side = images.shape[-1] // STRIDE
+        tokens = self.backbone.tokens(images, hidden.unflatten(1, (side, side)))
         return self.decoder(tokens, hidden), tokens
 
     def forward(self, batch: Batch, progress: Progress) -> StepOutput:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -94,7 +95,8 @@ class SimMIM(Algorithm):
     def _hidden_outputs(self, hidden: torch.Tensor) -> torch.Tensor:
         """(B, L) of input tokens -> (B, P) of output tokens, which cells cover whole."""
         step = self.config.output // self.config.token
-        return hidden.unflatten(1, self.config.mask.grid)[:, ::step, ::step].flatten(1)
+        side = math.isqrt(hidden.shape[1])
+        return hidden.unflatten(1, (side, side))[:, ::step, ::step].flatten(1)
 
     def forward(self, batch: Batch, progress: Progress) -> StepOutput:
         images, hidden = batch.views[self.config.view.name][0], batch.mask.hidden

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,7 @@ class VQKD(Algorithm):
     @dataclass(frozen=True)
     class Config(Algorithm.Config):
         name: Literal["vqkd"] = "vqkd"
+        fixed_size: ClassVar[str] = "CLIP's tower sees one size"
         view: ViewSpec = ViewSpec(scale=(0.08, 1.0), interpolation="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
         backbone: ViT.Config = ENCODER
         decoder_depth: int = 1

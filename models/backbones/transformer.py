@@ -51,6 +51,12 @@ def resize_positions(
     return resized.flatten(2).transpose(1, 2).to(table.dtype)
 
 
+def positions_of(table: torch.Tensor, grid: tuple[int, int], patches: int) -> torch.Tensor:
+    """`resize_positions` for a square image of so many patches."""
+    side = math.isqrt(patches)
+    return table if patches == grid[0] * grid[1] else resize_positions(table, grid, (side, side))
+
+
 def whole_patches(images: torch.Tensor, patch_size: int) -> torch.Tensor:
     """(B, C, H, W) with zeros at the bottom and right up to whole patches."""
     down, right = (-side % patch_size for side in images.shape[-2:])

@@ -208,8 +208,11 @@ class ViT(nn.Module):
             found = [self.tokens(images)]
         else:
             found = self.outputs(images, blocks)
-        grid = tuple(-(-side // self.patch_size) for side in images.shape[-2:])
-        return [x[:, 1:].transpose(1, 2).unflatten(2, grid) for x in found]
+        return [x[:, 1:].transpose(1, 2).unflatten(2, self.grid_of(images)) for x in found]
+
+    def grid_of(self, images: torch.Tensor) -> tuple[int, int]:
+        """Rows and columns of patches of images (B, 3, H, W), rounded up."""
+        return tuple(-(-side // self.patch_size) for side in images.shape[-2:])
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         x = self.tokens(images)

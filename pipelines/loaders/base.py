@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -22,6 +23,9 @@ from ..views.finish import after_colour, before_colour, flips_early, operate
 from ..views.masks import draw_mask
 from .device import to_device
 from .quarantine import Quarantine
+
+if TYPE_CHECKING:  # numba takes half a second to import, which loaders on GPUs can do without
+    from ..views.cpu_augment import ViewMaker
 
 
 class LoaderError(Exception):
@@ -39,6 +43,7 @@ class Plan:
     encoded: list  # per sample: bytes as a 1-D uint8 array, or what a subclass keeps instead
     sizes: tuple[tuple[int, int], ...]  # (height, width) of the upright images
     params: dict[str, ViewParams]
+    inputs: InputSpec  # what is wanted of this batch
 
 
 class BaseLoader:
@@ -80,7 +85,7 @@ class BaseLoader:
     def _cut(self) -> tuple[Plan, dict[str, torch.Tensor]]:
         """The plan of step `self._step` and its crops: view name -> (count * B, size, size, 3) uint8 on the device.
 
-        Or of a view in `self._makers` the result of its colour half: (count * B, 3, size, size) float32, channels-last.
+        Or of views in `self._makers` the result of its colour half: (count * B, 3, size, size) float32, channels-last.
         """
         raise NotImplementedError
 
@@ -95,16 +100,16 @@ class BaseLoader:
     def __next__(self) -> Batch:
         began = time.perf_counter()
         plan, crops = self._cut()
-        small = [plan.ids, *(color_table(view, plan.params[view.name]) for view in self.inputs.views)]
+        wanted = plan.inputs
+        small = [plan.ids, *(color_table(view, plan.params[view.name]) for view in wanted.views)]
         if self.source.classes is not None:
             small.append(torch.tensor(self._labels(plan)))
         ids, *small = to_device(small, self.device)
         views = {
-            view.name: self._finish(view, crops[view.name], plan, table)
-            for view, table in zip(self.inputs.views, small)
+            view.name: self._finish(view, crops[view.name], plan, table) for view, table in zip(wanted.views, small)
         }
         labels = small[-1] if self.source.classes is not None else None
-        mask = draw_mask(self.inputs.mask, self.seed, plan.passes, ids) if self.inputs.mask else None
+        mask = draw_mask(wanted.mask, self.seed, plan.passes, ids) if wanted.mask else None
         self._step += 1
         self._stats.images += len(ids)
         self._stats.wait_seconds += time.perf_counter() - began
@@ -119,8 +124,8 @@ class BaseLoader:
             crops = operate(before_colour(crops, view, params), view, self.seed, plan.passes, plan.ids)
         if crops.dtype != torch.uint8:
             finished = crops.to(self.dtype)
-        elif view.name in self._makers:
-            finished = self._makers[view.name].finish_batch(crops, table).to(self.dtype)
+        elif view in self._makers:
+            finished = self._makers[view].finish_batch(crops, table).to(self.dtype)
         else:
             finished = augment(
                 crops,
@@ -135,17 +140,16 @@ class BaseLoader:
         finished = finished.unflatten(0, (view.count, -1))
         return after_colour(finished, view, params, self.seed, plan.passes, plan.ids)
 
-    def _view_makers(self) -> dict:
-        """On a CPU a `ViewMaker` by view, unless the user chose an implementation of `augment` to be used instead."""
+    def _view_makers(self) -> dict[ViewSpec, ViewMaker]:
+        """On a CPU a `ViewMaker` for each view, unless the user chose an implementation of `augment` instead."""
         if self.device.type != "cpu":
             return {}
-        from ..views.cpu_augment import (
-            ViewMaker,  # numba takes half a second to import, which loaders on GPUs can do without
-        )
+        from ..views.cpu_augment import ViewMaker
 
         return {
-            view.name: ViewMaker(view)
-            for view in self.inputs.views
+            view: ViewMaker(view)
+            for kind in self.inputs.kinds
+            for view in kind.views
             if decide(OPERATOR, ("cpu", self.dtype, view.size, 0)).why == "automatic"
             and not (view.blur and blur_taps(view.blur_sigma[1]) // 2 >= view.size)  # `augment` says what is wrong
         }
@@ -165,14 +169,16 @@ class BaseLoader:
 
     def _plan(self, step: int) -> Plan:
         """Reads the samples of a step and draws its views."""
+        inputs = self.inputs.at(step)
         epoch, passes = self.order.epoch(step), self.order.passes(step, self.rank, self.world)
         ids, encoded, sizes = zip(*self._gather(step))
         ids = torch.tensor(ids)
         try:
-            params = draw_views(self.inputs, self.seed, passes, ids, torch.tensor(sizes))
+            params = draw_views(inputs, self.seed, passes, ids, torch.tensor(sizes))
         except Exception as fault:
             raise LoaderError(f"draw: step {step}: {type(fault).__name__}: {fault}") from fault
-        return Plan(step=step, epoch=epoch, passes=passes, ids=ids, encoded=list(encoded), sizes=sizes, params=params)
+        drawn = {"params": params, "inputs": inputs}
+        return Plan(step=step, epoch=epoch, passes=passes, ids=ids, encoded=list(encoded), sizes=sizes, **drawn)
 
     def _gather(self, step: int) -> list[tuple[int, object, tuple[int, int]]]:
         """(index, bytes, (height, width)) of every sample of this rank's batch."""

@@ -55,15 +55,16 @@ class CpuLoader(BaseLoader):
         self._planner = ThreadPoolExecutor(1, thread_name_prefix="headrace-plan")
         self._cutters = ThreadPoolExecutor(threads or cores(), thread_name_prefix="headrace-cut")
         self._coming: dict[int, Future] = {}  # step -> what `_prepare` returns
-        self._whole = {view.name for view in inputs.views if view.name in self._makers and not flips_early(view)}
+        views = {view for kind in inputs.kinds for view in kind.views}
+        self._whole = {view for view in views if view in self._makers and not flips_early(view)}
         pin = self.device.type == "cuda"  # copies to the device are then twice as fast
         self._buffers = {
-            view.name: Buffers(
+            view: Buffers(
                 (view.count * self.batch_size, view.size, view.size, 3),
-                torch.float32 if view.name in self._whole else torch.uint8,
+                torch.float32 if view in self._whole else torch.uint8,
                 pin,
             )
-            for view in inputs.views
+            for view in views
         }
 
     def _cut(self) -> tuple[Plan, dict[str, torch.Tensor]]:
@@ -75,19 +76,19 @@ class CpuLoader(BaseLoader):
             wait(parts)
             if all(part.result() for part in parts):
                 return plan, {
-                    name: images.permute(0, 3, 1, 2) if name in self._whole else images.to(self.device)
-                    for name, images in pixels.items()
+                    view.name: images.permute(0, 3, 1, 2) if view in self._whole else images.to(self.device)
+                    for view, images in pixels.items()
                 }
 
     def _await(self, future: Future):
         """The result of a future: a subclass may have reasons not to wait for ever."""
         return future.result()
 
-    def _prepare(self, step: int) -> tuple[Plan, dict[str, torch.Tensor], list[Future]]:
+    def _prepare(self, step: int) -> tuple[Plan, dict[ViewSpec, torch.Tensor], list[Future]]:
         """The plan of a step, its memory, and the tasks that fill it: each returns whether it could."""
         plan = self._plan(step)
-        pixels = {name: buffers.take() for name, buffers in self._buffers.items()}
-        work = [self._work(view, plan, pixels[view.name].numpy()) for view in self.inputs.views]
+        pixels = {view: self._buffers[view].take() for view in plan.inputs.views}
+        work = [self._work(view, plan, images.numpy()) for view, images in pixels.items()]
         starts = range(0, len(plan.ids), _CHUNK)
         return plan, pixels, [self._cutters.submit(self._fill, plan, work, start) for start in starts]
 
@@ -95,14 +96,14 @@ class CpuLoader(BaseLoader):
         """What makes a view of a batch: called with an image and its place in the batch, it writes all its copies."""
         params, samples = plan.params[view.name], len(plan.ids)
         cut, boxes = self._own_crop or cut_view, places(params)
-        if view.name not in self._whole:
+        if view not in self._whole:
 
             def crops(image: np.ndarray, b: int) -> None:
                 for copy in range(view.count):
                     cut(image, view, boxes[copy][b], out[copy * samples + b])
 
             return crops
-        maker, table = self._makers[view.name], color_table(view, params).numpy()
+        maker, table = self._makers[view], color_table(view, params).numpy()
         if self._own_crop is None and rare_crop(view) is None:
             crop = params.crop.contiguous().numpy()
             return lambda image, b: maker.views(image, crop, table, b, out)

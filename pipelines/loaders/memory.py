@@ -109,5 +109,5 @@ class MemoryLoader(CpuLoader):
         if self._images is None:
             return super()._cut()
         plan = self._plan(self._step)
-        views = ((view, plan.params[view.name].crop) for view in self.inputs.views)
+        views = ((view, plan.params[view.name].crop) for view in plan.inputs.views)
         return plan, {view.name: self._images.crops(view, plan.ids, boxes) for view, boxes in views}

@@ -4,5 +4,6 @@ recipe.py        a recipe's sections, --smoke
 listing.py       `headrace recipes`
 settings.py      the sections that belong to training: data, train, optim
 schedules.py     rates and decays as arrays
+sizes.py         views of other sizes in other steps
 config.py        YAML recipes -> checked dataclasses, by `schema/`
 """

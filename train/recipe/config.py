@@ -137,7 +137,7 @@ def build(tree: Tree, types: Mapping[str, Any]) -> dict[str, Any]:
     Raises `UserError` with one line per problem, a `__post_init__` that raises `ValueError` among them: a message
     that starts with ``key:`` is reported where that key was written. Raises `TypeError` for other annotations.
     """
-    checker = Checker(_named())
+    checker = Checker(*_named())
     checker.unknown(tree.root, types, "")
     sections = {}
     for name, kind in types.items():
@@ -153,12 +153,13 @@ def build(tree: Tree, types: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @functools.cache
-def _named() -> dict[type, Callable[[str], Any]]:
-    """Dataclasses that a word may stand for -> what it stands for, or ValueError. A list of recipes needs no torch."""
+def _named() -> tuple[dict[type, Callable[[str], Any]], dict[type, Callable[[Node], Node]]]:
+    """The `stand_ins` and `spellings` of recipes. A list of them needs no torch."""
     from ...pipelines.spec import ViewSpec
     from ...pipelines.views.recipes import view
+    from .sizes import spelled_sizes
 
-    return {ViewSpec: view}
+    return {ViewSpec: view}, {ViewSpec: spelled_sizes}
 
 
 def show(tree: Tree, sections: Mapping[str, Any]) -> str:

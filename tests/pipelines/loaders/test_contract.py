@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from headrace.pipelines.loaders.choose import make_loader
 from headrace.pipelines.loaders.stream import _hash
 from headrace.pipelines.order import Order
 from headrace.pipelines.sources import open_source
-from headrace.pipelines.spec import InputSpec, RandomMask, ViewSpec
+from headrace.pipelines.spec import ChangingInputs, InputSpec, RandomMask, ViewSpec
 from headrace.pipelines.views.masks import draw_mask
 from headrace.pipelines.views.reference import reference_views
 
@@ -28,7 +29,8 @@ KINDS = ("cpu", "dali", "memory", "webdataset", "ffcv")
 PAIR = ViewSpec("pair", count=2, size=32, scale=(0.6, 1.0), jitter=0.8, brightness=0.4, hue=0.1, gray=0.2, blur=0.5)
 PLAIN = ViewSpec("plain", size=24, scale=(0.6, 1.0), interpolation="bicubic")
 MASK = RandomMask(grid=(6, 6), ratio=0.5)
-INPUTS = InputSpec((PAIR, PLAIN), MASK)
+PAIR_AND_PLAIN = (PAIR, PLAIN)
+INPUTS = InputSpec(PAIR_AND_PLAIN, MASK)
 WITHIN = 5  # seconds in which a fault must reach the consumer
 
 
@@ -112,6 +114,22 @@ def same(a, b):
     assert (a.step, a.epoch) == (b.step, b.epoch) and torch.equal(a.ids, b.ids) and torch.equal(a.labels, b.labels)
     assert all(torch.equal(a.views[name], b.views[name]) for name in ("pair", "plain"))
     assert all(torch.equal(getattr(a.mask, name), getattr(b.mask, name)) for name in ("hidden", "keep", "restore"))
+
+
+def test_a_step_has_the_views_of_its_own_size_on_every_rank(kind, photos):
+    """Sizes that change are those of loaders that have one size: crops are drawn alike, whatever is prepared ahead."""
+    small = InputSpec((replace(PAIR, size=20), replace(PLAIN, size=40)), RandomMask(grid=(10, 10), ratio=0.5))
+    which = torch.tensor([0, 1, 0, 0, 1], dtype=torch.uint8)
+    inputs = ChangingInputs(PAIR_AND_PLAIN, MASK, several=(INPUTS, small), which=which)
+    changing = take(make(kind, photos, inputs=inputs), 5)
+    fixed = [take(make(kind, photos, inputs=one), 5) for one in (INPUTS, small)]
+    for step, batch in enumerate(changing):
+        same(batch, fixed[which[step]][step])
+    if kind != "webdataset":  # whose order depends on the number of ranks
+        for rank in range(2):
+            for batch, whole in zip(take(make(kind, photos, inputs=inputs, rank=rank, world=2), 2), changing):
+                mine = slice(4 * rank, 4 * rank + 4)
+                assert all(torch.equal(batch.views[name], view[:, mine]) for name, view in whole.views.items())
 
 
 def test_batches_are_what_was_drawn_for_their_ids(kind, photos):
