@@ -2,7 +2,8 @@
 
 For every case of the operator: values and gradients against the reference in float64, with an error of at most twice
 what the reference itself makes at the case's precision plus a tiny constant; strided inputs, which must give the right
-answer or be refused; inputs left as they were; outputs written completely; the same bits twice; a batch of none.
+answer or be refused; inputs left as they were; outputs written completely; the same bits twice; a batch of none. Where
+kernels are executed (`proof/`) also what they do to memory: races, unwritten reads, accesses out of bounds.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from .proof.ptx import Fault, NotCovered
 from .records import Parity
 from .registry import Choice, Implementation, Operator, operator, resolve
 
@@ -37,32 +39,67 @@ class Result(NamedTuple):
     note: str = ""
 
 
-def check(op: str, implementation: Choice, device: str = "cpu") -> list[Result]:
-    """Check an implementation on all cases of an operator.
+def check(
+    op: str, implementation: Choice, device: str = "cpu", *, execute: str = "", first: bool = False
+) -> list[Result]:
+    """Check an implementation on the cases of an operator.
 
     Args:
         op: name of the operator.
         implementation: a built-in name, a path ``pkg.mod:fn``, or a function with the reference's arguments.
         device: where to run, as torch names it.
+        execute: a GPU's architecture, such as "sm_90": Triton kernels are compiled for it and executed on the CPU.
+        first: the first case alone.
 
     Returns:
         Results in the order of the cases: one per check, or a single one for a case that is not supported.
 
     Raises:
-        UserError: unknown names.
+        UserError: unknown names; a kernel with instructions that cannot be executed; none that was.
     """
     spec = operator(op)
     chosen = resolve(spec, implementation)
     results = []
-    for case in spec.cases:
+    for case in spec.cases[:1] if first else spec.cases:
         args, kwargs = case.arguments()
         args = tuple(arg if arg is None else _copy(arg, device) for arg in args)
-        if reason := chosen.supports(*spec.shape_class(*args, **kwargs)):
+        shape = spec.shape_class(*args, **kwargs)
+        if reason := chosen.supports("cuda" if execute else shape[0], *shape[1:]):
             results.append(Result(op, chosen.name, case.id, "supported", None, note=reason))
         else:
-            found = _check_case(spec, chosen, args, kwargs)
+            judge = executed_case if execute else _check_case
+            found = judge(spec, chosen, args, kwargs, **({"target": execute} if execute else {}))
             results += [Result(op, chosen.name, case.id, *outcome) for outcome in found]
     return results
+
+
+def executed_case(
+    op: Operator, chosen: Implementation, args: tuple, kwargs: dict[str, Any], target: str
+) -> Iterator[tuple]:
+    """`_check_case` with the kernels executed for `target`, and what they did to memory as checks of their own."""
+    from .proof.launches import executed
+
+    fault = ""
+    with executed(target) as findings:
+        try:
+            yield from _check_case(op, chosen, args, kwargs)
+        except Fault as found:
+            fault = str(found)
+        except NotCovered as refused:
+            raise UserError(
+                f"check --execute {target}: {op.name}={chosen.name} needs {refused}, which is not among the "
+                "instructions of docs/kernels.md that can be executed"
+            ) from None
+    if not findings.launches and not fault:
+        raise UserError(
+            f"check --execute {target}: {op.name}={chosen.name} launched no Triton kernel, so nothing was executed; "
+            "check it without --execute"
+        )
+    yield "memory", not fault, math.nan, math.nan, fault
+    for name, found in (("races", findings.races), ("unwritten reads", findings.unwritten)):
+        first = next(iter(found), "")
+        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        yield name, not found, math.nan, math.nan, first + more
 
 
 def parity(results: Sequence[Result]) -> Parity | None:
@@ -95,11 +132,13 @@ def _check_case(op: Operator, chosen: Implementation, args: tuple, kwargs: dict[
 
     exact = run(op.reference, doubled(args))
     plain = run(op.reference, args)
-    limits = {name: 2 * relative_error(plain[name], exact[name]) + TINY for name in exact}
+    limits = {name: limit(plain[name], exact[name]) for name in exact}
 
     used = copies(args)
     try:
         first = run(candidate, used)
+    except (Fault, NotCovered):  # of the executor, for `executed_case`
+        raise
     except Exception as error:  # whatever a user's function raises is a finding
         yield "runs", False, math.nan, math.nan, f"{type(error).__name__}: {error}"
         return
@@ -141,6 +180,8 @@ def _judge_empty(op: Operator, run: Callable, candidate: Callable, args: tuple) 
             found = run(candidate, empty)
         except (UserError, ValueError) as error:
             return True, math.nan, math.nan, f"refused: {error}"
+        except (Fault, NotCovered):
+            raise
         except Exception as error:
             return False, math.nan, math.nan, f"{type(error).__name__}: {error}"
     wrong = [
@@ -176,6 +217,11 @@ def values_and_gradients(op: Operator, function: Callable, args: tuple) -> dict[
 def doubled(args: tuple) -> tuple:
     """The arguments in float64, as far as they are floating point."""
     return tuple(arg.double() if arg is not None and arg.is_floating_point() else arg for arg in args)
+
+
+def limit(plain: Tensor, exact: Tensor) -> float:
+    """The relative error that an implementation may have where plain PyTorch gives `plain`."""
+    return 2 * relative_error(plain, exact) + TINY
 
 
 def relative_error(value: Tensor, exact: Tensor) -> float:

@@ -14,6 +14,7 @@ from ..errors import UserError
 from . import bench, records, registry, tiles
 from .check import Result, check, parity
 from .overview import report
+from .proof import EXECUTED
 from .tf32 import rounded_products
 from .tune import tune
 
@@ -33,6 +34,19 @@ def main(argv: Sequence[str]) -> int:
         action="store_true",
         help="every built-in implementation; on a CPU without compiled, which takes it many minutes",
     )
+    checker.add_argument(
+        "--execute",
+        choices=EXECUTED,
+        help="compile the Triton kernels for this GPU and execute the result on the CPU: the machine's own numbers, "
+        "races, accesses out of bounds",
+    )
+    checker.add_argument(
+        "--pessimistic",
+        action="store_true",
+        help="with --execute: approximate functions are wrong by up to 2 units in the last place, tensor cores round "
+        "toward zero",
+    )
+    checker.add_argument("--first", action="store_true", help="each operator's first case alone")
     timer = commands.add_parser("bench", help="time implementations beside reference, compiled and what others offer")
     timer.set_defaults(run=_bench)
     timer.add_argument("op", help="operator")
@@ -80,6 +94,8 @@ def _parity(about: records.Subject | None) -> str:
 def _check(args: argparse.Namespace) -> int:
     if args.impl and args.all:
         raise UserError("check: --all stands for every implementation; name one or give --all")
+    if args.execute or args.pessimistic:
+        return _check_executed(args)
     chosen = {} if args.impl or args.all else {row.op: row.chosen for row in report(args.device)}
     results: list[Result] = []
     rounded: list[str] = []
@@ -91,24 +107,60 @@ def _check(args: argparse.Namespace) -> int:
             if args.device != "cpu" or not implementation.compile
         ]
         for implementation in built_in if args.all else [args.impl or chosen[name]]:
-            found = check(name, implementation, args.device)
+            found = check(name, implementation, args.device, first=args.first)
             if args.impl and all(result.passed is None for result in found):
                 raise UserError(f"check: {name}={args.impl} supports no case on {args.device}: {found[0].note}")
             results += found
-            _record(name, implementation, args.device, found)
+            if not args.first:
+                _record(name, implementation, args.device, found)
             rounded += _rounded(name, implementation)
-    header = ("operator", "implementation", "case", "passed", "worst error", "of limit", "failed")
-    cases = [list(group) for _, group in itertools.groupby(results, key=lambda result: result[:3])]
-    print(table(header, [_row(case) for case in cases]))
+    cases = _print(results)
     for name, implementation in sorted({(result.op, result.implementation) for result in results}):
         if implementation in registry.forward_only(name):
             print(f"{implementation} has no backward of its own: the gradients are the reference's, recomputed")
     for line in dict.fromkeys(rounded):
         print(line)
+    return _verdict(results, cases, f"on {args.device}")
+
+
+def _print(results: list[Result]) -> int:
+    """A line for each case. Returns how many there are."""
+    header = ("operator", "implementation", "case", "passed", "worst error", "of limit", "failed")
+    cases = [list(group) for _, group in itertools.groupby(results, key=lambda result: result[:3])]
+    print(table(header, [_row(case) for case in cases]))
+    return len(cases)
+
+
+def _verdict(results: list[Result], cases: int, where: str) -> int:
     judged = [result.passed for result in results if result.passed is not None]
     failed = judged.count(False)
-    print(f"{len(judged)} checks of {len(cases)} cases on {args.device}, {failed} failed")
+    print(f"{len(judged)} checks of {cases} cases {where}, {failed} failed")
     return 1 if failed else 0
+
+
+def _check_executed(args: argparse.Namespace) -> int:
+    """Nothing is recorded: what would run on this machine is another thing."""
+    from .proof.numbers import pessimistic
+
+    if args.all or not args.execute:
+        wrong = "--all has implementations without kernels" if args.all else "--pessimistic is about kernels executed"
+        raise UserError(f"check: {wrong}; give --execute and at most one implementation")
+    results = []
+    names = [args.op] if args.op else [name for name in registry.operator_names() if _in_triton(name)]
+    with pessimistic(args.pessimistic):
+        for name in names:
+            results += check(name, args.impl or "triton", execute=args.execute, first=args.first)
+    if all(result.passed is None for result in results):
+        raise UserError(f"check: {names[0]}={args.impl or 'triton'} supports no case: {results[0].note}")
+    cases = _print(results)
+    for result in results:
+        if result.check in ("memory", "races", "unwritten reads") and not result.passed:
+            print(f"{result.op} {result.implementation} {result.case}: {result.note}")
+    return _verdict(results, cases, f"executed for {args.execute}")
+
+
+def _in_triton(op: str) -> bool:
+    return any(implementation.name == "triton" for implementation in registry.operator(op).implementations)
 
 
 def _record(op: str, implementation: str, device: str, found: list[Result]) -> None:

@@ -26,10 +26,13 @@ from . import records
 Tile = dict[str, Any]
 _trial: dict[tuple[str, str], Tile] = {}  # (operator, key) -> what `tune` is trying
 _asked: dict[tuple[str, str], Tile] = {}  # (operator, key) -> what the last launch was given
+_pretended = ""  # an architecture whose GPU need not be present
 
 
 def tile(op: str, key: str, default: Tile) -> Tile:
     """The configuration of one kernel launch: that of `tune`, of the operator's table for this GPU, or the default."""
+    if _pretended:
+        return _table(op).get(_pretended, {}).get(key, default)
     device = torch.cuda.current_device() if torch.cuda.is_available() else None
     chosen = _trial.get((op, key)) or _known(op, device).get(key, default)
     _asked[op, key] = chosen
@@ -46,9 +49,23 @@ def architecture(device: int | None) -> str:
 
 @cache
 def _known(op: str, device: int | None) -> dict[str, Tile]:
-    table = getattr(sys.modules[f"{__package__}.{op}.triton_impl"], "TILES", {})
     tuned = records.read(overlay_path(device)) or {}
-    return {**table.get(architecture(device), {}), **tuned.get(op, {})}
+    return {**_table(op).get(architecture(device), {}), **tuned.get(op, {})}
+
+
+def _table(op: str) -> dict[str, dict[str, Tile]]:
+    return getattr(sys.modules[f"{__package__}.{op}.triton_impl"], "TILES", {})
+
+
+@contextmanager
+def pretended(architecture: str) -> Iterator[None]:
+    """Inside the block `tile` answers as on a GPU of that architecture that nobody has tuned."""
+    global _pretended
+    before, _pretended = _pretended, architecture
+    try:
+        yield
+    finally:
+        _pretended = before
 
 
 def overlay_path(device: int | None) -> Path:

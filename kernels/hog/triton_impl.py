@@ -88,8 +88,19 @@ def _hog(images: Tensor) -> Tensor:
     columns, patches = width // 16, height // 16 * (width // 16)
     out = torch.empty(batch, patches, channels * 36, dtype=torch.float32, device=images.device)
     with torch.cuda.device_of(images):
+        # Without fused multiply-adds: of a sum of squares they make one in each thread with another's rounding, and
+        # which of these "equal" copies reaches shared memory last nobody knows.
         _kernel[(batch * patches * channels,)](
-            images, *images.stride(), out, columns, patches, channels, height, width, num_warps=2
+            images,
+            *images.stride(),
+            out,
+            columns,
+            patches,
+            channels,
+            height,
+            width,
+            num_warps=2,
+            enable_fp_fusion=False,
         )
     return out
 

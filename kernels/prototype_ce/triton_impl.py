@@ -228,6 +228,7 @@ def _forward(
             CENTER=center is not None,
             TEACHERS=teachers,
             num_warps=8,
+            enable_fp_fusion=False,  # as in hog: copies of a sum of products would differ in their rounding
             **tile,
         )
     norm = _norm(top, total, scale)

@@ -26,6 +26,7 @@ PARSED = {
     r"^headrace export mae/": "names a ViT as timm has it, the made one is smaller; see test_export.py",
     r"^headrace svm ": "convolutional maps of 224 px; test_svm.py runs it on twenty made categories",
     r"^python -m headrace\.benchmarks\.": "minutes, and peers that are not installed; tests/benchmarks",
+    r"^headrace kernels .*(--execute|roofline)": "Triton's compiler, where these tests interpret; tests/kernels/proof",
     r"^headrace doctor .* --model": "times training steps of full size; tests/tools/doctor/test_doctor.py",
 }
 # What is added so that a command takes seconds: to a command's words, unless they have the first of these already.

@@ -1,0 +1,74 @@
+"""Executes a compiled kernel on the CPU: `launch` runs every block of a grid on the tensors' own memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+from torch import Tensor
+
+from .chunk import LANES, Chunk
+from .expressions import size
+from .memory import Findings, Global
+from .translate import Translator
+
+SPACES = {"ld": ("global", "shared"), "st": ("global", "shared"), "atom": ("global",), "red": ("global",)}
+
+
+@cache
+def translated(ptx: str) -> Translator:
+    return Translator(ptx)
+
+
+def _grains(kernel: Translator) -> dict[str, int]:
+    """The width of the narrowest access to global and to shared memory, in bytes; 4 where there is none."""
+    narrowest = {"global": 4, "shared": 4}
+    for one in kernel.program.instructions:
+        space = one.opcode[1].partition("::")[0] if len(one.opcode) > 1 else ""
+        if space in SPACES.get(one.opcode[0], ()):
+            narrowest[space] = min(narrowest[space], size(one.opcode[-1]) // 8)
+        elif one.opcode[0] in ("ldmatrix", "stmatrix") or one.opcode[:2] == ("wgmma", "mma_async"):
+            narrowest["shared"] = min(narrowest["shared"], 2)
+    return narrowest
+
+
+def launch(
+    ptx: str,
+    shared: int,
+    grid: Sequence[int],
+    values: Sequence[int],
+    tensors: Sequence[tuple[str, Tensor]],
+    findings: Findings,
+) -> None:
+    """Run a kernel.
+
+    Args:
+        ptx: its text.
+        shared: bytes of shared memory of a block.
+        grid: how many blocks, along one to three axes.
+        values: a bit pattern for each parameter of the PTX.
+        tensors: (name, tensor) of all memory that it may touch: the storages they lie in.
+        findings: gets what is wrong.
+
+    Raises:
+        Fault: an access out of bounds, misaligned; a barrier or an instruction of a whole warp that threads part at.
+        NotCovered: an instruction that the executor does not know.
+    """
+    kernel = translated(ptx)
+    grains = _grains(kernel)
+    memory = Global(grains["global"], findings)
+    for name, tensor in tensors:
+        storage = tensor.untyped_storage()
+        memory.add(storage.data_ptr(), storage.nbytes(), name)
+    parameters = dict(zip(kernel.program.parameters, values, strict=False))
+    x, y, z = (*grid, 1, 1)[:3]
+    at_once = max(1, LANES // kernel.program.threads)
+    with np.errstate(all="ignore"):
+        for first in range(0, x * y * z, at_once):
+            blocks = np.arange(first, min(first + at_once, x * y * z))
+            chunk = Chunk(blocks, (x, y, z), kernel.program.threads, memory, shared, grains["shared"], findings)
+            kernel.run(chunk, parameters)
+            chunk.shared.wait_for_reads(0)
+    findings.launches += 1
+    findings.blocks += x * y * z
