@@ -11,6 +11,7 @@
     ranks.py          sums over the processes of a run      shares.py         long reductions shared out
     commands.py       `headrace kernels [list | check | bench | tune]`
     aot.py            compiles every Triton kernel without a GPU: `python -m headrace.kernels.aot`
+    proof/            executes what was compiled, on a CPU: `headrace kernels check OP --execute sm_90`
 
 In an operator's folder `__init__.py` has the public function, formula and shapes, `reference.py` the definition in
 plain PyTorch, `triton_impl.py` the kernels, `cases.py` the arguments everything is held to, `workloads.py` the sizes of

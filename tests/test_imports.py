@@ -45,7 +45,10 @@ LISTS = {  # folders whose files are looked up by name, one of many
 UNNAMED = {"models/algorithms", "benchmarks/peers", "tools/exchange/targets"}  # their files are named as what they hold
 HEAVY = {  # third-party package -> the files that are about it
     "nvidia": {"pipelines/loaders/dali.py", "benchmarks/augment_gpu.py", "benchmarks/peers/dali.py"},
-    "triton": {"triton_impl.py", "kernels/aot.py", "kernels/biased_attention/tiled.py", "kernels/bench.py"},
+    "triton": {
+        *("triton_impl.py", "kernels/aot.py", "kernels/biased_attention/tiled.py", "kernels/bench.py"),
+        "kernels/proof/launches.py",
+    },
     "webdataset": {"pipelines/loaders/stream.py", "benchmarks/peers/tars.py"},
     "simplejpeg": {"pipelines/views/cut.py"},
     "pycocotools": {"train/dense/coco.py"},
