@@ -5,6 +5,7 @@ In a checkout where headrace is installed, ``python -m benchmarks.NAME`` is the 
     loaders.py     images per second of our loaders and of others', beside ceilings     jobs.py    one job of it
                    peers/ has a function for each of the others
     steps.py       whole training steps: images/s, waiting for data, memory, share of the hardware's peak
+    mixture.py     several sets in one order: its cost, and runs that are killed (recorded.py: its child processes)
     scaling.py     1..n processes, 1..n threads, 10^3..10^9 samples
     speedrun.py    from nothing to k-NN and linear accuracy on CIFAR-10 in ten minutes
     accuracy.py, demo.py    what methods are worth on CIFAR-10; the demo, timed

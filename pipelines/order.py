@@ -23,47 +23,36 @@ from ..errors import UserError
 from .rng import mix, stream_key
 from .spec import ByteSource
 
-_ROUNDS = 8
+ROUNDS = 8
 WINDOW = 16  # blocks that are read at about the same time
 
 
-def permute(
-    positions: torch.Tensor, size: int | torch.Tensor, key: int | torch.Tensor, rows: torch.Tensor | None = None
-) -> torch.Tensor:
+def permute(positions: torch.Tensor, size: int, key: int) -> torch.Tensor:
     """Images of `positions` (int64, in [0, size)) under a pseudo-random bijection of [0, size).
 
     The network permutes the next power of four above `size`; values that fall outside are sent through again until
-    they land inside, which takes fewer than four passes on average. With `rows` there are several bijections, of
-    `size` (m,) and `key` (m,), and ``rows[i]`` says which of them position i is of.
+    they land inside, which takes fewer than four passes on average.
     """
-    half = _half_bits(size)
-    if rows is None:
-        round_keys = list(mix(torch.arange(1, _ROUNDS + 1) * 2 + key))
-    else:
-        round_keys = list(mix(torch.arange(1, _ROUNDS + 1) * 2 + key[:, None])[rows].unbind(1))
-        half, size = half[rows], size[rows]
+    half = half_bits(size)
+    low_bits = (1 << half) - 1
+    round_keys = list(mix(torch.arange(1, ROUNDS + 1) * 2 + key))
 
-    def network(x: torch.Tensor, half: int | torch.Tensor, keys: list[torch.Tensor]) -> torch.Tensor:
-        low_bits = (1 << half) - 1
+    def network(x: torch.Tensor) -> torch.Tensor:
         left, right = x >> half, x & low_bits
-        for round_key in keys:
+        for round_key in round_keys:
             left, right = right, left ^ (mix(right ^ round_key) & low_bits)
         return (left << half) | right
 
-    result = network(positions, half, round_keys)
+    result = network(positions)
     while True:
         outside = (result >= size).nonzero(as_tuple=True)
         if not outside[0].numel():
             return result
-        some = (half, round_keys) if rows is None else (half[outside], [own[outside] for own in round_keys])
-        result[outside] = network(result[outside], *some)
+        result[outside] = network(result[outside])
 
 
-def _half_bits(size: int | torch.Tensor) -> int | torch.Tensor:
+def half_bits(size: int) -> int:
     """Half the bits of the next power of four, at least one."""
-    if isinstance(size, torch.Tensor):
-        bits = torch.frexp((size - 1).double())[1].long()  # exact below 2^53
-        return ((bits + 1) // 2).clamp(min=1)
     return max(1, ((size - 1).bit_length() + 1) // 2)
 
 

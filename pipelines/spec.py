@@ -310,6 +310,9 @@ class LoaderStats:
     bad_images: int = 0  # known to be undecodable, each replaced by another one
     wait_seconds: float = 0.0  # how long the consumer stood in `next`
     replaced: list[str] = field(default_factory=list)  # "key: reason", the first hundred
+    # of several sets, for each: what of `wait_seconds` was for its images, and how many of them are bad
+    set_waits: list[float] = field(default_factory=list)
+    set_bad: list[int] = field(default_factory=list)
 
 
 class Loader(Protocol):

@@ -7,6 +7,7 @@ import json
 
 from ..errors import UserError
 from ..pipelines.plan.facts import in_words, plan_hash, sets_of
+from ..pipelines.plan.follow import unseen
 from ..pipelines.plan.given import as_source
 from ..pipelines.plan.order_of import order_of, run_length
 from ..places import new_file
@@ -22,7 +23,9 @@ def plan(recipe: str, overrides: list[str]) -> dict:
         raise UserError("data.train: missing; name the images, e.g. data.train=path/to/shards")
     source = as_source(data.train, data.mix)
     length = {"epochs": settings.epochs, "max_steps": settings.max_steps}
-    order = order_of(source, settings.batch_size, seed=settings.seed, last=data.last_batch, block=data.block, **length)
+    reading = {"seed": settings.seed, "last": data.last_batch, "block": data.block, **length}
+    frozen = unseen(len(source)) if settings.ledger else None
+    order = order_of(source, settings.batch_size, **reading, frozen=frozen)
     steps = run_length(order, **length)
     return {
         "recipe": built.name,

@@ -5,6 +5,7 @@ resume.py        what a run continues from, and whether it may
 ledger.py        last loss, average, visits and step of each sample
 notebook.py      the same from Python: `headrace.pretrain`, `embed`, `knn`
 announcement.py  what a run says of itself at its start and at its end
+ending.py        what is left to do behind the last step
 precision.py     which precision a device is good at
 recipe/          YAML -> checked dataclasses: what a run is
 engine/          the loop, the step, checkpoints, processes: how it goes

@@ -7,7 +7,9 @@ whatever reads columns from ``NAME.npy``.
 from __future__ import annotations
 
 import io
+import json
 import shutil
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,10 @@ import torch
 
 from ..errors import UserError
 from ..models.algorithms import find_algorithm
+from ..pipelines.plan.columns import IMAGES
+from ..pipelines.plan.follow import Frozen, columns_of, follow, unseen
+from ..pipelines.plan.sets import PlannedSource
+from ..pipelines.spec import ByteSource, Loader
 from .engine.distributed import Launch
 from .engine.run_directory import write_whole
 
@@ -37,13 +43,23 @@ def require_sample_loss(name: str) -> None:
 class Ledger:
     """Keeps what steps say on the device until `flush`; the first process alone has the columns and writes them.
 
-    `rows` are those of a checkpoint, see `state`; None begins anew. Raises `UserError` where files cannot be written.
+    `rows` are those of a checkpoint, see `state`; None begins anew. `images` says which images they are about, see
+    `images_of`. Raises `UserError` where files cannot be written.
     """
 
-    def __init__(self, folder: Path, samples: int, process: Launch, rows: torch.Tensor | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        samples: int,
+        process: Launch,
+        rows: torch.Tensor | None = None,
+        images: Mapping[str, int | str] | None = None,
+    ) -> None:
         self._process = process
         self._pending: list[tuple[int, torch.Tensor, torch.Tensor]] = []
         self._columns = _made(folder, samples, rows) if process.is_main else {}
+        if process.is_main and images is not None:
+            write_whole(folder / IMAGES, json.dumps(images).encode())
 
     def add(self, step: int, ids: torch.Tensor, losses: torch.Tensor, skipped: torch.Tensor) -> None:
         """Losses (B,) of samples `ids` (B,) in a step, counted from 0, that was left out where `skipped` (a scalar) is
@@ -76,9 +92,68 @@ class Ledger:
             columns["average"][own] = np.where(visits == 1, loss, before + share * (loss - before))
             ids, losses = np.delete(ids, first), np.delete(losses, first)
 
+    def freeze(self, step: int, names: Iterable[str]) -> Frozen:
+        """Some columns as they are after `step` finished steps, on every process: a collective, after `flush`."""
+        own = {name: _plain(self._columns[name]) for name in names} if self._process.is_main else {}
+        return Frozen(step, self._process.from_main(own))
+
     def state(self) -> torch.Tensor:
         """(4, 4 N) uint8: the bytes of the columns, for a checkpoint. On the first process, after `flush`."""
         return torch.from_numpy(np.stack([self._columns[name].view(np.uint8) for name in COLUMNS]))
+
+
+def renewal(
+    ledger: Ledger,
+    loader: Loader,
+    process: Launch,
+    save: Callable[[int], None],
+    say: Callable[[str], None],
+) -> Callable[[int], None] | None:
+    """What is to be called before the first step of each epoch, where sets follow the ledger: ``renew(step)`` freezes
+    it, and gives the loader the order that follows from that. Where that leaves nothing to read, it saves the step and
+    raises `UserError`: nothing is lost, and another plan can go on from there."""
+    source = getattr(loader, "source", None)
+    if not isinstance(source, PlannedSource) or not (names := columns_of(source)):
+        return None
+
+    def renew(step: int) -> None:
+        ledger.flush()
+        frozen = ledger.freeze(step, names)
+        try:
+            order = follow(loader.order, source, frozen)
+        except UserError:
+            save(step)
+            raise
+        loader.reorder(order)
+        for planned, part in zip(source.plan, order.parts):
+            if planned.follow and planned.follow.where:
+                where = planned.spec.where
+                say(f"{planned.name}: {part.size:,} of {part.samples:,} images where {where}, from step {step:,} on")
+
+    return renew
+
+
+def _plain(column: np.ndarray) -> np.ndarray:
+    """A copy, in types that a checkpoint holds."""
+    return column.astype(np.float32 if column.dtype == np.float32 else np.int32)
+
+
+def frozen_state(frozen: Frozen) -> dict:
+    """For a checkpoint; see `frozen_in`."""
+    return {"step": frozen.step, "columns": {name: torch.from_numpy(values) for name, values in frozen.columns.items()}}
+
+
+def frozen_in(state: dict, step: int, source: ByteSource, changed: bool) -> Frozen:
+    """The ledger that the order of a run follows that continues at `step` from a checkpoint: what was frozen then, and
+    where the plan has changed since, what the checkpoint says of the samples."""
+    names = columns_of(source)
+    saved = state.get("plan", {}).get("frozen")
+    if saved is not None and not changed and not set(names) - saved["columns"].keys():
+        return Frozen(saved["step"], {name: saved["columns"][name].numpy() for name in names})
+    if (rows := state.get("ledger")) is None:
+        return Frozen(step, unseen(len(source)).columns)
+    kinds = {name: (number, kind) for number, (name, kind) in enumerate(COLUMNS.items())}
+    return Frozen(step, {name: _plain(rows[kinds[name][0]].numpy().view(kinds[name][1])) for name in names})
 
 
 def _made(folder: Path, samples: int, rows: torch.Tensor | None) -> dict[str, np.memmap]:

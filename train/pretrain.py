@@ -26,24 +26,26 @@ from headrace.pipelines.images.rules import use_rules
 from headrace.pipelines.loaders.choose import choose_loader, make_loader
 from headrace.pipelines.loaders.quarantine import QUARANTINE_FILE, Quarantine
 from headrace.pipelines.order import Order, share_of
+from headrace.pipelines.plan.columns import images_of
 from headrace.pipelines.plan.facts import plan_hash
+from headrace.pipelines.plan.follow import unseen
 from headrace.pipelines.plan.given import as_source
 from headrace.pipelines.plan.mixture import MixedOrder
 from headrace.pipelines.plan.order_of import order_of, run_length
 from headrace.pipelines.range_use import small_range
 from headrace.pipelines.spec import ByteSource, InputSpec, Loader
 from headrace.train.announcement import announce, summary
+from headrace.train.ending import end, finish
 from headrace.train.engine import checkpoint
 from headrace.train.engine.distributed import Launch, launch, pick_device
+from headrace.train.engine.interval import OfSets
 from headrace.train.engine.loop import train, wrap
 from headrace.train.engine.metrics import MetricsLog, say
 from headrace.train.engine.optim import Schedules, build_optimizer
 from headrace.train.engine.run_directory import (
     CONFIG_FILE,
     ENCODER_FILE,
-    has_ended,
     locked,
-    write_encoder,
     write_environment,
     write_whole,
 )
@@ -53,12 +55,12 @@ from headrace.train.engine.trackers import make_tracker
 from headrace.train.engine.transforms import checkpoint_blocks
 from headrace.train.evaluation.score import knn_score
 from headrace.train.evaluation.sweep import sweep
-from headrace.train.ledger import FOLDER, Ledger, require_sample_loss
+from headrace.train.ledger import FOLDER, Ledger, frozen_in, renewal, require_sample_loss
 from headrace.train.precision import resolved
 from headrace.train.pretrain_command import main
 from headrace.train.recipe.recipe import Recipe, smoke_images
 from headrace.train.recipe.sizes import inputs_of_run
-from headrace.train.resume import Resumed, find_resume, go_back, restore, restore_weights, saved_state
+from headrace.train.resume import Resumed, find_resume, go_back, restore, saved_state
 
 
 def run(recipe: Recipe, generated: bool = False) -> int:
@@ -91,7 +93,8 @@ def pretrain(
         source = as_source(recipe.data.train, recipe.data.mix)
     length = {"epochs": settings.epochs, "max_steps": settings.max_steps}
     reading = {"seed": settings.seed, "last": recipe.data.last_batch, "block": recipe.data.block, **length}
-    order = order_of(source, settings.batch_size, **reading)
+    frozen = unseen(len(source)) if settings.ledger else None
+    order = order_of(source, settings.batch_size, **reading, frozen=frozen)
     share = share_of(order.global_batch, process.world)
     if share % settings.accumulate:
         raise UserError(f"train.accumulate: {settings.accumulate} does not divide the {share} images of a process")
@@ -122,20 +125,22 @@ def pretrain(
     with locked(out) if process.is_main else nullcontext():
         resumed = find_resume(recipe, data, order)
         if resumed and isinstance(order, MixedOrder):
-            order = order_of(source, settings.batch_size, **reading, begin=resumed.begin)
+            if frozen:
+                frozen = frozen_in(resumed.state, resumed.step, source, resumed.replanned)
+            order = order_of(source, settings.batch_size, **reading, begin=resumed.begin, frozen=frozen)
         total_steps = run_length(order, **length)
         process.require_equal(_facts(recipe, data, resumed))
         if process.is_main and not resumed:  # what another run has found may have been repaired since
             (out / QUARANTINE_FILE).unlink(missing_ok=True)
         process.barrier()
         quarantine = Quarantine(source, recipe.data.max_bad, out / QUARANTINE_FILE)
-        ledger = _ledger(recipe, len(source), process, resumed, total_steps)
+        ledger = _ledger(recipe, source, process, resumed, total_steps)
         if process.is_main:
             if (note := small_range(source)) is not None:
                 say(f"warning: {note}")
             announce(recipe, process, source, f"{kind} ({why})", algorithm, order, total_steps, resumed, precision)
         if resumed and resumed.step >= total_steps:
-            _end(resumed, recipe, process, algorithm, quarantine, total_steps)
+            end(resumed, recipe, process, algorithm, quarantine, total_steps)
             return out
         share = {"seed": settings.seed, "device": process.device, "rank": process.rank, "world": process.world}
         inputs = inputs_of_run(recipe.algorithm, total_steps, order.steps_per_epoch, settings.seed)
@@ -146,6 +151,9 @@ def pretrain(
             schedules = Schedules(recipe.optim, settings.batch_size, total_steps, order.steps_per_epoch)
             if settings.compile:
                 algorithm.compile()
+            of_sets = None
+            if isinstance(order, MixedOrder):
+                of_sets = OfSets(order, process, loader, resumed.step if resumed else 0)
             stepper = Stepper(
                 wrap(algorithm, process, unused_parameters=settings.unused_parameters),
                 algorithm,
@@ -154,18 +162,20 @@ def pretrain(
                 precision=precision,
                 accumulate=settings.accumulate,
                 clip_grad=recipe.optim.clip_grad,
-                note=ledger and ledger.add,
+                notes=[each.add for each in (ledger, of_sets) if each and algorithm.sample_loss],
             )
             if resumed:
                 restore(resumed, stepper, loader)
             embed = partial(sweep, source=source, process=process, batch_size=settings.batch_size, threads=threads)
             embed = partial(embed, quarantine=quarantine)
-            finished = _train(recipe, process, loader, stepper, embed, score, ledger, data, resumed, total_steps)
+            finished = _train(
+                recipe, process, loader, stepper, embed, score, ledger, of_sets, data, resumed, total_steps
+            )
             process.barrier()  # until then others may still find bad images
             if finished == total_steps:
                 weights = gathered(algorithm.encoder.state_dict())
                 if process.is_main:
-                    _finish(out, weights, recipe.plain(), quarantine)
+                    finish(out, weights, recipe.plain(), quarantine)
         finally:
             loader.close()
     return out
@@ -193,13 +203,15 @@ def _views(
     )
 
 
-def _ledger(recipe: Recipe, samples: int, process: Launch, resumed: Resumed | None, total_steps: int) -> Ledger | None:
+def _ledger(
+    recipe: Recipe, source: ByteSource, process: Launch, resumed: Resumed | None, total_steps: int
+) -> Ledger | None:
     rows = resumed.state.get("ledger") if resumed else None
     if not recipe.train.ledger or rows is None and resumed and resumed.step >= total_steps:
         return None
     if resumed and rows is None:
         resumed.notes.append(f"the ledger begins after step {resumed.step}: the checkpoint has none of these images")
-    return Ledger(recipe.out / FOLDER, samples, process, rows)
+    return Ledger(recipe.out / FOLDER, len(source), process, rows, images_of(source))
 
 
 def _train(
@@ -210,6 +222,7 @@ def _train(
     embed: Embed,
     score: Callable[[], dict[str, float]] | None,
     ledger: Ledger | None,
+    of_sets: OfSets | None,
     data: dict,
     resumed: Resumed | None,
     total_steps: int,
@@ -249,6 +262,8 @@ def _train(
             save=save,
             score=score,
             flush=ledger and ledger.flush,
+            renew=ledger and renewal(ledger, loader, process, save, log.warn),
+            of_sets=of_sets,
         )
     finally:
         log.close()
@@ -273,40 +288,6 @@ def _facts(recipe: Recipe, data: dict, resumed: Resumed | None) -> dict[str, obj
         "the checkpoint to continue from (train.out must be seen by all)": resumed and resumed.step,
         **{f"the section {name}": section for name, section in sections.items()},
     }
-
-
-def _end(
-    resumed: Resumed, recipe: Recipe, process: Launch, algorithm: Algorithm, quarantine: Quarantine, total_steps: int
-) -> None:
-    """What is missing behind the last step, which another process has taken and then, perhaps, been killed."""
-    out, state = recipe.out, resumed.state
-    if process.gather(has_ended(out))[0]:
-        if process.is_main:
-            say(f"done before: {out}/{ENCODER_FILE}, after {resumed.step:,} of {total_steps:,} steps")
-            if resumed.changed:
-                say("headrace: no step is left that could be taken with the changes; raise train.epochs", sys.stderr)
-        return
-    restore_weights(resumed, algorithm)
-    weights = gathered(algorithm.encoder.state_dict())
-    if process.is_main:
-        if not checkpoint.checkpoints(out):  # train.resume has named one elsewhere
-            config = state["config"]
-            own = {**state, "config": {**config, "train": {**config["train"], "resume": recipe.train.resume}}}
-            checkpoint.save(out, resumed.step, own, keep=1)
-        if not (out / CONFIG_FILE).exists():
-            write_whole(out / CONFIG_FILE, recipe.resolved.encode())
-        _finish(out, weights, state["config"], quarantine)
-    process.barrier()
-
-
-def _finish(out: Path, weights: dict[str, torch.Tensor], recipe: dict, quarantine: Quarantine) -> None:
-    """Writes the encoder alone, of a recipe in plain values, and reports what was replaced."""
-    quarantine.refresh()
-    write_encoder(out, weights, checkpoint.encoder_metadata(recipe))
-    if quarantine:
-        say(f"{len(quarantine):,} images could not be decoded and were replaced by others ({out / QUARANTINE_FILE}):")
-        say("\n".join(f"  {line}" for line in quarantine.lines(10)))
-    say(f"done: {out}/{ENCODER_FILE}")
 
 
 if __name__ == "__main__":

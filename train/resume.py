@@ -22,6 +22,7 @@ from .engine.metrics import renumber
 from .engine.run_directory import ENCODER_FILE
 from .engine.sharding import gathered, shared_model, shared_optimizer
 from .engine.step import Stepper
+from .ledger import frozen_state
 from .recipe import config
 from .recipe.recipe import Recipe
 from .recipe.settings import DataSettings, Optim, TrainSettings
@@ -52,6 +53,7 @@ class Resumed:
     step: int  # finished steps, counted as this recipe counts them
     count: Callable[[int], int]  # from steps as they were counted then
     changed: bool = False  # whether something is accepted to be another now
+    replanned: bool = False  # whether its sets are read in another way from here on
     goes_back: bool = False  # whether train.out holds later steps than this one, or steps of another size
     # of several sets: since which step they are read as they are, and how many images each had given by then
     begin: tuple[int, dict[str, int]] = (0, {})
@@ -100,6 +102,7 @@ def find_resume(recipe: Recipe, data: dict, order: Order | MixedOrder) -> Resume
         resumed.begin = (resumed.step, plan["given"]) if of_plan or resumed.step != state["step"] else plan["begin"]
     elif of_plan:
         resumed.begin = (resumed.step, {})
+    resumed.replanned = bool(of_plan) or resumed.step != state["step"]
     if differences:
         resumed.changed = True
         resumed.notes.append(f"continues {path} with changes: {_listed(differences)}")
@@ -241,7 +244,10 @@ def _plan(order: Order | MixedOrder | None, step: int) -> dict:
     if not isinstance(order, MixedOrder):
         return {}
     first, counts = order.begin
-    return {"plan": {"begin": (first, dict(counts)), "given": order.given(step)}}
+    found = {"begin": (first, dict(counts)), "given": order.given(step)}
+    if order.chosen_by is not None:
+        found["frozen"] = frozen_state(order.chosen_by)
+    return {"plan": found}
 
 
 def _said(recipe: Recipe, data: dict) -> dict:

@@ -78,7 +78,9 @@ class BaseLoader:
         self._makers = self._view_makers()
         self._step = order.first
         self._bad = Quarantine(source) if quarantine is None else quarantine
-        self._stats = LoaderStats()
+        sets = len(getattr(order, "parts", ()))
+        self._stats = LoaderStats(set_waits=[0.0] * sets, set_bad=[0] * sets)
+        self._spent: dict[int, float] = {}  # of several sets: seconds that images of coming batches took so far
 
     # ---- what a subclass provides
 
@@ -112,10 +114,25 @@ class BaseLoader:
         mask = draw_mask(wanted.mask, self.seed, plan.passes, ids) if wanted.mask else None
         self._step += 1
         self._stats.images += len(ids)
-        self._stats.wait_seconds += time.perf_counter() - began
+        waited = time.perf_counter() - began
+        self._stats.wait_seconds += waited
         origin = self.order.origin(plan.ids)
+        if origin is not None:
+            self._share_out(waited, plan.ids.tolist(), origin.tolist())
         mixed = {} if origin is None else {"origin": origin, "passes": plan.passes}
         return Batch(views=views, ids=plan.ids, labels=labels, mask=mask, step=plan.step, epoch=plan.epoch, **mixed)
+
+    def _share_out(self, waited: float, ids: list[int], origin: list[int]) -> None:
+        """Adds to each set what of a wait was for its images: the share of the seconds that reading and, where it is
+        done one by one, decoding and cropping them took."""
+        spent = [self._spent.pop(index, 0.0) for index in ids]
+        whole = sum(spent)
+        for number, seconds in zip(origin, spent):
+            self._stats.set_waits[number] += waited * (seconds / whole if whole else 1 / len(ids))
+
+    def _spend(self, index: int, began: float) -> None:
+        if self._stats.set_waits:
+            self._spent[index] = self._spent.get(index, 0.0) + time.perf_counter() - began
 
     def _finish(self, view: ViewSpec, crops: torch.Tensor, plan: Plan, table: torch.Tensor) -> torch.Tensor:
         """What `_cut` gave and its parameters -> views (copies, B, 3, side, side)."""
@@ -154,15 +171,24 @@ class BaseLoader:
             and not (view.blur and blur_taps(view.blur_sigma[1]) // 2 >= view.size)  # `augment` says what is wrong
         }
 
+    def reorder(self, order: Order) -> None:
+        """Goes on at the same step with another order, whose batches are as large; what is in preparation is lost."""
+        self.order = order
+        self.load_state_dict(self.state_dict())
+
     def state_dict(self) -> dict[str, int]:
         return {"step": self._step}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self._step = int(state["step"])
+        self._spent.clear()
 
     def stats(self) -> LoaderStats:
         self._stats.bad_images = len(self._bad)
         self._stats.replaced = self._bad.lines(100)
+        if self._stats.set_bad:
+            origin = self.order.origin(torch.tensor(self._bad.indices(), dtype=torch.int64))
+            self._stats.set_bad = torch.bincount(origin, minlength=len(self._stats.set_bad)).tolist()
         return self._stats
 
     # ---- for subclasses
@@ -189,8 +215,10 @@ class BaseLoader:
 
     def _fetch(self, wanted: int) -> tuple[int, object, tuple[int, int]]:
         """(index, bytes, (height, width)) of a sample, or of the one that stands in for it."""
+        began = time.perf_counter()
         for index in self._bad.candidates(wanted):
             if index not in self._bad and (found := self._load(index)) is not None:
+                self._spend(index, began)
                 return index, *found
         raise UserError(
             f"{self.source.name}: not one of {len(self.source):,} images can be decoded; check the data set"

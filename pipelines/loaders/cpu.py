@@ -7,6 +7,7 @@ are turned or go through RandAugment are cropped here and finished batch by batc
 from __future__ import annotations
 
 import math
+import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -119,12 +120,14 @@ class CpuLoader(BaseLoader):
     def _fill(self, plan: Plan, work: list[Callable[[np.ndarray, int], None]], start: int) -> bool:
         for b in range(start, min(start + _CHUNK, len(plan.ids))):
             with reserve(math.prod(plan.sizes[b])):
-                image = self._image(int(plan.ids[b]), plan.encoded[b])
+                began, index = time.perf_counter(), int(plan.ids[b])
+                image = self._image(index, plan.encoded[b])
                 if image is None:  # set aside by now; `_cut` prepares the step again, without it
                     return False
                 for make in work:
                     make(image, b)
                 del image
+                self._spend(index, began)
         return True
 
     def _image(self, index: int, encoded) -> np.ndarray | None:

@@ -12,6 +12,7 @@ what libjpeg complains of, is decoded and cropped on our threads as in the cpu l
 from __future__ import annotations
 
 import math
+import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -143,13 +144,15 @@ class DaliLoader(BaseLoader):
         """Decodes and crops an image of a plan by the `places` of its views; False if it is bad, and set aside now."""
         own = plan.encoded[b]
         with reserve(math.prod(plan.sizes[b])):
-            image = self._attempt("decode", int(plan.ids[b]), decode_fast, own.encoded)
+            began, index = time.perf_counter(), int(plan.ids[b])
+            image = self._attempt("decode", index, decode_fast, own.encoded)
             if image is None:
                 return False
             for view in plan.inputs.views:
                 own.crops[view.name] = np.empty((view.count, view.size, view.size, 3), np.uint8)
                 for out, copy in zip(own.crops[view.name], boxes[view.name]):
                     cut_view(image, view, copy[b], out)
+        self._spend(index, began)
         return True
 
     def _feed(self) -> list[list[np.ndarray]]:

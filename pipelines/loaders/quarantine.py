@@ -72,6 +72,11 @@ class Quarantine:
             first = list(self._reasons.items())[:count]
         return [f"{self.where(index)['key']}: {reason}" for index, reason in first]
 
+    def indices(self) -> list[int]:
+        """The samples that are set aside."""
+        with self._lock:
+            return list(self._reasons)
+
     def known(self) -> dict[int, str]:
         """ "key: reason" of all, by index."""
         with self._lock:

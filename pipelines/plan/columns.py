@@ -91,7 +91,7 @@ class Columns:
         """`table`: of the user's; `name`: what the source was opened as, beside which more may lie."""
         self._source, self._where = source, where
         self._tables: list[_Folder | _File] = []
-        self.read: dict[str, str] = {}  # of what was asked for, name -> where it is from
+        self._read: dict[str, str] = {}  # of what was asked of tables: name -> where it is from, how much is known
         if table is not None:
             path = Path(table).expanduser()
             if not path.exists():
@@ -109,23 +109,29 @@ class Columns:
     def names(self) -> list[str]:
         return [*OWN, *(name for table in self._tables for name in table.names if name != "key")]
 
+    def said(self) -> tuple[str, ...]:
+        """What was read from tables, in words: ``blur: photos/columns (20 of 24 known)``."""
+        return tuple(f"{name}: {text}" for name, text in self._read.items())
+
     def __call__(self, name: str) -> np.ndarray:
         """(N,) numbers, yes or no, or texts; of samples that a table does not have NaN, the others masked."""
         for table in self._tables:
             if name in table.names and name != "key":
-                self.read[name] = str(table.path)
                 values = _without_objects(table.column(name, self._source))
                 if values.dtype.kind not in "biufU":
                     raise UserError(
                         f"{self._where}: {name}: holds {values.dtype}; give numbers, yes or no (bool), or texts (str)"
                     )
+                gaps = np.ma.getmaskarray(values)
+                known = len(values) - int((gaps | np.isnan(values) if values.dtype.kind == "f" else gaps).sum())
+                part = "" if known == len(values) else f" ({known:,} of {len(values):,} known)"
+                self._read[name] = f"{table.path}{part}"
                 return values
         if name not in OWN:
             raise UserError(f"{self._where}: no column {name!r}{nearest(name, self.names())}")
         return self._own(name)
 
     def _own(self, name: str) -> np.ndarray:
-        self.read[name] = "the source"
         source = self._source
         index = getattr(source, "index", None)  # of shards: all at once
         field = {"label": "label", "width": "width", "height": "height", "bytes": "size"}.get(name)

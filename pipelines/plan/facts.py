@@ -34,15 +34,24 @@ def _facts(planned) -> dict:
     spec.pop("source"), spec.pop("table")
     kept = planned.source.ids if isinstance(planned.source, Subset) else ()
     weights = () if planned.favour is None else planned.favour.edges.numpy()
-    digests = [hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest() for values in (kept, weights)]
+    digests = [_digest(values) for values in (kept, weights)]
+    others = planned.follow.columns if planned.follow else {}
+    if others:
+        spec["columns"] = {name: _digest(values) for name, values in others.items()}
     spec["weight"] = json.dumps(spec["weight"], default=str)
     return {"name": planned.name, "images": len(planned.source), **spec, "kept": digests[0], "weights": digests[1]}
 
 
+def _digest(values) -> str:
+    data = np.ma.filled(values) if np.ma.isMaskedArray(values) else np.asarray(values)
+    return hashlib.sha256(np.ascontiguousarray(data).view(np.uint8).data).hexdigest()
+
+
 def sets_of(source: ByteSource, order: Order | MixedOrder, steps: int) -> list[dict]:
     """What a run of `steps` reads of each set: ``{name, source, images, of, where, weights, share, draws, visits,
-    bytes}``. `of` counts the images before the filter; `share` is that of all images the run reads, `visits` how often
-    each is read on average; `bytes` of the encoded images, None where nobody knows.
+    bytes, columns, follows}``. `of` counts the images before the filter; `share` is that of all images the run reads,
+    `visits` how often each is read on average; `bytes` of the encoded images, None where nobody knows; `columns` says
+    where filter and weights are from, and `follows` whether they are decided anew in each epoch, by the ledger.
     """
     if not isinstance(source, PlannedSource):
         rows = [("data", source.name, source, len(source), None, None, steps * order.global_batch)]
@@ -51,19 +60,23 @@ def sets_of(source: ByteSource, order: Order | MixedOrder, steps: int) -> list[d
         rows = [
             (p.name, p.spec.source, p.source, p.whole, p.spec.where, p.spec.column, given[p.name]) for p in source.plan
         ]
+    read = {part.name: part.size for part in getattr(order, "parts", ())}
+    plans = {planned.name: planned for planned in getattr(source, "plan", ())}
     total = max(1, sum(row[-1] for row in rows))
     return [
         {
             "name": name,
             "source": place,
-            "images": len(own),
+            "images": read.get(name, len(own)),
             "of": whole,
             "where": where,
             "weights": column,
             "share": draws / total,
             "draws": draws,
-            "visits": draws / len(own),
+            "visits": draws / read.get(name, len(own)),
             "bytes": _bytes(own),
+            "columns": list(plans[name].columns) if name in plans else [],
+            "follows": plans[name].follow is not None if name in plans else False,
         }
         for name, place, own, whole, where, column, draws in rows
     ]
@@ -91,5 +104,7 @@ def in_words(rows: list[dict]) -> list[str]:
             count = f"{row['images']:,} of {row['of']:,} images where {row['where']}"
         line = f"{row['name']}: {row['source']}: {count}, {row['share']:.1%} of what is read"
         line += f", each {row['visits']:.3g} times" + (f", by {row['weights']}" if row["weights"] else "")
-        lines.append(line + (f", {row['bytes'] / 1e6:,.0f} MB" if row["bytes"] is not None else ""))
+        line += f", {row['bytes'] / 1e6:,.0f} MB" if row["bytes"] is not None else ""
+        line += "; by the ledger, anew in each epoch" if row["follows"] else ""
+        lines.append(line + "".join(f"; {said}" for said in row["columns"]))
     return lines

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from ...errors import UserError
-from ..order import permute
 from ..rng import stream_key, uniform
+from .bijections import permute_each
 
 
 class Favour:
@@ -35,18 +35,17 @@ class Favour:
         self.edges = torch.from_numpy(edges * (len(edges) / edges[-1]))  # sample j has [edges[j-1], edges[j]) of [0, n)
         self.rule = rule
 
-    def at(self, given: torch.Tensor, seed: int, name: str) -> torch.Tensor:
-        """(m,) int64 samples that the set gives as its images number `given` (m,)."""
+    def at(self, given: torch.Tensor, seed: int, name: str, first: int = 0) -> torch.Tensor:
+        """(m,) int64 samples that the set gives as its images number `given` (m,); its passes count from `first`."""
         count = len(self.edges)
         if self.rule == "replacement":
-            points = uniform(seed, f"favour/{name}", 0, given, 1)[:, 0] * count
+            points = uniform(seed, f"favour/{name}", first, given, 1)[:, 0] * count
         else:
             passes, rows = (given // count).unique(return_inverse=True)
-            sizes = torch.full_like(passes, count)
-            keys = stream_key(seed, f"order/{name}", passes)
-            points = permute(given % count, sizes, keys, rows).double()
-            passes = passes[rows]
-            points += uniform(seed, f"favour/{name}", 0, passes, 1)[:, 0]
+            passes += first
+            sizes, keys = np.full(len(passes), count), stream_key(seed, f"order/{name}", passes).numpy()
+            points = torch.from_numpy(permute_each((given % count).numpy(), sizes, keys, rows.numpy())).double()
+            points += uniform(seed, f"favour/{name}", 0, passes[rows], 1)[:, 0]
         # a weight of 0 has an empty interval; the last of all ends at n, which no point reaches
         return torch.bucketize(points, self.edges, right=True).clamp(max=self._last)
 

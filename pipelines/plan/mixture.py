@@ -8,9 +8,10 @@ others. Where in the batch an image stands is drawn by a key; rank r takes the r
 
 from __future__ import annotations
 
+import copy
 from bisect import bisect_right
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
@@ -18,8 +19,9 @@ import numpy as np
 import torch
 
 from ...errors import UserError
-from ..order import permute, share_of
+from ..order import share_of
 from ..rng import epoch_key, random_words, stream_key, stream_root
+from .bijections import permute_each
 from .deal import PERIOD, Deal, Marks
 from .favour import Favour
 
@@ -34,7 +36,14 @@ class Part:
     samples: int
     weights: tuple[tuple[int, float], ...]  # (first step, weight from there on), ascending from step 0
     limit: int | None = None  # after how many images it is exhausted; None: after none
-    favour: Favour | None = None  # which samples it gives how often; None: all alike
+    favour: Favour | None = None  # how often it gives each of `kept`; None: all alike
+    kept: torch.Tensor | None = None  # (n,) int64: which of its samples it gives; None: all
+    since: int = 0  # how many images it had given when these two were chosen: there a pass begins
+
+    @property
+    def size(self) -> int:
+        """How many of its samples it gives."""
+        return self.samples if self.kept is None else len(self.kept)
 
     def weight(self, step: int) -> float:
         return self.weights[bisect_right(self.weights, (step, float("inf"))) - 1][1]
@@ -88,12 +97,19 @@ class MixedOrder:
         self.samples = sum(part.samples for part in parts)
         self.steps_per_epoch = max(1, (epoch_samples or self.samples) // global_batch)
         self.ends: int | None = None  # after how many steps there is nothing more; None: never
-        self._sizes = torch.tensor([part.samples for part in parts])
-        self._offsets = self._sizes.cumsum(0) - self._sizes
+        self.chosen_by: object = None  # what `choose` was told
         self._roots = torch.tensor([stream_root(seed, f"order/{part.name}") for part in parts])
-        self._favoured = [number for number, part in enumerate(parts) if part.favour is not None]
+        starts = np.cumsum([0, *(part.samples for part in parts)])
+        self._offsets = torch.from_numpy(starts[:-1])
         self._phases = self._make_phases()
         self._starts = [phase.first for phase in self._phases]
+        self._index()
+
+    def _index(self) -> None:
+        """What of the parts may be chosen anew, as arrays."""
+        self._sizes = np.array([part.size for part in self.parts])
+        self._since = np.array([part.since for part in self.parts])
+        self._chosen = [i for i, part in enumerate(self.parts) if part.favour is not None or part.kept is not None]
         self._read = lru_cache(maxsize=8)(self._read_anew)
 
     def __getstate__(self) -> dict:
@@ -102,6 +118,26 @@ class MixedOrder:
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
         self._read = lru_cache(maxsize=8)(self._read_anew)
+
+    def choose(
+        self, step: int, chosen: Mapping[str, tuple[torch.Tensor | None, Favour | None]], why: object = None
+    ) -> MixedOrder:
+        """This order from `step` on, where sets give other samples: their name -> (`kept`, `favour`), see `Part`.
+        `why` is kept as `chosen_by`.
+
+        How many images each set gives at which step stays. The sets that are chosen from begin a pass, whose number no
+        earlier one has: it is at least that of the images they have given.
+        """
+        order, given = copy.copy(self), self.given(step)
+        order.parts = tuple(
+            replace(part, kept=chosen[part.name][0], favour=chosen[part.name][1], since=given[part.name])
+            if part.name in chosen
+            else part
+            for part in self.parts
+        )
+        order.first, order.chosen_by = step, why
+        order._index()
+        return order
 
     # ---- counts
 
@@ -217,27 +253,34 @@ class MixedOrder:
 
     def _read_anew(self, step: int, rank: int, world: int) -> tuple[torch.Tensor, torch.Tensor]:
         share = share_of(self.global_batch, world)
-        before, counts = map(torch.from_numpy, self.composition(step))
+        before, counts = self.composition(step)
         words = random_words(self.seed, "slots", step, torch.arange(self.global_batch), 1)[:, 0]
-        slots = words.argsort(stable=True)[rank * share : (rank + 1) * share]
-        ends = counts.cumsum(0)
-        which = torch.bucketize(slots, ends, right=True)
-        given = before[which] + slots - (ends - counts)[which]  # the image of its set, counted over the whole run
-        sizes = self._sizes[which]
-        passes = given // sizes
-        ids = self._places(given % sizes, which, passes, before, counts)
-        for number in self._favoured:
-            mine = which == number
-            ids[mine] = self.parts[number].favour.at(given[mine], self.seed, self.parts[number].name)
-            passes[mine] = given[mine]
-        return self._offsets[which] + ids, passes
+        slots = words.argsort()[rank * share : (rank + 1) * share].numpy()  # no two words are alike
+        ends = counts.cumsum()
+        which = np.searchsorted(ends, slots, side="right")
+        given = (before - ends + counts)[which] + slots  # the image of its set, counted over the whole run
+        own = given - self._since[which]
+        turns = own // self._sizes[which]
+        ids, passes = self._places(own, turns, which, before - self._since, counts), turns + self._since[which]
+        for number in self._chosen:
+            mine, part = which == number, self.parts[number]
+            if part.favour is not None:
+                images = torch.from_numpy(own[mine])
+                ids[mine] = part.favour.at(images, self.seed, part.name, part.since).numpy()
+                passes[mine] = given[mine]
+            if part.kept is not None:
+                ids[mine] = part.kept.numpy()[ids[mine]]
+        return self._offsets[torch.from_numpy(which)] + torch.from_numpy(ids), torch.from_numpy(passes)
 
-    def _places(self, positions, which, passes, before, counts) -> torch.Tensor:
-        """(n,) samples of their sets that stand at `positions` (n,) of `passes` over the sets `which`."""
+    def _places(self, own, turns, which, before, counts) -> np.ndarray:
+        """(n,) samples of their sets `which` that are their images `own`, counted from where a pass began, `turns`
+        passes ago; of each set `counts` are in the batch, after `before`."""
         first = before // self._sizes
-        last = (before + counts - 1).clamp(min=0) // self._sizes
-        widths = torch.where(counts > 0, last - first + 1, 0)  # how many passes of each set the batch takes from
-        starts = widths.cumsum(0) - widths
-        sets = torch.repeat_interleave(widths)
-        keys = epoch_key(self._roots[sets], torch.arange(len(sets)) - starts[sets] + first[sets])
-        return permute(positions, self._sizes[sets], keys, starts[which] + passes - first[which])
+        last = np.maximum(before + counts - 1, 0) // self._sizes
+        widths = np.where(counts > 0, last - first + 1, 0)  # how many passes of each set the batch takes from
+        starts = widths.cumsum() - widths
+        sets = np.repeat(np.arange(len(widths)), widths)
+        passes = np.arange(len(sets)) - starts[sets] + first[sets] + self._since[sets]
+        keys = epoch_key(self._roots[torch.from_numpy(sets)], torch.from_numpy(passes)).numpy()
+        positions, rows = own - turns * self._sizes[which], starts[which] + turns - first[which]
+        return permute_each(positions, self._sizes[sets], keys, rows)

@@ -8,6 +8,7 @@ from typing import Literal
 from ...errors import UserError
 from ..order import Order, shard_sizes
 from ..spec import ByteSource
+from .follow import Frozen, follow
 from .mixture import MixedOrder, Part
 from .sets import PlannedSource
 
@@ -23,13 +24,18 @@ def order_of(
     epochs: int | None = None,
     max_steps: int | None = None,
     begin: tuple[int, Mapping[str, int]] = (0, {}),
+    frozen: Frozen | None = None,
 ) -> Order | MixedOrder:
     """The reading order of a source: of several sets with a plan a `MixedOrder`, else an `Order`.
 
     `block`: read in blocks of so many neighbours, or of a shard. Several sets that are not shuffled are read one after
-    another. The length of the run, `max_steps` or `epochs`, is needed where weights change at a share of it. Raises
-    `UserError` for what does not fit together.
+    another. The length of the run, `max_steps` or `epochs`, is needed where weights change at a share of it, and the
+    ledger, `frozen`, where sets follow it. Raises `UserError` for what does not fit together.
     """
+    following = [p for p in source.plan if p.follow] if isinstance(source, PlannedSource) else []
+    if following and (frozen is None or not shuffle):
+        name = following[0].follow.names[0]
+        raise UserError(f"{following[0].follow.at}: {name}: only a run that keeps a ledger has it (train.ledger=true)")
     if not isinstance(source, PlannedSource) or not shuffle:
         blocks = shard_sizes(source) if block == "shard" else block
         return Order(len(source), global_batch, seed=seed, shuffle=shuffle, last=last, blocks=blocks)
@@ -45,7 +51,8 @@ def order_of(
         for planned, count, weights in zip(source.plan, lasting, _weights(source, lasting, steps_per_epoch, total))
     )
     options = {"pure": mix.pure, "exhausted": mix.exhausted, "epoch_samples": epoch_samples, "begin": begin}
-    return MixedOrder(parts, global_batch, seed=seed, **options)
+    order = MixedOrder(parts, global_batch, seed=seed, **options)
+    return follow(order, source, frozen) if following else order
 
 
 def run_length(order: Order | MixedOrder, epochs: int | None, max_steps: int | None) -> int:

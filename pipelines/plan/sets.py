@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...errors import UserError
+from ...outside import nearest
 from ...schema.check import Checker
 from ...schema.tree import from_plain, plain
 from ...schema.yaml_nodes import Node, parse
@@ -25,6 +26,7 @@ from .where import Where
 if TYPE_CHECKING:
     from ..spec import ByteSource
     from .favour import Favour
+    from .follow import Follow
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Planned:
     source: ByteSource  # after the filter
     whole: int  # images before it
     favour: Favour | None = None  # which samples are given how often
+    follow: Follow | None = None  # what of that is decided by the run itself, anew in each epoch
+    columns: tuple[str, ...] = ()  # what the filter and the weights were read from, in words
 
 
 class PlannedSource(MixedSource):
@@ -48,21 +52,38 @@ class PlannedSource(MixedSource):
 
 
 def _opened(name: str, spec: SetSpec) -> Planned:
-    where = f"data.train.{name}"
+    at = f"data.train.{name}"
     source = open_source(spec.source)
-    whole, kept = len(source), None
-    columns = Columns(source, spec.table, where, spec.source)
-    if spec.where is not None:
-        kept = np.flatnonzero(Where(spec.where, f"{where}.where").rows(columns)).astype(np.int64)
+    columns, kept, favour = Columns(source, spec.table, at, spec.source), None, None
+    where = None if spec.where is None else Where(spec.where, f"{at}.where")
+    asked = [*(where.columns if where else ()), *([spec.column] if spec.column else [])]
+    if any(column.startswith("ledger_") for column in asked):
+        return _following(name, spec, source, columns, where, asked)
+    if where is not None:
+        kept = np.flatnonzero(where.rows(columns)).astype(np.int64)
         if not len(kept):
-            raise UserError(f"{where}.where: {spec.where!r} leaves none of {whole:,} images; widen it")
-    favour = None
+            raise UserError(f"{at}.where: {spec.where!r} leaves none of {len(source):,} images; widen it")
     if spec.column is not None:
         from .favour import Favour  # torch, which workers that shard such a source do without
 
         weights = columns(spec.column)
-        favour = Favour(weights if kept is None else weights[kept], spec.draw, f"{where}.weight: {spec.column}")
-    return Planned(name, spec, source if kept is None else Subset(source, kept), whole, favour)
+        favour = Favour(weights if kept is None else weights[kept], spec.draw, f"{at}.weight: {spec.column}")
+    own = source if kept is None else Subset(source, kept)
+    return Planned(name, spec, own, len(source), favour, columns=columns.said())
+
+
+def _following(
+    name: str, spec: SetSpec, source: ByteSource, columns: Columns, where: Where | None, asked: list[str]
+) -> Planned:
+    """A set whose filter or weights name columns of the run's ledger."""
+    from .follow import LEDGER, Follow
+
+    for column in asked:
+        if column.startswith("ledger_") and column not in LEDGER:
+            raise UserError(f"data.train.{name}: no column {column!r} of a ledger{nearest(column, list(LEDGER))}")
+    others = {column: columns(column) for column in asked if column not in LEDGER}
+    follow = Follow(where, spec.column, spec.draw, others, f"data.train.{name}")
+    return Planned(name, spec, source, len(source), None, follow, columns.said())
 
 
 def open_plan(given: Mapping[str, Any], mix: Mapping[str, Any] | MixSpec | None = None) -> PlannedSource:

@@ -1,6 +1,9 @@
 """Runs over several sets: stopped and resumed they are undisturbed ones; another plan is an error, or begins there."""
 
+import contextlib
 import json
+import shutil
+import time
 from collections import Counter
 
 import numpy as np
@@ -14,6 +17,8 @@ from headrace.errors import UserError
 from headrace.pipelines import RandomMask, ViewSpec, make_loader, open_plan, order_of
 from headrace.pipelines.spec import InputSpec
 from headrace.tools.plan import plan
+from headrace.tools.runs.report import report
+from headrace.train.engine.step import Stepper
 
 QUICK = {"log_every": 1, "save_every": 100}
 STEADY = {"schedule": "constant", "warmup": 0.0}
@@ -155,3 +160,51 @@ def test_a_plan_of_many_samples_takes_no_time(tmp_path, monkeypatch):
     rows = sets_of(source, order, 10_000)
     assert [row["images"] for row in rows] == [10_000_000] * 2 and len(plan_hash(source, order)) == 16
     assert rows[0]["share"] == pytest.approx(1 / 3, abs=1e-4)
+
+
+def test_figures_of_each_set(sets, photo_folder, tmp_path, monkeypatch):
+    """Loss, images and bad images of a row are those of the steps since the last one, counted by hand."""
+    shutil.copytree(photo_folder, tmp_path / "damaged")
+    (tmp_path / "damaged" / "class_0" / "photo_00.jpg").write_bytes(b"\xff\xd8\xff nothing")
+    sets["all"]["source"] = str(tmp_path / "damaged")
+    seen, true_step = [], Stepper.__call__
+
+    def step(self, batch, progress):
+        losses, of_samples = [], self._of_samples
+        monkeypatch.setattr(self, "_of_samples", lambda output: losses.append(of_samples(output)) or losses[-1])
+        output = true_step(self, batch, progress)
+        monkeypatch.setattr(self, "_of_samples", of_samples)
+        seen.append((batch.origin.numpy(), torch.cat(losses).double().numpy()))
+        return output
+
+    monkeypatch.setattr(Stepper, "__call__", step)
+    out = tmp_path / "run"
+    run(out, sets, 8, log_every=4)
+    rows = [json.loads(line)["sets"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 and len(seen) == 8
+    for number, row in enumerate(rows):
+        origin, losses = (np.concatenate(parts) for parts in zip(*seen[4 * number : 4 * number + 4]))
+        for index, name in enumerate(("few", "all")):
+            assert row[name]["images"] == (origin == index).sum()
+            assert row[name]["loss"] == pytest.approx(losses[origin == index].mean(), rel=1e-5)
+    assert rows[1]["few"]["bad"] == 0 and rows[1]["all"]["bad"] == 1
+    report(out, tmp_path / "report.html", samples=0)
+    page = (tmp_path / "report.html").read_text()
+    assert "<h2>Sets</h2>" in page and f"{rows[0]['all']['images'] + rows[1]['all']['images']}</td>" in page
+
+
+def test_waiting_is_for_the_set_that_is_slow(photo_folder):
+    """One of two sets takes 20 ms an image to read: nearly all the waiting is for it."""
+    source = open_plan({"fast": str(photo_folder), "slow": str(photo_folder)})
+    slow, read = source.sources[1], source.sources[1].read
+    slow.read = lambda index: time.sleep(0.02) or read(index)
+    order = order_of(source, 8, seed=3)
+    for kind in ("cpu", "memory"):
+        with contextlib.closing(
+            make_loader(source, InputSpec((ViewSpec(size=16),)), order, kind=kind, threads=1)
+        ) as loader:
+            for _ in range(4):
+                next(loader)
+            stats = loader.stats()
+            assert sum(stats.set_waits) == pytest.approx(stats.wait_seconds)
+            assert stats.set_waits[1] > 3 * stats.set_waits[0]

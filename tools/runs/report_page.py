@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from ...train.engine.metrics import read_metrics
 from ..look import page
 from ..look.browse_page import SAMPLES_STYLE, samples_html
 from ..look.reconstruct import Restoration
@@ -58,6 +60,7 @@ def render_report(
         _warnings(record),
         _figures(record),
         _curves(record),
+        _sets(record),
         _knn(record),
         _scores(record),
         _views(samples),
@@ -121,6 +124,33 @@ def _curves(record: Record) -> str:
     return page.section(
         "Curves", charts_html(charts([record.log], [record.folder.name])), "Means over the logging interval."
     )
+
+
+def _sets(record: Record) -> str:
+    """Of a run over several sets: what it read of each, how that was learnt, what it waited for."""
+    logged = read_metrics(record.folder) if (record.folder / "metrics.jsonl").exists() else []
+    rows = [row["sets"] for row in logged if isinstance(row.get("sets"), dict)]
+    if not rows:
+        return ""
+    images = {name: sum(row.get(name, {}).get("images", 0) for row in rows) for name in rows[-1]}
+    total, cells = max(1, sum(images.values())), []
+    for name, last in rows[-1].items():
+        losses = [row[name]["loss"] for row in rows if "loss" in row.get(name, {})]
+        waits = [row[name]["data_wait"] for row in rows if "data_wait" in row.get(name, {})]
+        cells.append(
+            (
+                name,
+                f"{images[name]:,}",
+                f"{images[name] / total:.1%}",
+                f"{losses[0]:.4g}" if losses else "",
+                f"{losses[-1]:.4g}" if losses else "",
+                f"{np.median(waits):.1%}" if waits else "",
+                f"{last['bad']:,}" if "bad" in last else "",
+            )
+        )
+    head = ("set", "images read", "share", "first loss", "last loss", "data wait", "bad images")
+    note = "Losses are means over the logging interval; waiting is the median of its rows, shared out among the sets."
+    return page.section("Sets", page.table(head, cells), note)
 
 
 def _knn(record: Record) -> str:

@@ -53,6 +53,14 @@ class Launch:
             dist.all_gather_object(parts, value, group=self.control)
         return parts
 
+    def from_main(self, value: object) -> object:
+        """What the first process gave, on all of them."""
+        if self.world == 1:
+            return value
+        told = [value]
+        dist.broadcast_object_list(told, src=0, group=self.control)
+        return told[0]
+
     def require_equal(self, facts: dict[str, object]) -> None:
         """Raises `UserError` on every process if one of `facts` differs among them, naming it and who differs."""
         if self.world == 1:

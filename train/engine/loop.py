@@ -16,7 +16,7 @@ from ...pipelines.rng import stream_key
 from ...pipelines.spec import Batch, Loader
 from ..recipe.settings import TrainSettings
 from .distributed import Launch
-from .interval import Interval
+from .interval import Interval, OfSets
 from .metrics import MetricsLog
 from .profiler import profiled
 from .sharding import is_sharded
@@ -54,16 +54,18 @@ def train(
     save: Callable[[int], None],
     score: Callable[[], dict[str, float]] | None = None,
     flush: Callable[[], None] | None = None,
+    renew: Callable[[int], None] | None = None,
+    of_sets: OfSets | None = None,
 ) -> int:
     """Steps `first_step` .. total_steps - 1; returns how many are finished, fewer after one of `SIGNALS`.
 
     `save(finished_steps)` is called every `save_every` steps and at the end, `score()` every `knn_every` epochs,
-    `flush()` on logging steps, by every process.
+    `flush()` on logging steps, `renew(step)` before the first step of an epoch, by every process.
     Raises `UserError` when `max_skipped` steps in a row had no finite gradient (looked at on logging steps).
     """
     algorithm, lrs = stepper.algorithm, stepper.schedules.lrs
     stepper.model.train()
-    interval, per_epoch = Interval(launch, settings.batch_size, loader), loader.steps_per_epoch
+    interval, per_epoch = Interval(launch, settings.batch_size, loader, of_sets), loader.steps_per_epoch
     hurry = getattr(loader, "hurry", None)
     with StopRequest(launch.control, hurry) as stop, profiled(settings.profile, out, launch.is_main) as profiler:
         for step in range(first_step, total_steps):
@@ -72,6 +74,8 @@ def train(
                 torch.manual_seed(stream_key(settings.seed, "epoch", progress.epoch))  # the same on all ranks
                 algorithm.start_epoch(progress, embed)
                 stepper.watch_buffers()
+                if renew is not None:
+                    renew(step)
             batch = next(loader)
             # everything a step draws (dropout, drop path) is a function of (seed, step, rank): no state to save
             torch.manual_seed(stream_key(settings.seed, f"step/{launch.rank}", step))

@@ -18,6 +18,7 @@ from .trackers import Tracker
 
 NEWLINE = b"\n"
 _TRACKED = ("loss", "lr", "images_per_s", "data_wait")
+_SHOWN_SETS = 4  # whose losses the console shows; more are in the file
 _COLUMNS = ("loss {loss:.4f}", "lr {lr:.2e}", "{images_per_s:,.0f} img/s", "data wait {data_wait:.1%}")
 
 
@@ -25,6 +26,8 @@ def describe(row: dict) -> str:
     """One row of metrics for a person."""
     parts = [text.format(**row) for text in _COLUMNS]
     parts += [f"{name} {value:.4g}" for name, value in row.get("metrics", {}).items()]
+    losses = [f"{name} {own['loss']:.4g}" for name, own in row.get("sets", {}).items() if "loss" in own]
+    parts += [f"loss of {', '.join(losses)}"] if 0 < len(losses) <= _SHOWN_SETS else []
     if "skipped" in row:
         parts.append(f"{row['skipped']} steps left out, their gradient was not finite")
     return " · ".join(parts + [f"ETA {duration(row['eta_s'])}"])
@@ -76,9 +79,10 @@ class MetricsLog:
             return
         self._waiting += json.dumps(row).encode() + b"\n"
         self._write()
+        of_sets = {f"sets/{name}/{key}": v for name, own in row.get("sets", {}).items() for key, v in own.items()}
         for tracker in list(self._trackers):
             try:
-                tracker(row["step"], {key: row[key] for key in _TRACKED} | row.get("metrics", {}))
+                tracker(row["step"], {key: row[key] for key in _TRACKED} | row.get("metrics", {}) | of_sets)
             except Exception as fault:  # of another library: whatever it is, the run does not need it
                 self._trackers.remove(tracker)
                 self.warn(f"train.trackers: {type(tracker).__name__} failed ({fault}) and is left out from now on")

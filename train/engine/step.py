@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import fields, replace
 
@@ -29,7 +29,7 @@ class Stepper:
     buffers (running statistics, queues) keep their bits. How many there were in a row is `skipped_in_row`, a tensor. A
     loss that is not finite is made to give gradients that are not, so averaging them tells every process.
 
-    `note` is told the losses of the samples of each step.
+    `notes` are told the losses of the samples of each step.
     """
 
     def __init__(
@@ -42,13 +42,13 @@ class Stepper:
         precision: str = "fp32",
         accumulate: int = 1,
         clip_grad: float | None = None,
-        note: Note | None = None,
+        notes: Sequence[Note] = (),
     ) -> None:
         self.model, self.algorithm, self.optimizer, self.schedules = model, algorithm, optimizer, schedules
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._device = self._parameters[0].device
         self._precision, self._accumulate, self._clip = precision, accumulate, clip_grad
-        self._note = note
+        self._notes = notes
         self.scaler = torch.amp.GradScaler(self._device.type, enabled=precision == "fp16")
         # whether it looks at `found_inf` itself, or the scaler does for it
         self._leaves_out = getattr(optimizer, "_step_supports_amp_scaling", False) or self.scaler.is_enabled()
@@ -82,8 +82,8 @@ class Stepper:
         self._restore_buffers(buffers, skipped)
         self.skipped_in_row = (self.skipped_in_row + 1) * skipped
         output.metrics = {**output.metrics, "grad_norm": norm, "skipped": skipped}
-        if self._note is not None:
-            self._note(progress.step, batch.ids, torch.cat(losses), skipped)
+        for note in self._notes:
+            note(progress.step, batch.ids, torch.cat(losses), skipped)
         return output
 
     def _gradients(self, batch: Batch, progress: Progress) -> tuple[StepOutput, list[Tensor]]:
@@ -95,7 +95,7 @@ class Stepper:
             with nullcontext() if last or not hasattr(self.model, "no_sync") else self.model.no_sync():
                 with torch.autocast(self._device.type, **autocast):
                     output = self.model(micro, progress)
-                if self._note is not None:
+                if self._notes:
                     losses.append(self._of_samples(output))
                 output.per_sample = None  # nor what it holds is needed any more
                 share = torch.where(output.loss.detach().isfinite(), 1 / self._accumulate, float("nan"))
