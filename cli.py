@@ -11,6 +11,7 @@ from .errors import UserError, run_command
 # command -> (module with main(argv), what it does)
 COMMANDS = {
     "shard": ("pipelines.shard", "any source of images -> WebDataset tars with an index"),
+    "pixels": ("pipelines.pixels.command", "the pixels of shards, decoded once and for all, beside them"),
     "check": ("pipelines.check", "whether a data set is sound: tars, indexes, checksums, images"),
     "pretrain": ("train.pretrain_command", "a recipe -> a pre-trained encoder"),
     "recipes": ("train.recipe.listing", "what can be trained, one line a recipe"),

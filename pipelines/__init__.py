@@ -9,11 +9,13 @@ sources/          what images are stored in: folders, tar shards, lists, publish
 shard.py          a source -> tar shards with an index; sharding/ does the work
 check.py          whether a data set is what it should be; check_tar.py: one tar of it; range_use.py: deep images
 plan/             several sets in one run: shares, filters, weights, and their order
+pixels/           what was decoded once, in files beside the tars
 views/            what a view or a mask is, what is drawn for it, how its pixels are made
 loaders/          batches: one loader for each way to get at pixels
 
 Who knows whom: images -> nobody; sources -> images; views -> images; sharding -> images, sources; plan -> sources;
-loaders -> all but sharding. Nothing is imported here before it is asked for: workers of `shard.py` do without torch.
+pixels -> images, sources, plan, views; loaders -> all but sharding. Nothing is imported here before it is asked for:
+workers of `shard.py` do without torch.
 """
 
 from ..lazy import face

@@ -26,10 +26,11 @@ from ..places import new_file
 from .check_tar import Problem, TarCheck
 from .images.decode import DecodeError, decode, image_size
 from .images.rules import add_rules, use_options
+from .pixels.check import sidecar_problems
 from .range_use import small_range
 from .sources import existing, open_source, read_manifest, resolve
 from .sources.samples import SampleReader
-from .sources.shards import FORMAT, INDEX, INDEX_FILE, MANIFEST, tars_in
+from .sources.shards import FORMAT, INDEX, INDEX_FILE, MANIFEST, Tar, tars_in
 from .sources.stream import SCHEMES
 
 if TYPE_CHECKING:
@@ -99,6 +100,8 @@ def check(data: str | os.PathLike, decode: bool = False, workers: int | None = N
                 report.bytes += job.bytes
                 report.problems += job.problems
                 everything.add(job.reader)
+                if not job.problems:  # pixels of what is damaged itself are nobody's
+                    report.problems += _check_pixels(job, decode)
             report.notes += everything.notes()
             if manifest is None and not report.problems and (fault := everything.fault()):
                 report.problems.append(Problem("member", "", "", fault))
@@ -190,6 +193,11 @@ def _check_sequence(jobs: list[TarCheck], problems: list[Problem]) -> None:
             if job.keys[0] <= last:
                 problems.append(Problem("order", job.path.name, job.keys[0], f"comes after {last} of an earlier shard"))
             last = max(last, job.keys[-1])
+
+
+def _check_pixels(job: TarCheck, decoded: bool) -> list[Problem]:
+    tar = Tar(job.path, job.samples, job.entry and job.entry["sha256"], job.reader.wanted)
+    return [Problem("pixels", job.path.name, key, detail) for key, detail in sidecar_problems(tar, decoded)]
 
 
 def _check_images(source: ByteSource, ids: range, decoded: bool) -> tuple[int, list[Problem]]:

@@ -20,7 +20,8 @@ _CHUNK = 1 << 20  # bytes hashed at a time
 
 @dataclass(frozen=True)
 class Problem:
-    # missing, truncated, checksum, header, name, order, duplicate, label, idx, index, manifest, extra, image, member
+    # missing, truncated, checksum, header, name, order, duplicate, label, idx, index, manifest, extra, image, member,
+    # pixels
     kind: str
     shard: str  # file name, empty where none is meant
     key: str  # member or image, empty for the shard as a whole

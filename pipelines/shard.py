@@ -11,8 +11,6 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +20,9 @@ from ..cores import cores
 from ..errors import UserError
 from .images.encode import Encoding
 from .images.rules import add_rules, use_options
+from .pixels.layout import FORMATS, Request
 from .sharding.plan import Plan, ShardOptions, Survey, differences, make_plan, survey, without_duplicates
+from .sharding.progress import counter, part_of
 from .sharding.workers import write_shards
 from .sharding.workspace import Workspace
 from .sharding.writer import ShardJob, ShardWriter
@@ -88,7 +88,7 @@ def shard(
         if options.encoding.max_side is None:  # else the sizes are known afterwards
             _check_space(out, int(plan.bytes[[job.number for job in jobs]].sum()))
         share = cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        with _counter(sum(len(job.ids) for job in jobs), progress) as count:
+        with counter("sharding", sum(len(job.ids) for job in jobs), progress) as count:
             writer = ShardWriter(source, workspace, options.encoding, skip_bad)
             bad = write_shards(writer, jobs, max(1, min(workers or share, len(jobs))), count)
         if bad and not skip_bad:
@@ -183,41 +183,6 @@ def _bad_images(source: ByteSource, plan: Plan, bad: list[tuple[int, str]], reme
     return "\n".join([*lines, remedy])
 
 
-@contextmanager
-def _counter(total: int, shown: bool) -> Iterator[Callable[[int], None]]:
-    """A function that takes how many images were done since: a bar on a terminal, else a line every five seconds."""
-    if shown and sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True)) as bar:
-            job = bar.add_task("", total=total)
-            yield lambda images: bar.advance(job, images)
-        return
-    done, told, start = 0, time.monotonic(), time.monotonic()
-
-    def line(images: int) -> None:
-        nonlocal done, told
-        done += images
-        now = time.monotonic()
-        if shown and now - told >= 5:
-            rate = done / (now - start)
-            print(f"sharding: {done:,} of {total:,} images, {rate:,.0f}/s", file=sys.stderr, flush=True)
-            told = now
-
-    yield line
-
-
-def _part(text: str | None) -> tuple[int, int]:
-    """`I/N`, else what torchrun says, else everything."""
-    text = text or f"{os.environ.get('RANK', '0')}/{os.environ.get('WORLD_SIZE', '1')}"
-    index, slash, count = text.partition("/")
-    if not (slash and index.isdecimal() and count.isdecimal()):
-        raise UserError(f"--part: I/N such as 0/8, not {text!r}")
-    return int(index), int(count)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="headrace shard",
@@ -242,6 +207,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--prefix", default="train", metavar="P", help="of the shards' names (%(default)s)")
     add_rules(parser)
     add("--format", choices=("webdataset", "ffcv"), default="webdataset", help="(%(default)s)")
+    add("--pixels", choices=FORMATS, help="and then the pixels beside the tars, as headrace pixels does")
     order = parser.add_mutually_exclusive_group()
     order.add_argument("--seed", type=int, default=0, metavar="S", help="of the shuffling (%(default)s)")
     order.add_argument("--no-shuffle", dest="seed", action="store_const", const=None, help="keep the source's order")
@@ -252,8 +218,11 @@ def main(argv: list[str] | None = None) -> int:
     """``headrace shard``; `errors.run_command` gives `UserError` and Ctrl-C their exit codes."""
     given = _parser().parse_args(argv)
     use_options(given)
-    part = _part(given.part)
+    part = part_of(given.part)
     ffcv = given.format == "ffcv"
+    if given.pixels and (ffcv or part[1] > 1):
+        which = "--format ffcv" if ffcv else "--part"
+        raise UserError(f"--pixels: not with {which}; run `headrace pixels` when the shards are complete")
     options = ShardOptions(
         shard_mb=given.shard_mb or (None if given.shard_samples else 256),
         shard_samples=given.shard_samples,
@@ -289,6 +258,11 @@ def main(argv: list[str] | None = None) -> int:
     left_out += f"; {manifest['duplicates']:,} duplicates left out" if manifest["duplicates"] else ""
     print(
         f"{given.out}: {manifest['samples']:,} images ({classes}) in {len(manifest['shards']):,} shards, "
-        f"{manifest['bytes'] / 1e6:,.0f} MB, {seconds:,.1f} s{left_out}"
+        f"{manifest['bytes'] / 1e6:,.0f} MB, {seconds:,.1f} s{left_out}",
+        flush=True,
     )
+    if given.pixels:
+        from .pixels.command import write_pixels
+
+        print(write_pixels(given.out, Request(given.pixels), workers=given.workers))
     return 0

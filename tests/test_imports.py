@@ -20,8 +20,10 @@ ALLOWED = {  # room -> what it may import of headrace, besides itself and what l
     "pipelines/views": "pipelines.images pipelines.spec pipelines.rng kernels",
     "pipelines/sharding": "pipelines.images pipelines.sources pipelines.spec",
     "pipelines/plan": "schema pipelines.sources pipelines.spec pipelines.rng pipelines.order",
-    "pipelines/loaders": "pipelines.images pipelines.sources pipelines.plan pipelines.views pipelines.spec"
-    " pipelines.rng pipelines.order pipelines.identity kernels",
+    "pipelines/pixels": "pipelines.images pipelines.sources pipelines.plan pipelines.views pipelines.spec"
+    " pipelines.sharding.progress",
+    "pipelines/loaders": "pipelines.images pipelines.sources pipelines.plan pipelines.pixels pipelines.views"
+    " pipelines.spec pipelines.rng pipelines.order pipelines.identity kernels",
     "models": "kernels pipelines.spec pipelines.rng pipelines.views.recipes pipelines.views.masks"
     " pipelines.views.mixing",
     "train": "schema train pipelines models kernels",
@@ -52,7 +54,7 @@ HEAVY = {  # third-party package -> the files that are about it
     "webdataset": {"pipelines/loaders/stream.py", "benchmarks/peers/tars.py"},
     "simplejpeg": {"pipelines/views/cut.py"},
     "pycocotools": {"train/dense/coco.py"},
-    "numba": {"pipelines/views/cpu_augment.py", "pipelines/views/numba_cache.py"},
+    "numba": {"pipelines/views/cpu_augment.py", "pipelines/views/numba_cache.py", "pipelines/views/yuv.py"},
     "ffcv": {"pipelines/sharding/beton.py", "pipelines/loaders/ffcv_file.py"},
 }
 

@@ -23,7 +23,7 @@ from headrace.models.algorithms import make_algorithm
 from headrace.models.distributed import synchronize_batch_norm
 from headrace.pipelines.identity import identity
 from headrace.pipelines.images.rules import use_rules
-from headrace.pipelines.loaders.choose import choose_loader, make_loader
+from headrace.pipelines.loaders.choose import choose_pixels, make_loader
 from headrace.pipelines.loaders.quarantine import QUARANTINE_FILE, Quarantine
 from headrace.pipelines.order import Order, share_of
 from headrace.pipelines.plan.columns import images_of
@@ -113,9 +113,10 @@ def pretrain(
         shard(algorithm, process)
     optimizer = build_optimizer(algorithm, recipe.optim)
     precision = resolved(settings.precision, process)
-    kind, why = "workers", "annotations belong to the images"
+    kind, why, pixels = "workers", "annotations belong to the images", None
     if batches is None:
-        kind, why = choose_loader(source, recipe.data.loader, process.device, algorithm.inputs())
+        wanted = source, recipe.data.loader, recipe.data.pixels, process.device
+        kind, why, pixels = choose_pixels(*wanted, algorithm.inputs())
     threads = recipe.data.threads or process.cores
     score = knn_score(recipe, process, algorithm, source, threads)
 
@@ -144,8 +145,8 @@ def pretrain(
             return out
         share = {"seed": settings.seed, "device": process.device, "rank": process.rank, "world": process.world}
         inputs = inputs_of_run(recipe.algorithm, total_steps, order.steps_per_epoch, settings.seed)
-        views = {"kind": kind, "inputs": inputs, "recipe": recipe, "quarantine": quarantine, "precision": precision}
-        batches = batches or partial(_views, **views)
+        views = {"kind": kind, "pixels": pixels, "inputs": inputs, "recipe": recipe, "precision": precision}
+        batches = batches or partial(_views, quarantine=quarantine, **views)
         loader = batches(source, algorithm, order, threads=threads, **share)
         try:
             schedules = Schedules(recipe.optim, settings.batch_size, total_steps, order.steps_per_epoch)
@@ -167,7 +168,7 @@ def pretrain(
             if resumed:
                 restore(resumed, stepper, loader)
             embed = partial(sweep, source=source, process=process, batch_size=settings.batch_size, threads=threads)
-            embed = partial(embed, quarantine=quarantine)
+            embed = partial(embed, quarantine=quarantine, pixels=recipe.data.pixels)
             finished = _train(
                 recipe, process, loader, stepper, embed, score, ledger, of_sets, data, resumed, total_steps
             )

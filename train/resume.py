@@ -35,7 +35,7 @@ MAY_CHANGE = (
     *("train.profile", "train.timeout", "train.max_skipped", "train.ledger"),
     *("train.device", "train.deterministic", "train.checkpointing", "train.compile"),
     *("train.shard", "train.unused_parameters"),
-    *("data.train", "data.val", "data.loader", "data.threads", "data.hw_decoder_load", "data.max_bad"),
+    *("data.train", "data.val", "data.loader", "data.pixels", "data.threads", "data.hw_decoder_load", "data.max_bad"),
 )
 _PLACES = re.compile(r"kernels|data\.train\.[^.]+\.(source|table)$")  # what is there counts, see `identity`
 _PLAN = ("data.train", "data.mix")  # how keys of a data plan begin

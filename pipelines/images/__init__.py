@@ -4,7 +4,8 @@ decode.py     encoded bytes -> upright RGB pixels, or a reason why not
 deep.py       samples of more than eight bits -> bytes
 rules.py      what a process takes for an image, and which range it gives to deep samples
 budget.py     memory that decoding threads reserve before they take it
-jpeg.py       size and orientation of a JPEG without a decoder
+jpeg.py       size, orientation and chroma of a JPEG without a decoder
+planes.py     pixels as luma and half the chroma
 formats.py    which suffixes are images, and what is said of files that are passed over
 encode.py     what sharding does to an image: keep its bytes, or write a smaller JPEG
 """

@@ -46,10 +46,7 @@ class Encoding:
             if self.verify:
                 decode(data)
             return data, height, width
-        image = Image.fromarray(decode(data))
-        if self.max_side is not None and max(image.size) > self.max_side:
-            image = image.resize(_fitted(image.size, self.max_side), Image.Resampling.BICUBIC)
-        return self._jpeg(image)
+        return self._jpeg(Image.fromarray(shrunk(decode(data), self.max_side)))
 
     def _jpeg(self, image: Image.Image):
         buffer = io.BytesIO()
@@ -63,6 +60,14 @@ class Encoding:
             return True
         header = jpeg_header(data)
         return header is not None and header.orientation == 1 and header.components != 4
+
+
+def shrunk(pixels: np.ndarray, side: int | None) -> np.ndarray:
+    """(H, W, 3) uint8 whose longer side is at most `side`; as `Encoding` makes it before it writes a JPEG."""
+    if side is None or max(pixels.shape[:2]) <= side:
+        return pixels
+    image = Image.fromarray(pixels)
+    return np.asarray(image.resize(_fitted(image.size, side), Image.Resampling.BICUBIC))
 
 
 def _fitted(size: tuple[int, int], side: int) -> tuple[int, int]:

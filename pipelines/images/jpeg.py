@@ -88,3 +88,17 @@ def _orientation(tiff: bytes) -> int | None:
         if tag == ORIENTATION:
             return value if (kind, count) == (3, 1) else None
     return 1
+
+
+def chroma_halved(data) -> tuple[bool, bool]:
+    """Whether the chroma of a colour JPEG has half the width of its luma, and half the height. Data as `jpeg_header`
+    takes it; what is turned by EXIF or of another kind counts as not halved."""
+    header = jpeg_header(data)
+    if header is None or header.components != 3 or header.orientation != 1:
+        return False, False
+    offset = 2
+    while data[offset + 1] not in (0xC0, 0xC1, 0xC2):
+        offset += 2 + (int(data[offset + 2]) << 8 | int(data[offset + 3]))
+    factors = [divmod(int(data[offset + 11 + 3 * part]), 16) for part in range(3)]
+    luma, *chroma = factors
+    return tuple(luma[axis] == 2 and all(one[axis] == 1 for one in chroma) for axis in range(2))

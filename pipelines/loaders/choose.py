@@ -7,6 +7,7 @@ import importlib.util
 import torch
 
 from ...errors import UserError
+from ..pixels.sidecars import Pixels, open_pixels
 from ..sources.arrays import ArraySource
 from ..sources.beton import BetonSource
 from ..sources.stream import StreamSource
@@ -17,27 +18,36 @@ from .memory import MemoryLoader
 
 DALI_HINT = "pip install nvidia-dali-cuda130 (or nvidia-dali-cuda120 for a CUDA 12 driver)"
 
+READ_PIXELS = ("cpu", "memory")  # those loaders that need not decode what is decoded
+
 LOADERS = ("auto", "cpu", "dali", "memory", "webdataset", "ffcv")
 
 NO_PROOF = "is given only what simplejpeg has found sound, and that is not installed: pip install simplejpeg"
 
 
 def choose_loader(
-    source: ByteSource, kind: str, device: torch.device | str = "cpu", inputs: InputSpec | None = None
+    source: ByteSource,
+    kind: str,
+    device: torch.device | str = "cpu",
+    inputs: InputSpec | None = None,
+    pixels: Pixels | None = None,
 ) -> tuple[str, str]:
     """(loader, why) for data.loader = auto | cpu | dali | webdataset | ffcv | memory, on the device of the batches.
 
     An explicit choice is honoured or refused with a `UserError`. Without `inputs`, any loader is taken to make them.
+    `pixels` are those of `open_pixels`.
     """
     beyond_dali = next(filter(None, map(dali_problem, inputs.views if inputs else ())), None)
     if kind != "auto":
         if problem := _problem(source, kind, beyond_dali):
             raise UserError(f"data.loader: {problem}")
-        return kind, "asked for"
+        return kind, "asked for" if pixels is None or kind not in READ_PIXELS else f"asked for; pixels: {pixels.words}"
     if isinstance(source, ArraySource):
         return "memory", "the images are arrays"
     if isinstance(source, StreamSource):
         return "webdataset", "the images are streamed"
+    if pixels is not None:
+        return "cpu", f"pixels: {pixels.words}"
     if beyond_dali:
         return "cpu", f"dali {beyond_dali}"
     if torch.device(device).type != "cuda":
@@ -47,6 +57,26 @@ def choose_loader(
     if not _installed("simplejpeg"):
         return "cpu", f"dali {NO_PROOF}"
     return "dali", "a GPU, DALI is installed"
+
+
+def choose_pixels(
+    source: ByteSource,
+    kind: str,
+    mode: str,
+    device: torch.device | str = "cpu",
+    inputs: InputSpec | None = None,
+) -> tuple[str, str, Pixels | None]:
+    """(loader, why, pixels) for data.loader = `kind` and data.pixels = `mode`: what `make_loader` takes.
+
+    Raises `UserError` for what cannot be honoured, and for sidecars that are not those of their tars.
+    """
+    pixels = open_pixels(source, mode)
+    chosen, why = choose_loader(source, kind, device, inputs, pixels)
+    if chosen in READ_PIXELS:
+        return chosen, why, pixels
+    if mode == "require":
+        raise UserError(f"data.pixels: the {chosen} loader decodes by itself; use data.loader=cpu")
+    return chosen, why, None
 
 
 def _problem(source: ByteSource, kind: str, beyond_dali: str | None) -> str | None:
@@ -82,20 +112,22 @@ def make_loader(
     order,
     *,
     kind: str,
+    pixels: Pixels | None = None,
     threads: int | None = None,
     hw_decoder_load: float | None = None,
     **rest,
 ) -> Loader:
     """The loader `kind` that `choose_loader` gave; `rest` is what else `BaseLoader` takes: seed, device, dtype, ...
+    `pixels` are those of `open_pixels`, of use to `READ_PIXELS` alone.
 
     Raises `UserError` for a `hw_decoder_load` that this loader has no use for.
     """
     if hw_decoder_load is not None and kind != "dali":
         raise UserError(f"data.hw_decoder_load: the {kind} loader decodes on CPU cores; use data.loader=dali")
     if kind == "memory":
-        return MemoryLoader(source, inputs, order, threads=threads, **rest)
+        return MemoryLoader(source, inputs, order, threads=threads, pixels=pixels, **rest)
     if kind == "cpu":
-        return CpuLoader(source, inputs, order, threads=threads, **rest)
+        return CpuLoader(source, inputs, order, threads=threads, pixels=pixels, **rest)
     if kind == "webdataset":
         from .stream import StreamLoader
 

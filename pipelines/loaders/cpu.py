@@ -1,4 +1,4 @@
-"""The loader on our own threads: decoded once for all views, each written into its place in the batch.
+"""The loader on our own threads: decoded once for all views, or not at all, each written into its place in the batch.
 
 On a CPU the threads make whole views (`cpu_augment`); for a GPU they cut the crops, and it does the rest. Views that
 are turned or go through RandAugment are cropped here and finished batch by batch, as in every loader.
@@ -11,12 +11,15 @@ import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import nullcontext
 
 import numpy as np
 import torch
 
 from ...cores import cores
 from ..images.budget import reserve
+from ..images.planes import Planes
+from ..pixels.sidecars import Pixels
 from ..spec import ViewSpec
 from ..views.cut import decode_fast
 from ..views.finish import cut_view, flips_early, places, rare_crop
@@ -45,14 +48,17 @@ class Buffers:
 
 class CpuLoader(BaseLoader):
     """See `BaseLoader`; `threads` work on images. One more thread reads the samples and draws the views of coming
-    batches.
+    batches. A sample that `pixels` has is not decoded.
     """
 
     _decode = staticmethod(decode_fast)
     _own_crop: Callable | None = None  # a subclass's way to make a crop, with the arguments of `cut_view`
 
-    def __init__(self, source, inputs, order, *, threads: int | None = None, **rest) -> None:
+    def __init__(
+        self, source, inputs, order, *, threads: int | None = None, pixels: Pixels | None = None, **rest
+    ) -> None:
         super().__init__(source, inputs, order, **rest)
+        self._pixels = pixels
         self._planner = ThreadPoolExecutor(1, thread_name_prefix="headrace-plan")
         self._cutters = ThreadPoolExecutor(threads or cores(), thread_name_prefix="headrace-cut")
         self._coming: dict[int, Future] = {}  # step -> what `_prepare` returns
@@ -93,13 +99,13 @@ class CpuLoader(BaseLoader):
         starts = range(0, len(plan.ids), _CHUNK)
         return plan, pixels, [self._cutters.submit(self._fill, plan, work, start) for start in starts]
 
-    def _work(self, view: ViewSpec, plan: Plan, out: np.ndarray) -> Callable[[np.ndarray, int], None]:
+    def _work(self, view: ViewSpec, plan: Plan, out: np.ndarray) -> Callable[[np.ndarray | Planes, int], None]:
         """What makes a view of a batch: called with an image and its place in the batch, it writes all its copies."""
         params, samples = plan.params[view.name], len(plan.ids)
         cut, boxes = self._own_crop or cut_view, places(params)
         if view not in self._whole:
 
-            def crops(image: np.ndarray, b: int) -> None:
+            def crops(image: np.ndarray | Planes, b: int) -> None:
                 for copy in range(view.count):
                     cut(image, view, boxes[copy][b], out[copy * samples + b])
 
@@ -109,7 +115,7 @@ class CpuLoader(BaseLoader):
             crop = params.crop.contiguous().numpy()
             return lambda image, b: maker.views(image, crop, table, b, out)
 
-        def views(image: np.ndarray, b: int) -> None:
+        def views(image: np.ndarray | Planes, b: int) -> None:
             for copy in range(view.count):
                 crop, row = np.empty((1, view.size, view.size, 3), np.uint8), copy * samples + b
                 cut(image, view, boxes[copy][b], crop[0])
@@ -117,9 +123,9 @@ class CpuLoader(BaseLoader):
 
         return views
 
-    def _fill(self, plan: Plan, work: list[Callable[[np.ndarray, int], None]], start: int) -> bool:
+    def _fill(self, plan: Plan, work: list[Callable[[np.ndarray | Planes, int], None]], start: int) -> bool:
         for b in range(start, min(start + _CHUNK, len(plan.ids))):
-            with reserve(math.prod(plan.sizes[b])):
+            with nullcontext() if _decoded(plan.encoded[b]) else reserve(math.prod(plan.sizes[b])):
                 began, index = time.perf_counter(), int(plan.ids[b])
                 image = self._image(index, plan.encoded[b])
                 if image is None:  # set aside by now; `_cut` prepares the step again, without it
@@ -130,9 +136,17 @@ class CpuLoader(BaseLoader):
                 self._spend(index, began)
         return True
 
-    def _image(self, index: int, encoded) -> np.ndarray | None:
-        """(H, W, 3) uint8 of a sample; None for a bad one, which is set aside."""
-        return self._attempt("decode", index, self._decode, encoded)
+    def _load(self, index: int):
+        if self._pixels is None:
+            return super()._load(index)
+        image = self._attempt("read", index, self._pixels.image, index)
+        if image is not None:
+            return image, image.shape[:2]
+        return None if index in self._bad else super()._load(index)
+
+    def _image(self, index: int, held) -> np.ndarray | Planes | None:
+        """What is there of a sample, decoded: (H, W, 3) uint8 or `Planes`; None for a bad one, which is set aside."""
+        return held if _decoded(held) else self._attempt("decode", index, self._decode, held)
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         super().load_state_dict(state)
@@ -154,3 +168,8 @@ class CpuLoader(BaseLoader):
         self._drain()
         self._planner.shutdown()
         self._cutters.shutdown()
+
+
+def _decoded(held) -> bool:
+    """Whether what a plan has of a sample is pixels, and not encoded bytes."""
+    return isinstance(held, Planes) or isinstance(held, np.ndarray) and held.ndim == 3

@@ -18,6 +18,7 @@ from ...cores import cores
 from ...errors import UserError
 from ..identity import LOOKED_AT, spread
 from ..order import Order
+from ..pixels.sidecars import MODES
 from ..plan.facts import plan_hash
 from ..plan.given import as_source
 from ..plan.mixture import MixedOrder
@@ -25,7 +26,7 @@ from ..plan.order_of import order_of
 from ..sources.stream import StreamSource
 from ..spec import Batch, ByteSource, LoaderStats, MaskSpec, ViewSpec
 from .arguments import as_inputs, device_of, one_of, share, whole
-from .choose import LOADERS, choose_loader, make_loader
+from .choose import LOADERS, choose_pixels, make_loader
 from .quarantine import Quarantine
 
 
@@ -42,7 +43,7 @@ def loader(
     rank: int | None = None,
     world: int | None = None,
     last_batch: Literal["drop", "pad"] = "drop",
-    pixels: Literal["auto"] = "auto",
+    pixels: Literal["auto", "never", "require"] = "auto",
     shuffle: bool = True,
     block: int | Literal["shard"] | None = None,
     dtype: torch.dtype = torch.float32,
@@ -67,7 +68,8 @@ def loader(
         rank, world: which of how many processes this is; None: torch.distributed's when a loop begins, else torchrun's.
         last_batch: what becomes of the images that do not fill an epoch's last batch: left out (others in every epoch),
             or filled up with the epoch's first.
-        pixels: "auto", which is all there is.
+        pixels: decoded pixels beside shards, which `headrace pixels` writes: "auto" uses them where all shards have
+            them, "never" decodes, "require" does neither without them.
         shuffle: False for the order of the source.
         block: read in blocks of so many neighbours, or of a shard, for slow disks.
         dtype: of the views.
@@ -85,7 +87,7 @@ def loader(
     block = block if block in (None, "shard") else whole("block", block, 1)
     one_of("loader", loader, LOADERS)
     one_of("last_batch", last_batch, ("drop", "pad"))
-    one_of("pixels", pixels, ("auto",))
+    one_of("pixels", pixels, MODES)
     one_of("shuffle", shuffle, (True, False))
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise UserError(f"dtype: needs a type of floating point such as torch.float16, got {dtype!r}")
@@ -93,9 +95,9 @@ def loader(
     where = device_of(device)
     source, inputs = as_source(data), as_inputs(views, mask)
     order = order_of(source, batch_size, seed=seed, shuffle=shuffle, last=last_batch, block=block)
-    kind, _ = choose_loader(source, loader, where, inputs)
+    kind, _, stored = choose_pixels(source, loader, pixels, where, inputs)
     aside = Quarantine(source, max_bad, None if quarantine is None else Path(quarantine))
-    options = {"kind": kind, "threads": threads, "seed": seed, "dtype": dtype, "quarantine": aside}
+    options = {"kind": kind, "pixels": stored, "threads": threads, "seed": seed, "dtype": dtype, "quarantine": aside}
     return EpochLoader(source, inputs, order, device=where, rank=rank, world=world, **options)
 
 

@@ -9,8 +9,11 @@ import torch
 
 from ...kernels.crop_resize import crop_resize
 from ..images.decode import DecodeError
+from ..images.planes import Planes
+from ..pixels.sidecars import Pixels
 from ..sources.arrays import ArraySource
 from ..spec import ByteSource, ViewSpec
+from ..views.cut import as_rgb
 from .base import Plan
 from .cpu import CpuLoader
 from .device import to_device
@@ -42,19 +45,42 @@ class DeviceImages:
         return crop_resize(self.pixels, *small, **options)
 
 
+class Held:
+    """`Pixels` in memory: each image kept there at its first use, by whoever had to decode it, or out of `stored`."""
+
+    words = "in memory"
+
+    def __init__(self, source: ByteSource, stored: Pixels | None) -> None:
+        self._arrays = source if isinstance(source, ArraySource) else None
+        self._stored, self._kept = stored, {}
+
+    def image(self, index: int) -> np.ndarray | Planes | None:
+        if self._arrays is not None:
+            return self._arrays.read(index)
+        found = self._kept.get(index)
+        if found is None and self._stored is not None and (found := self._stored.image(index)) is not None:
+            found = found._replace(flat=found.flat.copy()) if isinstance(found, Planes) else found.copy()
+            self._kept[index] = found
+        return found
+
+    def size(self, index: int) -> tuple[int, int] | None:
+        return None if self._stored is None else self._stored.size(index)
+
+    def keep(self, index: int, image: np.ndarray) -> None:
+        self._kept[index] = image
+
+
 class MemoryLoader(CpuLoader):
-    """See `BaseLoader`. Every image of the source is decoded at its first use and kept, at 3 bytes a pixel.
+    """See `CpuLoader`. Every image of the source is decoded at its first use, or taken from `pixels`, and kept.
 
     On a GPU they are kept there, and cropped there, if they take no more than half of its free memory, the source knows
-    their sizes, and no view is cut from a window or resized by Lanczos; else on the host, where the threads of
-    `CpuLoader` make views of them.
+    their sizes, and no view is cut from a window or resized by Lanczos; else on the host.
     """
 
     _keeps_on = ("cuda",)  # device types
 
-    def __init__(self, source: ByteSource, inputs, order, **rest) -> None:
-        super().__init__(source, inputs, order, **rest)
-        self._pixels: dict[int, np.ndarray] = {}
+    def __init__(self, source: ByteSource, inputs, order, *, pixels: Pixels | None = None, **rest) -> None:
+        super().__init__(source, inputs, order, pixels=Held(source, pixels), **rest)
         self._images = self._room()
 
     def _room(self) -> DeviceImages | None:
@@ -62,7 +88,7 @@ class MemoryLoader(CpuLoader):
             return None
         if any(view.crop == "window" or view.interpolation == "lanczos" for view in self.inputs.views):
             return None
-        sizes = [self.source.size(index) for index in range(len(self.source))]
+        sizes = [self._pixels.size(index) or self.source.size(index) for index in range(len(self.source))]
         if None in sizes:
             return None
         size = sum(3 * height * width for height, width in sizes)
@@ -71,34 +97,23 @@ class MemoryLoader(CpuLoader):
         return DeviceImages(sizes, self.device)
 
     def _load(self, index: int):
-        if self._images is not None:
-            return self._load_there(index)
-        pixels = self._pixels.get(index)
-        if pixels is None:
-            if not isinstance(self.source, ArraySource):
-                return super()._load(index)
-            pixels = self._attempt("read", index, self.source.read, index)
-        return None if pixels is None else (pixels, tuple(pixels.shape[:2]))
+        return super()._load(index) if self._images is None else self._load_there(index)
 
-    def _image(self, index: int, held: np.ndarray) -> np.ndarray | None:
-        if isinstance(held, np.ndarray) and held.ndim == 3:
-            return held
-        pixels = super()._image(index, held)
-        if pixels is not None:
-            self._pixels[index] = pixels
-        return pixels
+    def _image(self, index: int, held) -> np.ndarray | Planes | None:
+        image = super()._image(index, held)
+        if image is not held and image is not None:
+            self._pixels.keep(index, image)
+        return image
 
     def _load_there(self, index: int):
         """Sees to it that the device has an image."""
         if self._images.present[index]:
             return None, self._images.sizes[index]
-        if isinstance(self.source, ArraySource):
-            pixels = self._attempt("read", index, self.source.read, index)
-        else:
-            found = super()._load(index)
-            pixels = None if found is None else self._attempt("decode", index, self._decode, found[0])
+        found = super()._load(index)
+        pixels = None if found is None else super()._image(index, found[0])
         if pixels is None:
             return None
+        pixels = as_rgb(pixels)
         if pixels.shape[:2] != self._images.sizes[index]:
             self._reject(index, DecodeError(f"{pixels.shape[:2]} pixels, {self._images.sizes[index]} in the index"))
             return None

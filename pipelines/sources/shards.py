@@ -15,6 +15,7 @@ import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -59,6 +60,15 @@ def read_manifest(folder: Path) -> dict | None:
     return manifest
 
 
+class Tar(NamedTuple):
+    """One file of a `ShardSource`, whose samples are those behind the ones of the files before it."""
+
+    path: Path
+    samples: int
+    sha256: str | None  # None: nobody has noted it
+    image: str  # the suffix of the member that is read, empty for the first image
+
+
 class ShardSource(MappedSource):
     """The images of a folder of tars or of one tar. Memory-mapped: `read` gives a read-only view and copies nothing.
 
@@ -71,7 +81,7 @@ class ShardSource(MappedSource):
     notes: Sequence[str] = ()
 
     def __init__(self, path: str | os.PathLike, *, image: str = "") -> None:
-        self.root = Path(path)
+        self.root, self._image = Path(path), image.lstrip(".").lower()
         manifest = read_manifest(self.root) if self.root.is_dir() else None
         self._indexed = manifest is not None
         if manifest is not None:
@@ -82,6 +92,7 @@ class ShardSource(MappedSource):
             self._check_sizes(tars, sizes)
             index = self._load_index()
             self._check_index(index, manifest["samples"], sizes)
+            self._digests = [shard["sha256"] for shard in manifest["shards"]]
             super().__init__(str(path), tars, sizes, index, manifest["classes"], manifest["label_source"])
             return
         tars = tars_in(self.root) if self.root.is_dir() else [self.root]
@@ -119,6 +130,12 @@ class ShardSource(MappedSource):
             if not known or (rows["offset"] + rows["size"] > ends[rows["shard"]]).any():
                 problem = f"{INDEX_FILE} points past the end of a shard, or back to an earlier one"
                 raise UserError(f"{self.root}: {problem}; copy it again, or shard again")
+
+    def tars(self) -> list[Tar]:
+        """What this source is made of."""
+        counts = np.bincount(self.index["shard"], minlength=len(self._files)).tolist()
+        digests = self._digests if self._indexed else [None] * len(counts)
+        return [Tar(*one, self._image) for one in zip(self._files, counts, digests, strict=True)]
 
     def key(self, index: int) -> str:
         """``<tar>/<member>``, read from the member's header."""

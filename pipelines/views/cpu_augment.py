@@ -23,6 +23,7 @@ from numba import float32, int32, uint8
 
 from ...kernels.augment.reference import LUMA, SOLARIZE, blur_taps
 from ..spec import ViewSpec
+from .cut import as_rgb
 from .numba_cache import compiled
 
 _TILE = 1024  # pixels
@@ -410,7 +411,8 @@ def _finish(source, size, row, norm, rule, scratch, out):
 
 # ---- what is compiled when this file is imported
 
-_PIXELS, _BYTES, _FLOATS, _TABLE = uint8[:, :, ::1], uint8[::1], float32[::1], float32[:, ::1]
+_PIXELS = numba.types.Array(uint8, 3, "C", readonly=True)  # those of a memory map among them
+_BYTES, _FLOATS, _TABLE = uint8[::1], float32[::1], float32[:, ::1]
 _WHOLE, _WHOLES = numba.int64, numba.int64[::1]
 
 
@@ -475,17 +477,12 @@ def _scratch(height: int, size: int, reach: int) -> tuple[np.ndarray, np.ndarray
     return bytes_, floats
 
 
-def _own(pixels: np.ndarray) -> np.ndarray:
-    """As the compiled loops take them; a copy where that must be, as of a memory map that is only for reading."""
-    return np.require(pixels, requirements="CW")
-
-
 def resize(pixels: np.ndarray, box: Sequence[int], interpolation: str, out: np.ndarray) -> None:
     """pixels (H, W, 3) uint8 and a box (left, top, width, height) -> out (size, size, 3) uint8: Pillow's, bit for bit.
 
     `interpolation` is "bilinear" or "bicubic", with antialiasing.
     """
-    pixels = _own(pixels)
+    pixels = np.ascontiguousarray(as_rgb(pixels))
     scratch, _ = _scratch(sum(pixels.shape[:2]), len(out), 0)
     _resized(pixels, np.array(box, np.int32), len(out), _RADIUS[interpolation], False, scratch, out.reshape(-1))
 
@@ -506,7 +503,7 @@ class ViewMaker:
         pixels (H, W, 3) uint8; boxes (count, B, 4) int32; table (count * B, 12) float32 of `parameter_table`; out
         (count * B, size, size, 3) float32, C-contiguous, of which `count` images are written.
         """
-        pixels = _own(pixels)
+        pixels = np.ascontiguousarray(as_rgb(pixels))
         scratch, planes = _scratch(sum(pixels.shape[:2]), self._size, int(self._rule[0]))
         constants = self._norm, self._rule, scratch, planes
         _viewed(pixels, boxes, sample, self._size, self._radius, table, *constants, out.reshape(-1))

@@ -20,6 +20,7 @@ except ImportError:  # no wheel for this platform: Pillow decodes everything
 from ..images.budget import reserve
 from ..images.decode import check_size, decode
 from ..images.jpeg import jpeg_header
+from ..images.planes import Planes
 
 
 def decode_fast(data) -> np.ndarray:
@@ -44,8 +45,18 @@ def decode_plain(data) -> np.ndarray | None:
         return None
 
 
-def crop_and_resize(pixels: np.ndarray, box: Sequence[int], interpolation: str, out: np.ndarray) -> None:
-    """pixels (H, W, 3) uint8 and a box (left, top, width, height) -> out (size, size, 3) uint8: Pillow's, bit for bit.
+def as_rgb(pixels: np.ndarray | Planes) -> np.ndarray:
+    """(H, W, 3) uint8 of whatever an image's pixels are."""
+    if isinstance(pixels, Planes):
+        from .yuv import to_rgb  # numba, as below
+
+        return to_rgb(pixels)
+    return pixels
+
+
+def crop_and_resize(pixels: np.ndarray | Planes, box: Sequence[int], interpolation: str, out: np.ndarray) -> None:
+    """pixels (H, W, 3) uint8 and a box (left, top, width, height) -> out (size, size, 3) uint8: Pillow's, bit for bit,
+    but for `Planes`, whose chroma is half as fine.
 
     `interpolation` is "bilinear" or "bicubic", antialiased.
     """

@@ -14,9 +14,10 @@ from PIL import Image
 
 from ...errors import UserError
 from ...outside import imported
+from ..images.planes import Planes
 from ..rng import drawer, of_rows, uniform
 from ..spec import ViewParams, ViewSpec
-from .cut import crop_and_resize
+from .cut import as_rgb, crop_and_resize
 from .draw import stream_name
 from .randaugment import rand_augment, rotate
 
@@ -50,15 +51,15 @@ def places(params: ViewParams) -> list[list[list[int]]]:
     return torch.cat([params.crop, params.resized, params.offset], dim=-1).tolist()
 
 
-def cut_view(pixels: np.ndarray, view: ViewSpec, place: list[int], out: np.ndarray) -> None:
-    """pixels (H, W, 3) uint8 of an upright image and one of `places` -> out (size, size, 3) uint8, for any view.
+def cut_view(pixels: np.ndarray | Planes, view: ViewSpec, place: list[int], out: np.ndarray) -> None:
+    """An upright image, (H, W, 3) uint8 or `Planes`, and one of `places` -> out (size, size, 3) uint8, for any view.
 
     Rare crops that antialias are Pillow's own. All ways release the interpreter lock.
     """
     if rare_crop(view) is None:
         return crop_and_resize(pixels, place[:4], view.interpolation, out)
     left, top, width, height, *size = place[:6]
-    crop = pixels[top : top + height, left : left + width]
+    crop = as_rgb(pixels)[top : top + height, left : left + width]
     if view.antialias:
         resized = np.asarray(Image.fromarray(crop).resize(size, _FILTER[view.interpolation]))
     else:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ...errors import UserError
-from ...pipelines.loaders.choose import choose_loader, make_loader
+from ...pipelines.loaders.choose import choose_pixels, make_loader
 from ...pipelines.loaders.quarantine import MAX_BAD, Quarantine
 from ...pipelines.order import Order
 from ...pipelines.spec import ByteSource, InputSpec, ViewSpec
@@ -61,6 +61,7 @@ def embed_batches(
     left_out: list[str],
     *,
     loader: str = "auto",
+    pixels: str = "auto",
     batch_size: int = 256,
     process: Launch = ALONE,
     threads: int | None = None,
@@ -78,14 +79,14 @@ def embed_batches(
     share = min(batch_size, -(-len(source) // process.world))
     order = Order(len(source), share * process.world, shuffle=False, last="pad")
     inputs = InputSpec(views=(replace(view, count=1),))
-    kind, _ = choose_loader(source, loader, process.device, inputs)
+    kind, _, stored = choose_pixels(source, loader, pixels, process.device, inputs)
     if kind == "webdataset":
         raise UserError(
             f"{source.name}: a stream, whose images come in no fixed order; copy the shards to evaluate on them"
         )
     place = {"device": process.device, "rank": process.rank, "world": process.world}
     bad = Quarantine(source, max_bad, setting=setting)
-    batches = make_loader(source, inputs, order, kind=kind, threads=threads, quarantine=bad, **place)
+    batches = make_loader(source, inputs, order, kind=kind, pixels=stored, threads=threads, quarantine=bad, **place)
     encoder = encoder.to(process.device).eval()
     try:
         for step in range(order.steps_per_epoch):

@@ -44,6 +44,7 @@ def knn_score(
     bad = [Quarantine(s, recipe.data.max_bad) for s in some]
     view = evaluation_view(algorithm.inputs().views[0])
     options = {"process": process, "batch_size": recipe.train.batch_size, "threads": threads}
+    options["pixels"] = "never" if recipe.data.pixels == "never" else "auto"  # these sets need not have any
 
     def score() -> dict[str, float]:
         sets = []

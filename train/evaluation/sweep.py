@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ...errors import UserError
-from ...pipelines.loaders.choose import choose_loader, make_loader
+from ...pipelines.loaders.choose import choose_pixels, make_loader
 from ...pipelines.loaders.quarantine import Quarantine
 from ...pipelines.order import Order
 from ...pipelines.spec import ByteSource, InputSpec, ViewSpec
@@ -25,6 +25,7 @@ def sweep(
     batch_size: int,
     kind: str = "auto",
     threads: int | None = None,
+    pixels: str = "auto",
     seed: int = 0,
     quarantine: Quarantine | None = None,
 ) -> torch.Tensor:
@@ -35,11 +36,12 @@ def sweep(
     """
     order = Order(len(source), batch_size, seed=seed, shuffle=False, last="pad")
     inputs = InputSpec(views=(replace(view, count=1),))
-    kind, _ = choose_loader(source, kind, process.device, inputs)
+    kind, _, stored = choose_pixels(source, kind, pixels, process.device, inputs)
     if kind == "webdataset":
         raise UserError(f"{source.name}: a stream has no fixed order, which this algorithm needs; copy the shards")
     share = {"seed": seed, "device": process.device, "rank": process.rank, "world": process.world}
-    loader = make_loader(source, inputs, order, kind=kind, threads=threads, quarantine=quarantine, **share)
+    share |= {"threads": threads, "quarantine": quarantine}
+    loader = make_loader(source, inputs, order, kind=kind, pixels=stored, **share)
     training = module.training
     module.eval()
     try:

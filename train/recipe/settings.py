@@ -22,6 +22,8 @@ class DataSettings:
     loader: Literal["auto", "cpu", "dali", "webdataset", "ffcv", "memory"] = "auto"
     threads: int | None = None  # CPU threads a process decodes with; default: its share of the cores
     hw_decoder_load: float | None = None  # dali on a GPU: the share of JPEGs for its JPEG engine; default: DALI's own
+    # decoded pixels beside the shards, of `headrace pixels`. auto: where all shards have them; require: else an error
+    pixels: Literal["auto", "never", "require"] = "auto"
     last_batch: Literal["drop", "pad"] = "drop"  # what becomes of the samples that do not fill an epoch's last batch
     block: int | Literal["shard"] | None = (
         None  # shuffle blocks of so many samples, or shards, and then within a window

@@ -1,0 +1,154 @@
+"""A source -> the pixels of its samples, as sidecars hold them."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal, Protocol
+
+import numpy as np
+
+from ...errors import UserError, notice
+from ..images.planes import Planes
+from ..plan.mixed import MixedSource
+from ..sources.mapped import INDEX, MappedSource
+from ..sources.shards import ShardSource
+from ..sources.subset import Subset
+from ..spec import ByteSource
+from .layout import Request, Sidecar, bytes_of, read_sidecar, sidecar_of
+
+MODES = ("auto", "never", "require")
+_THREADS = 16  # cold disks answer many at once
+
+
+class Pixels(Protocol):
+    """Where decoded images are. `words` says so in the block at start-up."""
+
+    words: str
+
+    def image(self, index: int) -> np.ndarray | Planes | None:
+        """(H, W, 3) uint8 RGB, or `Planes`, read-only; None for a sample that has none, which is for a decoder.
+
+        Raises `OSError` for what cannot be read.
+        """
+
+    def size(self, index: int) -> tuple[int, int] | None:
+        """(height, width) of that, or None."""
+
+
+def open_pixels(
+    source: ByteSource, mode: Literal["auto", "never", "require"] = "auto", say: Callable[[str], None] = notice
+) -> Pixels | None:
+    """The sidecars of a source; None with ``never``, and with ``auto`` where there are none, or not for all of it.
+
+    Raises `UserError` for sidecars that are not those of their tars, and with ``require`` where some are missing.
+    """
+    if mode == "never":
+        return None
+    found, missing = _open(source)
+    if not missing:
+        return found
+    if mode == "require":
+        raise UserError(f"data.pixels: {missing}; write them with `headrace pixels`, or use data.pixels=auto")
+    if found is not None:
+        say(f"{missing}: its pixels are not used")
+    return None
+
+
+def _open(source: ByteSource) -> tuple[Pixels | None, str]:
+    """What there is, and what is missing, in words."""
+    if isinstance(source, ShardSource):
+        return _of_shards(source)
+    if isinstance(source, Subset):
+        whole, missing = _open(source.source)
+        return whole and _Picked(whole, source.ids), missing
+    if isinstance(source, MixedSource):
+        parts = [_open(part) for part in source.sources]
+        some = next((part for part, _ in parts if part is not None), None)
+        if missing := next((words for _, words in parts if words), ""):
+            return some, missing
+        return _Joined([part for part, _ in parts], source), ""
+    return None, f"{source.name}: has no pixels beside it, only shards can have them"
+
+
+def _of_shards(source: ShardSource) -> tuple[Pixels | None, str]:
+    tars = source.tars()
+    with ThreadPoolExecutor(_THREADS) as threads:
+        found = list(threads.map(read_sidecar, tars))
+    there = [one for one in found if one is not None]
+    if len(there) < len(tars):
+        first = next(tar.path for tar, one in zip(tars, found) if one is None)
+        return there and Sidecars(source, there) or None, (
+            f"{source.name}: {len(tars) - len(there):,} of {len(tars):,} shards have no pixels beside them, "
+            f"{sidecar_of(first).name} among them"
+        )
+    one = there[0]
+    if other := next((other for other in there if other.request != one.request), None):
+        raise UserError(
+            f"{one.path}: {one.request.words}, but {other.path.name} is {other.request.words}; "
+            "make all of them with one `headrace pixels`, or use data.pixels=never"
+        )
+    return Sidecars(source, there), ""
+
+
+class Sidecars(MappedSource):
+    """The pixels of all shards of a source, at the indices of its samples: memory-mapped, nothing is copied.
+
+    Pickles without its maps.
+    """
+
+    def __init__(self, source: ShardSource, sidecars: Sequence[Sidecar]) -> None:
+        self.request: Request = sidecars[0].request
+        self.total = sum(one.head["bytes"] for one in sidecars)
+        index = np.zeros(sum(len(one.rows) for one in sidecars), INDEX)
+        index["shard"] = np.repeat(np.arange(len(sidecars)), [len(one.rows) for one in sidecars])
+        for key in ("offset", "height", "width"):
+            index[key] = np.concatenate([one.rows[key] for one in sidecars])
+        index["size"] = bytes_of(self.request.format, *(index[key].astype(np.int64) for key in ("height", "width")))
+        files, sizes = [one.path for one in sidecars], [one.head["bytes"] for one in sidecars]
+        super().__init__(f"{source.name}: pixels", files, sizes, index, None, "none")
+
+    @property
+    def words(self) -> str:
+        return f"{self.request.words}, {self.total / 1e9:,.1f} GB beside the shards"
+
+    def image(self, index: int) -> np.ndarray | Planes | None:
+        """See `Pixels`. The system is told that the bytes will be wanted: a cold disk then reads while others work."""
+        shard, offset, size, _, height, width = self.index[index].item()
+        if not height:
+            return None
+        pages = self._map(shard)
+        start = offset - offset % mmap.PAGESIZE
+        pages.base.obj.madvise(mmap.MADV_WILLNEED, start, offset + size - start)
+        flat = pages[offset : offset + size]
+        return flat.reshape(height, width, 3) if self.request.format == "rgb" else Planes(flat, height, width)
+
+
+class _Picked:
+    """Those of a `Subset`."""
+
+    def __init__(self, whole: Pixels, ids: Sequence[int]) -> None:
+        self._whole, self._ids, self.words = whole, ids, whole.words
+
+    def image(self, index: int) -> np.ndarray | Planes | None:
+        return self._whole.image(int(self._ids[index]))
+
+    def size(self, index: int) -> tuple[int, int] | None:
+        return self._whole.size(int(self._ids[index]))
+
+
+class _Joined:
+    """Those of several sets."""
+
+    def __init__(self, parts: Sequence[Pixels], source: MixedSource) -> None:
+        self._parts, self._origin, self._starts = parts, source.origin, source.starts
+        self.words = "; ".join(dict.fromkeys(part.words for part in parts))
+
+    def image(self, index: int) -> np.ndarray | Planes | None:
+        number = self._origin(index)
+        return self._parts[number].image(index - self._starts[number])
+
+    def size(self, index: int) -> tuple[int, int] | None:
+        number = self._origin(index)
+        return self._parts[number].size(index - self._starts[number])
