@@ -35,3 +35,8 @@ class Teacher(nn.Module):
 def cosine_momentum(start: float, progress: Progress) -> float:
     """1 - (1 - start) (1 + cos(pi step / total_steps)) / 2: `start` at step 0, exactly 1 at the end (BYOL, eq. 1)."""
     return 1 - (1 - start) * (1 + math.cos(math.pi * progress.fraction)) / 2
+
+
+def linear_momentum(start: float, progress: Progress) -> float:
+    """From `start` at step 0 in a straight line to 1, which it would reach at the end (I-JEPA)."""
+    return start + (1 - start) * progress.fraction

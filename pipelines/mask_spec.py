@@ -171,6 +171,35 @@ class TargetBlocksMask(MaskSpec):
 
 
 @dataclass(frozen=True)
+class PublishedBlocksMask(MaskSpec):
+    """`TargetBlocksMask` as I-JEPA's authors draw it (arXiv 2301.08243): a size of targets and one of contexts for each
+    batch of a process, from its first sample; contexts cut to the batch's shortest, the first patches in raster order.
+
+    Blocks never reach the last row and column, and the cut takes the lower rows: the encoder sees those above more
+    often. Shapes change from batch to batch.
+    """
+
+    targets: int = 4
+    target_scale: tuple[float, float] = (0.15, 0.2)  # share of the grid, uniform
+    target_ratio: tuple[float, float] = (0.75, 1.5)  # height / width, by the same uniform number
+    context_scale: tuple[float, float] = (0.85, 1.0)
+    least: int = 10  # a context has more patches
+    attempts: int = 20  # at such a context; then the last target is let into it, and so on
+
+    def __post_init__(self) -> None:
+        for key in ("target_scale", "target_ratio", "context_scale"):
+            low, high = getattr(self, key)
+            if not 0 < low <= high:
+                raise ValueError(f"{key}: needs 0 < low <= high, not {low}, {high}")
+        if self.targets < 1 or min(self.grid) < 2:
+            raise ValueError("targets, grid: needs a target and two patches a side or more")
+
+    @property
+    def hidden(self) -> None:
+        return None
+
+
+@dataclass(frozen=True)
 class VariedMask(MaskSpec):
     """Block-wise; a sample is masked with probability `chance`, by a share ~ U(`ratio`) (iBOT, arXiv 2111.07832)."""
 

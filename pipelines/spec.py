@@ -18,6 +18,7 @@ from .mask_spec import (  # noqa: F401 (they are contracts, too)
     CellMask,
     Mask,
     MaskSpec,
+    PublishedBlocksMask,
     RandomMask,
     SharedMask,
     TargetBlocksMask,

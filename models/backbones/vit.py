@@ -57,6 +57,7 @@ class ViT(nn.Module):
         positions: Literal["sincos", "learned", "rotary", "none"] = "sincos"  # of the patches; other tokens have none
         antialias: bool = False  # a table of positions is resized as by timm, and by DINOv2 with registers
         resize_offset: float = 0.0  # or as by DINO and DINOv2 without registers: 0.1
+        class_token: bool = True  # without: the mean of the patch tokens stands in its place in what is returned
         registers: int = 0  # tokens beside the class token that only blocks see (arXiv 2309.16588)
         relative_bias: Literal["shared", "block"] | None = None  # one table for all blocks, or one for each
         qkv_bias: QKVBias = "all"
@@ -87,6 +88,8 @@ class ViT(nn.Module):
                 raise ValueError(f"positions: rotary ones need heads of a multiple of 4 channels, not {width // heads}")
             if not 0 <= self.resize_offset < 1:
                 raise ValueError(f"resize_offset: lies in [0, 1), not {self.resize_offset}")
+            if self.relative_bias is not None and not self.class_token:
+                raise ValueError("class_token: relative biases have rows for it")
             if self.relative_bias is not None and (self.registers or self.positions == "rotary"):
                 raise ValueError("relative_bias: goes with neither registers nor rotary positions")
 
@@ -99,7 +102,7 @@ class ViT(nn.Module):
         self.grid = (image_size // config.patch_size,) * 2
         self.resizing = {"antialias": config.antialias, "offset": config.resize_offset}
         self.patch_embed = nn.Conv2d(3, width, config.patch_size, config.patch_size, bias=not config.pre_norm)
-        self.cls_token = nn.Parameter(torch.empty(1, 1, width))
+        self.cls_token = nn.Parameter(torch.empty(1, 1, width)) if config.class_token else None
         self.registers = None
         if config.registers:
             self.registers = nn.Parameter(torch.empty(1, config.registers, width))
@@ -122,7 +125,8 @@ class ViT(nn.Module):
         self.norm = nn.LayerNorm(width, eps=config.norm_eps)
         init_transformer(self)
         nn.init.xavier_uniform_(self.patch_embed.weight.view(width, -1))
-        nn.init.normal_(self.cls_token, std=0.02)
+        if self.cls_token is not None:
+            nn.init.normal_(self.cls_token, std=0.02)
         if config.freeze_patch_embed:
             self.patch_embed.requires_grad_(False)
 
@@ -171,7 +175,7 @@ class ViT(nn.Module):
             raise ValueError("keep: an encoder with relative biases sees all patches; hide them with a mask token")
         else:
             x, grid = self.embed_visible(images, keep)
-        first = [self.cls_token] if self.registers is None else [self.cls_token, self.registers]
+        first = [token for token in (self.cls_token, self.registers) if token is not None]
         x = torch.cat([*(token.expand(x.shape[0], -1, -1) for token in first), x], dim=1)
         if self.pre_norm is not None:
             x = self.pre_norm(x)
@@ -182,10 +186,17 @@ class ViT(nn.Module):
             bias = shared if self.block_biases is None else self.block_biases[i](grid)
             x = block(x, bias, rotary)
             if i in blocks:
-                found.append(
-                    x if self.registers is None else torch.cat([x[:, :1], x[:, 1 + len(self.registers[0]) :]], 1)
-                )
+                found.append(self._without_registers(x))
         return found
+
+    def _without_registers(self, x: torch.Tensor) -> torch.Tensor:
+        """The class token, or what stands in its place, and the patches."""
+        if self.registers is None and self.cls_token is not None:
+            return x
+        count = 0 if self.registers is None else self.registers.shape[1]
+        if self.cls_token is not None:
+            return torch.cat([x[:, :1], x[:, 1 + count :]], 1)
+        return torch.cat([x[:, count:].mean(1, keepdim=True), x[:, count:]], 1)
 
     def _rotary(self, grid: tuple[int, int], keep: torch.Tensor | None) -> torch.Tensor:
         """The `rotary_table` of all patches, or of those that are kept: (2, B, 1, K, width of a head)."""

@@ -19,6 +19,7 @@ from ..spec import (
     CellMask,
     Mask,
     MaskSpec,
+    PublishedBlocksMask,
     RandomMask,
     SharedMask,
     TargetBlocksMask,
@@ -64,6 +65,8 @@ def draw_mask(spec: MaskSpec, seed: int, epoch: int | torch.Tensor, ids: torch.T
         return Mask(hidden) if spec.hidden is None else _finish(hidden, spec.hidden)
     if isinstance(spec, TargetBlocksMask):
         return _target_blocks(spec, seed, epoch, ids)
+    if isinstance(spec, PublishedBlocksMask):
+        return _published_blocks(spec, seed, epoch, ids)
     raise TypeError(f"no rule for {type(spec).__name__}")
 
 
@@ -177,9 +180,51 @@ def _target_blocks(spec: TargetBlocksMask, seed: int, epoch: int, ids: torch.Ten
     return mask
 
 
-def _rectangles(grid: tuple[int, int], shape: tuple[int, int], u: torch.Tensor) -> torch.Tensor:
-    """(B, N, rows * columns) int64 patches, in raster order, of rectangles of one shape at places u (B, N, 2)."""
+def _published_blocks(spec: PublishedBlocksMask, seed: int, epoch: int, ids: torch.Tensor) -> Mask:
+    """Looks at values on the host: the shapes of the result depend on them."""
+    u, v = uniform(seed, "mask/sizes", of_rows(epoch, slice(1)), ids[:1], 2)[0].tolist()
+    shape = published_shape(spec.grid, _between(spec.target_scale, u), _between(spec.target_ratio, u))
+    around = published_shape(spec.grid, _between(spec.context_scale, v), 1.0)
+    inner = tuple(side - 1 for side in spec.grid)  # the authors' upper ends are exclusive
+    drawn = uniform(seed, "mask/blocks", epoch, ids, 2 * (spec.targets + spec.attempts)).view(len(ids), -1, 2)
+    targets, tries = (_rectangles(inner, size, part, spec.grid[1]) for size, part in (
+        (shape, drawn[:, : spec.targets]), (around, drawn[:, spec.targets :])
+    ))  # fmt: skip
+    context = torch.zeros(len(ids), spec.patches, dtype=torch.bool, device=ids.device)
+    found = torch.zeros(len(ids), 1, dtype=torch.bool, device=ids.device)
+    inside = torch.zeros(len(ids), spec.attempts, spec.patches, dtype=torch.bool, device=ids.device)
+    inside.scatter_(2, tries, True)
+    for count in range(spec.targets, -1, -1):
+        taken = torch.zeros_like(context).scatter_(1, targets[:, :count].flatten(1), True)
+        left = inside & ~taken[:, None]
+        good = left.sum(2) > spec.least
+        first = left[torch.arange(len(ids), device=ids.device), good.to(torch.uint8).argmax(1)]
+        context = torch.where(found, context, first)
+        found = found | good.any(1, keepdim=True)
+    shortest = int(context.sum(1).min())
+    mask = _finish(~(context & (context.cumsum(1) <= shortest)), spec.patches - shortest)
+    mask.targets = targets
+    return mask
+
+
+def _between(bounds: tuple[float, float], u: float) -> float:
+    return bounds[0] + u * (bounds[1] - bounds[0])
+
+
+def published_shape(grid: tuple[int, int], scale: float, ratio: float) -> tuple[int, int]:
+    """Rows and columns of a block: of int(patches x scale) patches, rounded, and less than the grid either way."""
+    patches = int(grid[0] * grid[1] * scale)
+    rows, columns = round(math.sqrt(patches * ratio)), round(math.sqrt(patches / ratio))
+    return min(rows, grid[0] - 1), min(columns, grid[1] - 1)
+
+
+def _rectangles(
+    grid: tuple[int, int], shape: tuple[int, int], u: torch.Tensor, width: int | None = None
+) -> torch.Tensor:
+    """(B, N, rows * columns) int64 patches, in raster order, of rectangles of one shape at places u (B, N, 2) in a
+    grid, of which `width` is a row's, if not its own."""
+    width = grid[1] if width is None else width
     top, left = ((u[..., axis] * (grid[axis] - shape[axis] + 1)).long() for axis in (0, 1))
     rows, columns = (torch.arange(side, device=u.device) for side in shape)
-    inner = (rows[:, None] * grid[1] + columns).flatten()
-    return (top * grid[1] + left)[..., None] + inner
+    inner = (rows[:, None] * width + columns).flatten()
+    return (top * width + left)[..., None] + inner

@@ -8,7 +8,21 @@ from headrace.models.algorithms import find_algorithm
 from headrace.pipelines.spec import Batch, Mask
 from headrace.pipelines.views.masks import draw_mask
 
-NAMES = ("mae", "mae_hivit", "simmim", "maskfeat", "beit", "beitv2", "cae", "milan", "eva", "mixmim", "pixmim", "vqkd")
+NAMES = (
+    "mae",
+    "mae_hivit",
+    "simmim",
+    "maskfeat",
+    "beit",
+    "beitv2",
+    "cae",
+    "milan",
+    "eva",
+    "mixmim",
+    "pixmim",
+    "vqkd",
+    "ijepa",
+)
 IMAGES = 8
 
 

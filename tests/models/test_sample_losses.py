@@ -18,7 +18,21 @@ from headrace.models.algorithms.barlowtwins import standardize
 from headrace.models.sample_losses import hidden_mean, patch_errors, prototype_losses, row_losses
 from headrace.pipelines.views.mixing import Mixing
 
-MASKED = ["mae", "mae_hivit", "pixmim", "simmim", "maskfeat", "eva", "milan", "mixmim", "beit", "beitv2", "cae", "vqkd"]
+MASKED = [
+    "mae",
+    "mae_hivit",
+    "pixmim",
+    "simmim",
+    "maskfeat",
+    "eva",
+    "milan",
+    "mixmim",
+    "beit",
+    "beitv2",
+    "cae",
+    "vqkd",
+    "ijepa",
+]
 UNEQUAL = ["mae", "mae_hivit", "pixmim", "maskfeat", "eva"]  # whose masks say what counts, patch by patch
 OTHERS = {  # whose losses are not the mean of their samples'
     "densecl": "has a dense part",

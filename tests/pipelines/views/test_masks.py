@@ -11,6 +11,7 @@ from scipy import stats
 from headrace.pipelines.spec import (
     BlockMask,
     CellMask,
+    PublishedBlocksMask,
     RandomMask,
     SharedMask,
     TargetBlocksMask,
@@ -200,6 +201,69 @@ def test_target_blocks_and_context():
     assert within.all()
     coverage = visible.double().mean(0)
     assert (coverage - coverage.flip(0, 1)).abs().max() < 4.5 * math.sqrt(0.5 / n)
+
+
+def by_rows(mask):
+    """The shares of the rows of a 16 x 16 grid in what is seen, and in what is asked for."""
+    return [torch.bincount(x.flatten() // 16, minlength=16) / x.numel() for x in (mask.keep, mask.targets)]
+
+
+def test_published_blocks_are_seen_as_the_authors_code_lets_them_be_seen():
+    """Shares measured with their collator: 60 batches of 32, and counts of tokens in batches of 128."""
+    found = [draw_mask(PublishedBlocksMask(grid=(16, 16)), 0, b, torch.arange(32 * b, 32 * b + 32)) for b in range(400)]
+    context, targets = (torch.stack(rows).mean(0).tolist() for rows in zip(*map(by_rows, found)))
+    published = [
+        0.162,
+        0.134,
+        0.109,
+        0.092,
+        0.075,
+        0.059,
+        0.049,
+        0.046,
+        0.045,
+        0.049,
+        0.053,
+        0.050,
+        0.042,
+        0.025,
+        0.009,
+    ]
+    assert context[:15] == pytest.approx(published, abs=0.012) and context[15] == targets[15] == 0
+    assert targets[:2] == pytest.approx([0.016, 0.032], abs=0.005) and targets[14] == pytest.approx(0.016, abs=0.005)
+    large = [draw_mask(PublishedBlocksMask(grid=(16, 16)), 1, b, torch.arange(128)) for b in range(60)]
+    kept = np.array([mask.keep.shape[1] for mask in large])
+    assert 57 <= np.median(kept) <= 94 and ((kept >= 50) & (kept <= 100)).mean() > 0.9
+    assert {mask.targets.shape[2] for mask in large} <= set(range(35, 50))
+
+
+def test_published_blocks_one_by_one():
+    """Each sample's context is its own block without its targets, in raster order as far as the shortest one goes."""
+    spec, ids = PublishedBlocksMask(grid=(9, 12)), torch.arange(70, 90)
+    mask = draw_mask(spec, 3, 4, ids)
+    grids = torch.zeros(20, 4, 9 * 12).scatter_(2, mask.targets, 1.0).view(20, 4, 9, 12)
+    for blocks, targets, keep in zip(grids, mask.targets, mask.keep):
+        for block, patches in zip(blocks, targets):
+            rows, columns = block.any(1).nonzero()[:, 0], block.any(0).nonzero()[:, 0]
+            assert block.sum() == len(rows) * len(columns) == len(patches) and rows.max() < 8 and columns.max() < 11
+            assert (rows.diff() == 1).all() and (columns.diff() == 1).all()
+        assert not set(keep.tolist()) & set(targets.flatten().tolist()) and (keep.diff() > 0).all()
+    assert mask.keep.shape[1] > spec.least and torch.equal(mask.keep, (~mask.hidden).nonzero()[:, 1].view(20, -1))
+    assert torch.equal(draw_mask(spec, 3, 4, ids).targets, mask.targets)
+
+
+def test_a_context_that_targets_leave_too_little_of_gets_some_of_them_back():
+    mask = draw_mask(PublishedBlocksMask(grid=(7, 7), targets=12), 0, 0, torch.arange(16))
+    covered = torch.zeros(16, 49, dtype=torch.bool).scatter_(1, mask.targets.flatten(1), True)
+    assert mask.keep.shape[1] > 10 and (covered & ~mask.hidden).any()
+
+
+def test_our_blocks_see_every_row_alike():
+    """I-JEPA's default: no row unseen, above and below alike; the middle, where more blocks lie, is seen less."""
+    context, targets = by_rows(draw_mask(TargetBlocksMask(grid=(16, 16), kept=59), 0, 0, torch.arange(4000)))
+    assert context.min() > 0.035 and context.max() < 0.11
+    for rows in (context, targets):
+        assert torch.allclose(rows, rows.flip(0), atol=0.004)
 
 
 @pytest.mark.parametrize(

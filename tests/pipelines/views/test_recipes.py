@@ -57,6 +57,8 @@ RANDOM_CROPS = {
     ],
     "beitv2": [(1, 224, 0.2, "cubic", (0.4, 0.4, 0.4, 0, 1), 0, 0, 0)] * 2,
     "cae": [(1, 224, 0.08, "cubic", NO, 0, 0, 0), (1, 112, 0.08, "lanczos", NO, 0, 0, 0)],
+    "ijepa": [(1, 224, 0.3, "linear", NO, 0, 0, 0)],
+    "ijepa_cifar": [(1, 32, 0.3, "linear", NO, 0, 0, 0)],
     "linear_train": [(1, 224, 0.08, "linear", NO, 0, 0, 0)],
     "linear_stages_train": [(1, 224, 0.08, "cubic", (0.4, 0.4, 0.4, 0, 1), 0, 0, 0)],
     "finetune_mae": [(1, 224, 0.08, "cubic", NO, 0, 0, 0)],
@@ -99,7 +101,8 @@ def test_random_crops_are_the_published_ones(name):
         assert v.interpolation == FILTERS[kind.strip("-")] and v.antialias == (kind[0] != "-")
         assert (v.brightness, v.contrast, v.saturation, v.hue, v.jitter) == jitter
         assert (v.gray, v.blur, v.solarize) == (gray, blur, solarize) and v.blur_sigma == (0.1, 2.0)
-        assert v.flip == 0.5 and v.ratio == pytest.approx((3 / 4, 4 / 3), abs=1e-4)
+        assert v.flip == (0 if name.startswith("ijepa") else 0.5)
+        assert v.ratio == pytest.approx((3 / 4, 4 / 3), abs=1e-4)
         assert v.rotate == (2 if name in ("deepcluster", "odc") else 0)
         assert v.gray_first == (name in ("moco_v1", "npid"))
         assert v.gray_weights == ("mean" if name == "moco_v1" else "luma")
@@ -191,7 +194,7 @@ def test_a_recipe_may_name_a_view(tmp_path):
 
 def test_an_unknown_name_is_one_line(tmp_path):
     with pytest.raises(UserError) as caught:
-        load(tmp_path, "algorithm:\n  view: {recipe: moco_v22, sizes: 3}\n")
+        load(tmp_path, "algorithm:\n  view: {recipe: moco_v22, sizing: 3}\n")
     name, key = str(caught.value).splitlines()
     assert name.endswith("recipe.yaml:2: algorithm.view: no view is named 'moco_v22'; did you mean moco_v2?")
-    assert "algorithm.view.sizes: unknown key" in key
+    assert "algorithm.view.sizing: unknown key" in key
