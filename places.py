@@ -1,4 +1,4 @@
-"""Paths as they are typed after an option: where to read and where to write."""
+"""Paths as they are typed after an option: where to read and where to write; and a file written whole or not at all."""
 
 from __future__ import annotations
 
@@ -28,6 +28,16 @@ def new_folder(text: str) -> Path:
     path = place(text)
     _require_writable(path, _nearest(path))
     return path
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Writes a file that appears complete and durable, or not at all."""
+    partial = path.with_name(f"{path.name}.{os.uname().nodename}.{os.getpid()}")
+    with open(partial, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
 
 
 def _nearest(folder: Path) -> Path:

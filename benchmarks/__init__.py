@@ -15,6 +15,7 @@ In a checkout where headrace is installed, ``python -m benchmarks.NAME`` is the 
     overhead.py    what the loop costs beside the model
     shard.py       how fast a folder becomes tars
     visibility.py  which patches I-JEPA's masks let an encoder see, as a picture
+    know.py        which near duplicates are found, and how fast
     faults.py      what becomes of a run that something happens to    processes.py, preload.py    runs as processes
     gpu.py         all that needs a GPU, in ten minutes, most valuable first
 

@@ -30,7 +30,7 @@ from .peers import PEERS
 from .record import RESULTS, read
 
 ROOT = Path(headrace.__file__).parent
-PAGES = ("README.md", "docs/benchmarks.md", "docs/evaluation.md")
+PAGES = ("README.md", "docs/benchmarks.md", "docs/evaluation.md", "docs/know.md")
 IMAGES = "docs/images"
 _BLOCK = re.compile(r"(<!-- ledger: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _TEXT, _BARS, _PEERS, _CEILINGS = "#7d8590", "#2f81f7", "#9198a1", "#9198a2"  # legible on white and on black

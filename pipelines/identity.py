@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,7 +13,9 @@ from .sources.arrays import ArraySource
 from .sources.files import FileSource
 from .sources.mapped import MappedSource
 from .sources.subset import Subset
-from .spec import ByteSource
+
+if TYPE_CHECKING:
+    from .spec import ByteSource
 
 LOOKED_AT = 1024  # samples whose names, labels and sizes count, spread evenly; all of them where there are no more
 READ = 16  # of which the bytes count as well, and the labels of sources that may have to read for them

@@ -23,12 +23,12 @@ from .images.rules import add_rules, use_options
 from .pixels.layout import FORMATS, Request
 from .sharding.plan import Plan, ShardOptions, Survey, differences, make_plan, survey, without_duplicates
 from .sharding.progress import counter, part_of
-from .sharding.workers import write_shards
 from .sharding.workspace import Workspace
 from .sharding.writer import ShardJob, ShardWriter
 from .sources import open_source, read_manifest
 from .sources.folder import FolderSource
 from .sources.shards import FORMAT, MANIFEST, VERSION, ShardSource
+from .workers import require_part, run_jobs
 
 if TYPE_CHECKING:
     from .spec import ByteSource
@@ -67,8 +67,7 @@ def shard(
     """
     if workers is not None and workers < 1:
         raise UserError(f"--workers: must be at least 1, not {workers}")
-    if not 0 <= part[0] < part[1]:
-        raise UserError(f"--part: is one of 0/{part[1]} ... {part[1] - 1}/{part[1]}, not {part[0]}/{part[1]}")
+    require_part(part)
     out, source, options = Path(out).expanduser(), open_source(source), options or ShardOptions()
     scanned = source.root.resolve() if isinstance(source, (FolderSource, ShardSource)) else None
     if scanned is not None and scanned.is_dir() and out.resolve().is_relative_to(scanned):
@@ -90,7 +89,7 @@ def shard(
         share = cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         with counter("sharding", sum(len(job.ids) for job in jobs), progress) as count:
             writer = ShardWriter(source, workspace, options.encoding, skip_bad)
-            bad = write_shards(writer, jobs, max(1, min(workers or share, len(jobs))), count)
+            bad = run_jobs(writer, jobs, max(1, min(workers or share, len(jobs))), count)
         if bad and not skip_bad:
             raise UserError(_bad_images(source, plan, bad, "mend or remove them, or leave them out with --skip-bad"))
         if all(workspace.finished(number) for number in range(len(plan))):

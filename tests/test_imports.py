@@ -17,8 +17,10 @@ ALLOWED = {  # room -> what it may import of headrace, besides itself and what l
     "pipelines": "schema pipelines kernels",
     "pipelines/images": "",
     "pipelines/sources": "pipelines.images pipelines.spec",
-    "pipelines/views": "pipelines.images pipelines.spec pipelines.rng kernels",
-    "pipelines/sharding": "pipelines.images pipelines.sources pipelines.spec",
+    "pipelines/measure": "pipelines.images pipelines.sources pipelines.spec pipelines.identity pipelines.workers"
+    " pipelines.numba_cache",
+    "pipelines/views": "pipelines.images pipelines.spec pipelines.rng pipelines.numba_cache kernels",
+    "pipelines/sharding": "pipelines.images pipelines.sources pipelines.measure pipelines.workers pipelines.spec",
     "pipelines/plan": "schema pipelines.sources pipelines.spec pipelines.rng pipelines.order",
     "pipelines/pixels": "pipelines.images pipelines.sources pipelines.plan pipelines.views pipelines.spec"
     " pipelines.sharding.progress",
@@ -35,6 +37,7 @@ ALLOWED = {  # room -> what it may import of headrace, besides itself and what l
     "tools/exchange": "train pipelines models kernels",
     "tools/look": "tools.columns train pipelines models kernels",
     "tools/runs": "schema tools.look tools.columns train pipelines models kernels",
+    "tools/know": "tools.look tools.columns train pipelines models kernels",
     "tools/doctor": "tools.columns train pipelines models kernels",
     "benchmarks": "tools train pipelines models kernels",
 }
@@ -52,9 +55,16 @@ HEAVY = {  # third-party package -> the files that are about it
         "kernels/proof/launches.py",
     },
     "webdataset": {"pipelines/loaders/stream.py", "benchmarks/peers/tars.py"},
-    "simplejpeg": {"pipelines/views/cut.py"},
+    "simplejpeg": {"pipelines/views/cut.py", "pipelines/images/reduced.py"},
     "pycocotools": {"train/dense/coco.py"},
-    "numba": {"pipelines/views/cpu_augment.py", "pipelines/views/numba_cache.py", "pipelines/views/yuv.py"},
+    "numba": {
+        "pipelines/numba_cache.py",
+        "pipelines/views/cpu_augment.py",
+        "pipelines/views/yuv.py",
+        "pipelines/measure/statistics.py",
+        "pipelines/measure/hamming.py",
+        "pipelines/measure/likeness.py",
+    },
     "ffcv": {"pipelines/sharding/beton.py", "pipelines/loaders/ffcv_file.py"},
 }
 

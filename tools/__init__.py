@@ -2,6 +2,7 @@
 
 look/              at data and encoders: views, features, attention, reconstructions, as pictures
 runs/              at runs: reports, comparisons, curves
+know/              at a data set: near duplicates, leaks, outliers
 doctor/            where the time goes between disk and model
 exchange/          weights and configurations of other libraries, in and out
 models_api.py      list_models, get_model
@@ -15,6 +16,6 @@ demo_images.py     the set: textured shapes on cluttered backgrounds
 thumbnails.py      a user's own images made small for the demo
 columns.py         tables for a terminal
 
-Who knows whom: exchange -> nobody; look -> nobody; runs -> look; doctor -> nobody; the files here know them all, and
-`columns.py` serves all.
+Who knows whom: exchange -> nobody; look -> nobody; runs and know -> look; doctor -> nobody; the files here know them
+all, and `columns.py` serves all.
 """

@@ -2,7 +2,6 @@
 
 plan.py        source -> which images go into which shard, and a fingerprint of what was asked
 writer.py      images -> one tar with its DALI index: every byte is read, hashed and written once
-workers.py     processes that write shards, and end with their parent
 progress.py    what is shown meanwhile, and which part of the work is a process's own
 workspace.py   ``<out>/.sharding``: finished shards wait there for the last one; what a resume finds
 beton.py       the same images as one FFCV file

@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import UserError
+from ...places import write_file
 from ..sources.shards import INDEX_FILE, MANIFEST, UNFINISHED
 from .plan import Survey, differences
 
@@ -141,16 +142,6 @@ class Workspace:
             with contextlib.suppress(OSError):
                 self.out.rmdir()
         return True
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Writes a file that appears complete and durable, or not at all."""
-    partial = path.with_name(f"{path.name}.{os.uname().nodename}.{os.getpid()}")
-    with open(partial, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def _move(file: Path, target: Path) -> None:

@@ -29,12 +29,12 @@ from ..images.encode import Encoding
 from ..images.formats import IMAGE_SUFFIXES
 from ..sources import tar
 from ..sources.shards import INDEX
+from ..workers import REPORT_SECONDS
 from .workspace import Workspace
 
 if TYPE_CHECKING:
     from ..spec import ByteSource
 
-REPORT_SECONDS = 0.5  # between two counts from one worker
 _BUFFER = 2 << 20  # bytes; between 1 and 16 MiB the speed is the same
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 

@@ -10,7 +10,6 @@ cut.py            fast decoding, and crops written where the batch holds them
 finish.py         rare crops, and what happens to whole batches before and after `kernels.augment`
 cpu_augment.py    the colour half of a view on a CPU: compiled loops
 yuv.py            RGB <-> luma and half the chroma
-numba_cache.py    how they are compiled, and where that is kept
 
 Nothing here knows where images come from or who asks for them.
 """

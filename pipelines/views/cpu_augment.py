@@ -22,9 +22,9 @@ import torch
 from numba import float32, int32, uint8
 
 from ...kernels.augment.reference import LUMA, SOLARIZE, blur_taps
+from ..numba_cache import compiled
 from ..spec import ViewSpec
 from .cut import as_rgb
-from .numba_cache import compiled
 
 _TILE = 1024  # pixels
 _BITS = 22  # of a resize's weights behind the point, as in Pillow: 8 bits of pixels and 2 of sums remain

@@ -11,7 +11,7 @@ import numpy as np
 from numba import float32, int32, uint8
 
 from ..images.planes import Planes, planes_size
-from .numba_cache import compiled
+from ..numba_cache import compiled
 
 _BYTES = numba.types.Array(uint8, 1, "C", readonly=True)
 _PIXELS = numba.types.Array(uint8, 3, "C", readonly=True)

@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-from html import escape
-
 import numpy as np
-from PIL import Image
 
 from ...errors import UserError
 from ...models.algorithms import find_algorithm
-from ...pipelines.images.decode import DecodeError, decode
 from ...pipelines.spec import ByteSource
 from ...train.ledger import read_ledger
 from ..look import page
+from ..look.pictures import gallery, picture_html
 from .run_record import Record
 
-SIDE = 128  # pixels of the longer side of a thumbnail
 NONE = "No ledger was kept: train.ledger=true keeps the losses of single samples."
-LEDGER_STYLE = """
-.extremes { display: grid; grid-template-columns: repeat(auto-fill, minmax(112px, 1fr)); gap: .8rem;
-  margin: .4rem 0 1rem; }
-.extremes img { display: block; width: 100%; height: 112px; object-fit: contain; }
-.extremes figcaption { overflow-wrap: anywhere; }
-.extremes figcaption div { color: var(--soft); }
-h3 { margin: .8rem 0 0; font-size: .95rem; }
-"""
 
 
 def has_ledger(record: Record) -> bool:
@@ -57,8 +45,8 @@ def ledger_section(record: Record, source: ByteSource | str, hardest: int, easie
     parts = []
     for title, chosen in (("Hardest", ranked[::-1][:hardest]), ("Easiest", ranked[:easiest])):
         if len(chosen):
-            figures = "\n".join(_figure(source, int(i), average[i], visits[i], pictures) for i in chosen)
-            parts.append(f'<h3>{title}</h3>\n<div class="extremes">\n{figures}\n</div>')
+            figures = [_figure(source, int(i), average[i], visits[i], pictures) for i in chosen]
+            parts.append(f"<h3>{title}</h3>\n{gallery(figures)}")
     return page.section("Ledger", "\n".join(parts), " ".join(notes))
 
 
@@ -69,20 +57,8 @@ def _phrase(name: str) -> str | None:
         return None
 
 
-def _figure(source: ByteSource | str, index: int, average: float, visits: int, pictures: bool) -> str:
-    key, picture = f"sample {index:,}", ""
-    if not isinstance(source, str):
-        key = source.key(index)
-        if pictures:
-            picture = _thumbnail(source, index)
-    said = f"<div>{average:.4f}, {visits:,} {'visit' if visits == 1 else 'visits'}</div>"
-    return f"<figure>{picture}<figcaption>{escape(key)}{said}</figcaption></figure>"
-
-
-def _thumbnail(source: ByteSource, index: int) -> str:
-    try:
-        image = Image.fromarray(decode(source.read(index)))
-    except (OSError, DecodeError, UserError) as fault:
-        return f"<p>{escape(str(fault))}</p>"
-    image.thumbnail((SIDE, SIDE))
-    return f'<img src="{page.data_uri(np.asarray(image), "JPEG", quality=85)}" alt="{escape(source.key(index))}">'
+def _figure(source: ByteSource | str, index: int, average: float, visits: int, pictures: bool) -> tuple[str, str, str]:
+    said = f"{average:.4f}, {visits:,} {'visit' if visits == 1 else 'visits'}"
+    if isinstance(source, str):
+        return "", f"sample {index:,}", said
+    return picture_html(source, index) if pictures else "", source.key(index), said

@@ -13,10 +13,10 @@ import torch
 from ...train.engine.metrics import read_metrics
 from ..look import page
 from ..look.browse_page import SAMPLES_STYLE, samples_html
+from ..look.pictures import PICTURES_STYLE
 from ..look.reconstruct import Restoration
 from ..look.samples import Sample
 from .charts import Chart, to_svg
-from .report_ledger import LEDGER_STYLE
 from .run_figures import charts, figures, scores
 from .run_record import Record
 
@@ -70,7 +70,7 @@ def render_report(
     parts += [_settings(record), _environment(record), _quarantine(record), _checkpoints(record)]
     name = record.folder.resolve().name
     return page.render(
-        f"Run {name}", _facts(record), "\n".join(filter(None, parts)), SAMPLES_STYLE + REPORT_STYLE + LEDGER_STYLE
+        f"Run {name}", _facts(record), "\n".join(filter(None, parts)), SAMPLES_STYLE + REPORT_STYLE + PICTURES_STYLE
     )
 
 

@@ -13,7 +13,7 @@ from numba.core.caching import FunctionCache
 from headrace.kernels import records
 
 MODULE = """
-from headrace.pipelines.views.numba_cache import compiled
+from headrace.pipelines.numba_cache import compiled
 
 @compiled()
 def double(x):
@@ -73,7 +73,7 @@ def test_a_foreign_user_without_a_home(tmp_path):
     code = (
         "import os, sys, numba\n"
         "sys.dont_write_bytecode = True\n"
-        "import headrace.pipelines.views.numba_cache\n"
+        "import headrace.pipelines.numba_cache\n"
         "numba.njit(lambda x: x)(1)  # loads what may not be readable afterwards\n"
         "if os.getuid() == 0: os.setgid(54321), os.setuid(54321)\n"
         "sys.path.insert(0, '')\n"

@@ -1,0 +1,7 @@
+"""What a data set holds, and what of it to read.
+
+know.py        the command: one pass over the images, then all that follows from it
+findings.py    measurements -> near duplicates, outliers, images that are in other sets: what goes into table and JSON
+rules.py       when an image is unusual: filters with numbers of the set's own
+know_page.py   the same as a page    histograms.py   how many images have which value
+"""

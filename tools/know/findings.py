@@ -1,0 +1,141 @@
+"""Measurements of a set -> what is to be said of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ...pipelines.measure.groups import CUTS, RADIUS, TURNS, duplicate_groups, images_in_both
+from ...pipelines.measure.measure import COLUMNS
+from ...pipelines.measure.store import Measured
+from ...pipelines.spec import ByteSource
+from .rules import Rule, rules_for
+
+_SHOWN = 1000  # keys of a rule in the JSON
+
+
+@dataclass(frozen=True)
+class Search:
+    """How near duplicates are looked for."""
+
+    radius: int = RADIUS  # bits
+    turns: bool = True  # mirror images and turns by 90 degrees count
+    cuts: bool = True  # so do images that were cut by a few percent
+
+    @property
+    def options(self) -> dict:
+        return {"radius": self.radius, "variants": (TURNS if self.turns else ()) + (CUTS if self.cuts else ())}
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Another set that some images are in as well."""
+
+    source: ByteSource
+    pairs: np.ndarray  # (P, 2) int64: image of ours, image of theirs
+    about: dict  # what tells the other set: see `store.about`
+
+    @property
+    def theirs(self) -> int:
+        """How many of the other set's images are in ours."""
+        return len(np.unique(self.pairs[:, 1]))
+
+
+@dataclass
+class Findings:
+    """All of it, by numbers of images."""
+
+    source: ByteSource
+    measured: Measured
+    columns: dict[str, np.ndarray]  # what the table holds
+    groups: list[np.ndarray] = field(default_factory=list)  # of near duplicates, each in ascending order
+    rules: list[tuple[Rule, np.ndarray]] = field(default_factory=list)  # with the images it holds for
+    overlaps: list[Overlap] = field(default_factory=list)
+
+    @property
+    def where(self) -> str:
+        """The filter that leaves all that is in question out."""
+        parts = ["readable"] * bool(self.measured.bad)
+        named = {"duplicate": self.groups, "leaked": [o for o in self.overlaps if len(o.pairs)]}
+        parts += [f"not {name}" for name, found in named.items() if found]
+        parts += ["not outlier"] * bool(self.columns["outlier"].any())
+        return " and ".join(parts)
+
+    def to_json(self) -> dict:
+        key = self.source.key
+        keys = lambda rows: [key(int(row)) for row in rows]
+        return {
+            "data": self.source.name,
+            "images": len(self.source),
+            "unreadable": [{"key": key(index), "reason": reason} for index, reason in self.measured.bad],
+            "duplicates": [keys(group) for group in self.groups],
+            "where": self.where,
+            "columns": {name: _summary(self.columns[name], COLUMNS[name]) for name in COLUMNS if _is_figure(name)},
+            "outliers": {
+                rule.name: {"where": rule.where, "why": rule.why, "count": len(rows), "keys": keys(rows[:_SHOWN])}
+                for rule, rows in self.rules
+            },
+            "against": [
+                {
+                    "data": other.source.name,
+                    "images": len(other.source),
+                    "found": other.theirs,
+                    "pairs": [[key(int(a)), other.source.key(int(b))] for a, b in other.pairs],
+                }
+                for other in self.overlaps
+            ],
+        }
+
+
+def find(
+    source: ByteSource, measured: Measured, others: Sequence[tuple[ByteSource, Measured, dict]], search: Search
+) -> Findings:
+    """What follows from measurements. `others`: sets to look in as well, with what tells each of them."""
+    numbers = duplicate_groups(measured.pictures, **search.options)
+    columns = {name: np.asarray(measured.rows[name]) for name in measured.rows.dtype.names}
+    columns |= {"group": numbers, "duplicate": (numbers >= 0) & ~first_of(numbers, columns)}
+    found = Findings(source, measured, columns, members(numbers))
+    found.rules = [(rule, rule.rows(columns)) for rule in rules_for(columns)]
+    outlier = np.zeros(len(source), bool)
+    for _, rows in found.rules:
+        outlier[rows] = True
+    columns["outlier"] = outlier
+    if others:
+        columns["leaked"] = np.zeros(len(source), bool)
+    for other, theirs, about in others:
+        pairs = images_in_both(measured.pictures, theirs.pictures, **search.options)
+        columns["leaked"][pairs[:, 0]] = True
+        found.overlaps.append(Overlap(other, pairs, about))
+    return found
+
+
+def first_of(groups: np.ndarray, columns: dict[str, np.ndarray]) -> np.ndarray:
+    """(N,) bool: the image of each group (N,) to keep, the one of most pixels, of these the one of most bytes, of these
+    the first; every image that has no group (-1)."""
+    pixels = columns["width"].astype(np.int64) * columns["height"]
+    order = np.lexsort((np.arange(len(groups)), -columns["bytes"], -pixels, groups))
+    kept = groups < 0
+    own = order[groups[order] >= 0]
+    _, first = np.unique(groups[own], return_index=True)
+    kept[own[first]] = True
+    return kept
+
+
+def members(groups: np.ndarray) -> list[np.ndarray]:
+    """The images of each group, by its number."""
+    order = np.argsort(groups, kind="stable")
+    order = order[groups[order] >= 0]
+    return np.split(order, np.flatnonzero(np.diff(groups[order])) + 1) if len(order) else []
+
+
+def _is_figure(name: str) -> bool:
+    return name not in ("readable", "dct_hash", "block_hash")
+
+
+def _summary(values: np.ndarray, about: str) -> dict:
+    known = values[np.isfinite(values)].astype(np.float64)
+    shares = {"least": 0, "p1": 0.01, "median": 0.5, "p99": 0.99, "most": 1}
+    found = np.quantile(known, list(shares.values())).tolist() if len(known) else [None] * len(shares)
+    return {"about": about, "known": len(known), **dict(zip(shares, found))}
