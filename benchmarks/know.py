@@ -1,7 +1,7 @@
 """What `headrace know` finds, and how fast: ``python -m headrace.benchmarks.know --data PHOTOS [--parts ...]``.
 
-planted    photos and a changed copy of each, kind of change by kind of change: which copies are found (recall), how many
-           groups hold two different photos (false), and which share of the pairs within groups is right (precision)
+planted    photos and a changed copy of each, one kind of change after another: which copies are found (recall), how
+           many groups hold two different photos (false), and the share of right pairs within groups (precision)
 search     all pairs of 10^5, 10^6 and 10^7 synthetic hashes within 10 bits, a hundredth of them near another one: CPU
            seconds, and memory beside the hashes; at 10^5 beside a compiled comparison of all with all, and imagededup's
            search where that is installed, in queries a second: their pairs must be the same

@@ -47,7 +47,7 @@ _PIXELS = float64[:, ::1]
 
 @compiled(void(_PIXELS, _PIXELS))
 def _details(pixels, out):
-    """Pixels minus the mean of 5 x 5 around them, at the edges of as many as there are on both sides: a slope has none."""
+    """Pixels minus the mean of 5 x 5 around them, at edges of as many as both sides have: a slope has no details."""
     rows = np.empty((SIDE, SIDE))
     for y in range(SIDE):
         for x in range(SIDE):

@@ -18,9 +18,9 @@ from .rules import Rule
 _GROUPS, _MEMBERS, _PAIRS = 40, 8, 40  # shown of each
 _WORST, _BAD = 12, 100
 KNOW_STYLE = """
-.copy { display: block; margin: .5rem 0; padding: .55rem .7rem; background: var(--ground); border: 1px solid var(--line);
-  border-radius: 4px; font: .87rem/1.5 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere;
-  user-select: all; }
+.copy { display: block; margin: .5rem 0; padding: .55rem .7rem; background: var(--ground); border-radius: 4px;
+  border: 1px solid var(--line); font: .87rem/1.5 ui-monospace, monospace; white-space: pre-wrap;
+  overflow-wrap: anywhere; user-select: all; }
 .groups { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(300px, 100%), 1fr)); gap: .8rem;
   margin-top: .6rem; }
 .groups > div { padding: .5rem .6rem 0; border: 1px solid var(--line); border-radius: 6px; }

@@ -14,6 +14,8 @@ from headrace.pipelines.measure.jpeg_quality import jpeg_quality
 from headrace.pipelines.measure.measure import COLUMNS, MEASURED, add_hashes, measure, unreadable
 from headrace.pipelines.measure.statistics import FIGURES, statistics
 
+LYING = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"  # on its side: orientation 6
+
 
 def encoded(pixels, kind="PNG", **options):
     buffer = io.BytesIO()
@@ -80,7 +82,9 @@ def test_no_quality_where_there_is_no_table(data):
     assert np.isnan(jpeg_quality(data))
 
 
-@pytest.mark.parametrize("kind, options", [("JPEG", {"quality": 95}), ("PNG", {}), ("JPEG", {"quality": 95, "exif": b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"})])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind, options", [("JPEG", {"quality": 95}), ("PNG", {}), ("JPEG", {"quality": 95, "exif": LYING})]
+)
 @pytest.mark.parametrize("size", [(600, 500), (127, 300), (128, 128), (255, 900), (1100, 2000)])
 def test_reduced_pixels_are_those_of_a_smaller_image(kind, options, size):
     """The shorter side in [128, 256), upright, and pixels near those of an antialiased resize of all of them."""
