@@ -71,12 +71,8 @@ def know(
         from .know_page import render_know  # draws
 
         out.mkdir(parents=True, exist_ok=True)
-        write_file(
-            out / "know.html",
-            render_know(findings, None if table == folder_beside(os.fspath(data)) else table, pictures).encode(
-                "utf-8", "replace"
-            ),
-        )
+        named = None if table == folder_beside(os.fspath(data)) else table
+        write_file(out / "know.html", render_know(findings, named, pictures).encode("utf-8", "replace"))
     except OSError as fault:
         raise UserError(f"{out}: cannot be written ({fault.strerror or fault}); choose another --out") from None
     return findings
