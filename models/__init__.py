@@ -11,6 +11,7 @@ memory.py        queues and memories of samples                   clustering.py 
 stage_pools.py   the stages of a ResNet as linear probes see them
 distributed.py   gathers with gradients, shuffling, synchronised batch normalisation
 sample_losses.py losses of single samples, for `StepOutput.per_sample`
+meters.py        whether an encoder works, without labels
 words.py         hidden patches and the words a tokenizer has for them: BEiT, BEiT v2, CAE
 smoke.py         tiny counterparts of views and backbones         weights.py       weights for another image size
 """

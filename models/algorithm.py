@@ -48,6 +48,9 @@ class StepOutput:
     loss: torch.Tensor  # scalar
     metrics: dict[str, torch.Tensor] = field(default_factory=dict)  # detached scalars
     embedding: torch.Tensor | None = None  # (B, D) detached, what an online probe looks at
+    # what `models.meters` looks at besides, detached: features of several views (V, B, D), of patches (B, N, D)
+    views: torch.Tensor | None = None
+    patches: torch.Tensor | None = None
     # () -> (B,) detached: the losses of this rank's samples, as `Algorithm.sample_loss` says. Called before the
     # backward pass, and only where a ledger is kept
     per_sample: Callable[[], torch.Tensor] | None = None

@@ -59,6 +59,7 @@ class BarlowTwins(Algorithm):
         return StepOutput(
             loss=cross_correlation(z1, z2, weight=self.config.off_diagonal),
             embedding=features[0].detach(),
+            views=torch.stack(features).detach(),
             per_sample=lambda: (z1 - z2).detach().square().mean(1) / 2,
         )
 

@@ -68,7 +68,7 @@ class BEiT(MaskedWords):
         places = hidden_places(batch.mask)
         words = self.tokenizer.words(targets).gather(1, places)
         loss, per_sample = word_loss(self.head, rows(tokens, places), words)
-        return StepOutput(loss=loss, embedding=tokens.mean(1).detach(), per_sample=per_sample)
+        return StepOutput(loss=loss, embedding=tokens.mean(1).detach(), patches=tokens.detach(), per_sample=per_sample)
 
 
 def init_beit(module: nn.Module) -> None:

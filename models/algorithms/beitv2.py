@@ -93,5 +93,6 @@ class BEiTv2(MaskedWords):
             loss=loss_final + loss_through_class,
             metrics={"loss_final": loss_final.detach(), "loss_through_class": loss_through_class.detach()},
             embedding=final[:, 1:].mean(1).detach(),
+            patches=final[:, 1:].detach(),
             per_sample=lambda: own_final() + own_through_class(),
         )

@@ -62,6 +62,7 @@ class BYOL(Algorithm):
         return StepOutput(
             loss=-2 * (first.mean() + second.mean()),
             embedding=features[0].detach(),
+            views=torch.stack(features).detach(),
             per_sample=lambda: -2 * (first + second).detach(),
         )
 

@@ -110,6 +110,7 @@ class CAE(MaskedWords):
             loss=words + weight * alignment,
             metrics={"loss_words": words.detach(), "loss_alignment": alignment.detach()},
             embedding=tokens[:, 1:].mean(1).detach(),
+            patches=tokens[:, 1:].detach(),
             per_sample=lambda: own_words() + weight * (guess.detach().float() - latent.float()).square().mean((1, 2)),
         )
 

@@ -94,6 +94,7 @@ class DINO(Algorithm):
         return StepOutput(
             loss=prototype_ce(student, teacher, self.center, **temperatures),
             embedding=features[: large.shape[1]].detach(),
+            views=features[: 2 * large.shape[1]].unflatten(0, (2, -1)).detach(),
             per_sample=partial(prototype_losses, student, teacher, self.center, **temperatures),
         )
 

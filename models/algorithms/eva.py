@@ -67,12 +67,13 @@ class EVA(MAE):
 
     def forward(self, batch: Batch, progress: Progress) -> StepOutput:
         images = batch.views[self.config.view.name][0]
-        prediction, embedding = self.predict(images, batch.mask)
+        prediction, tokens = self.predict(images, batch.mask)
         features, _ = self.clip(images)
         distance = 2 - 2 * F.cosine_similarity(prediction.float(), features[:, 1:], dim=-1, eps=1e-12)
         loss = (distance * batch.mask.hidden).sum() / batch.mask.hidden.sum()
         per_sample = partial(hidden_mean, distance, batch.mask.hidden)
-        return StepOutput(loss=loss, embedding=embedding.detach(), per_sample=per_sample)
+        seen = {"embedding": tokens.mean(1).detach(), "patches": tokens.detach()}
+        return StepOutput(loss=loss, **seen, per_sample=per_sample)
 
     @property
     def pictures(self) -> None:

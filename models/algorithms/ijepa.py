@@ -122,6 +122,7 @@ class IJEPA(Algorithm):
         return StepOutput(
             loss=F.smooth_l1_loss(predicted, said),
             embedding=context.mean(1).detach(),
+            patches=context.detach(),
             per_sample=lambda: F.smooth_l1_loss(predicted.detach(), said, reduction="none").mean((1, 2, 3)),
         )
 

@@ -87,6 +87,7 @@ class LeJEPA(Algorithm):
             loss=(1 - self.config.weight) * distance.mean() + self.config.weight * spread,
             metrics={"distance": distance.detach().mean(), self.config.regularizer: spread.detach()},
             embedding=features[: views[0].shape[1]].detach(),
+            views=features.unflatten(0, (len(z), -1)).detach(),
             per_sample=lambda: distance.detach().mean((0, 2)),
         )
 

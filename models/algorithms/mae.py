@@ -67,9 +67,9 @@ class MAE(Algorithm):
         return self.vit
 
     def predict(self, images: torch.Tensor, mask: Mask) -> tuple[torch.Tensor, torch.Tensor]:
-        """images (B, 3, S, S) -> predicted patches (B, L, 3 p²) and the visible tokens' mean (B, D)."""
+        """images (B, 3, S, S) -> predicted patches (B, L, 3 p²) and the visible tokens (B, K, D)."""
         tokens = self.vit.tokens(images, mask.keep)
-        return self.decoder(tokens, mask.restore), tokens[:, 1:].mean(1)
+        return self.decoder(tokens, mask.restore), tokens[:, 1:]
 
     def target(self, images: torch.Tensor) -> torch.Tensor:
         """The images (B, 3, S, S) whose patches are predicted."""
@@ -77,12 +77,13 @@ class MAE(Algorithm):
 
     def forward(self, batch: Batch, progress: Progress) -> StepOutput:
         images = batch.views[self.config.view.name][0]
-        prediction, embedding = self.predict(images, batch.mask)
+        prediction, tokens = self.predict(images, batch.mask)
         compared = self.target(images), prediction, batch.mask.hidden
         options = {"patch_size": self.config.backbone.patch_size, "normalize": self.config.normalize_pixels}
         return StepOutput(
             loss=patch_loss(*compared, **options),
-            embedding=embedding.detach(),
+            embedding=tokens.mean(1).detach(),
+            patches=tokens.detach(),
             per_sample=partial(patch_errors, *compared, **options),
         )
 

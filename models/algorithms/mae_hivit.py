@@ -56,7 +56,7 @@ class MAEHiViT(MAE):
         return self.hivit
 
     def predict(self, images: torch.Tensor, mask: Mask) -> tuple[torch.Tensor, torch.Tensor]:
-        """images (B, 3, S, S) -> predicted patches (B, L, 3 p²) and the visible tokens' mean (B, D)."""
+        """images (B, 3, S, S) -> predicted patches (B, L, 3 p²) and the visible tokens (B, K, D)."""
         stages = self.hivit.stage_tokens(images, mask.keep)
         x = torch.cat([x.flatten(2) for x in stages], dim=2) if self.config.fuse_stages else stages.main
-        return self.decoder(self.norm(x), mask.restore), stages.main.mean(1)
+        return self.decoder(self.norm(x), mask.restore), stages.main

@@ -88,6 +88,7 @@ class MaskFeat(Algorithm):
         return StepOutput(
             loss=(error * hidden).sum() / hidden.sum(),
             embedding=tokens.mean(1).detach(),
+            patches=tokens.detach(),
             per_sample=partial(hidden_mean, error, hidden),
         )
 

@@ -42,17 +42,18 @@ class MILAN(EVA):
         return PromptingDecoder(config, features, grid, outputs)
 
     def predict(self, images: torch.Tensor, mask: Mask) -> tuple[torch.Tensor, torch.Tensor]:
-        """images (B, 3, S, S) -> features (B, 1 + L, F), class token first, and the visible tokens' mean (B, D)."""
+        """images (B, 3, S, S) -> features (B, 1 + L, F), class token first, and the visible tokens (B, K, D)."""
         tokens = self.vit.tokens(images, mask.keep)
-        return self.decoder(tokens, mask.restore), tokens[:, 1:].mean(1)
+        return self.decoder(tokens, mask.restore), tokens[:, 1:]
 
     def forward(self, batch: Batch, progress: Progress) -> StepOutput:
         images = batch.views[self.config.view.name][0]
         features, attention = self.clip(images)
         mask = weighted_mask(attention, batch.mask.noise, self.config.mask.hidden)  # what is looked at stays visible
-        prediction, embedding = self.predict(images, mask)
+        prediction, tokens = self.predict(images, mask)
         distance = 2 - 2 * F.cosine_similarity(prediction.float(), features, dim=-1, eps=1e-12)
-        return StepOutput(distance.mean(), embedding=embedding.detach(), per_sample=lambda: distance.detach().mean(1))
+        seen = {"embedding": tokens.mean(1).detach(), "patches": tokens.detach()}
+        return StepOutput(distance.mean(), **seen, per_sample=lambda: distance.detach().mean(1))
 
 
 class PromptingDecoder(nn.Module):

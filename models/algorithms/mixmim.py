@@ -91,6 +91,7 @@ class MixMIM(Algorithm):
         own = (~hidden)[:, :, None].to(tokens.dtype)
         return StepOutput(
             loss=patch_loss(images, prediction, everything, **options),
+            patches=tokens.detach(),
             embedding=((tokens * own).sum(1) / own.sum(1)).detach(),
             per_sample=partial(patch_errors, images, prediction, everything, **options),
         )

@@ -78,6 +78,7 @@ class MoCoV3(Algorithm):
         return StepOutput(
             loss=2 * temperature * loss,
             embedding=features[0].detach(),
+            views=torch.stack(features).detach(),
             per_sample=lambda: 2 * temperature * sum(row_losses(*pair, temperature=temperature) for pair in pairs),
         )
 

@@ -64,6 +64,7 @@ class SimCLR(Algorithm):
         return StepOutput(
             loss=info_nce(*compared, temperature=temperature),
             embedding=features[: views.shape[1]].detach(),
+            views=features.unflatten(0, (2, -1)).detach(),
             per_sample=lambda: row_losses(*compared, temperature=temperature).unflatten(0, (2, -1)).mean(0),
         )
 

@@ -106,6 +106,7 @@ class SimMIM(Algorithm):
         return StepOutput(
             loss=patch_loss(*compared, **options),
             embedding=tokens.mean(1).detach(),
+            patches=tokens.detach(),
             per_sample=partial(patch_errors, *compared, **options),
         )
 

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -68,5 +69,6 @@ class SimSiam(Algorithm):
             loss=-(first.mean() + second.mean()) / 2,
             metrics={"spread": spread},
             embedding=features[0].detach(),
+            views=torch.stack(features).detach(),
             per_sample=lambda: -(first + second).detach() / 2,
         )

@@ -93,6 +93,7 @@ class SwAV(Algorithm):
         return StepOutput(
             loss=prototype_ce(scores, codes, student_temperature=temperature),
             embedding=features[: large.shape[1]].detach(),
+            views=features[: 2 * large.shape[1]].unflatten(0, (2, -1)).detach(),
             per_sample=partial(prototype_losses, scores, codes, student_temperature=temperature),
         )
 

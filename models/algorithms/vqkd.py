@@ -91,6 +91,7 @@ class VQKD(Algorithm):
             loss=distance + weight * commitment,
             metrics={"cosine_distance": distance.detach(), "codes_used": used},
             embedding=z.mean(1).detach(),
+            patches=z.detach(),
             per_sample=lambda: (1 - cosines.mean(1) + weight * (z - named).float().square().mean((1, 2))).detach(),
         )
 

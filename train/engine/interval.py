@@ -1,4 +1,4 @@
-"""What is summed on the device between two logging steps, of each of several sets too, and the meter of collapse."""
+"""What is summed on the device between two logging steps, of each of several sets too, and the warning of collapse."""
 
 from __future__ import annotations
 
@@ -6,36 +6,16 @@ import time
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 
 from ...models.algorithm import StepOutput
+from ...models.meters import meters
 from ...pipelines.loaders.device import to_device
 from ...pipelines.plan.mixture import MixedOrder
 from ...pipelines.spec import Loader
 from .distributed import Launch
 
-_ROWS = 256  # of the embedding that the meter looks at
 _COLLAPSED = 0.01  # of `spread`; independent directions have 1, a network that has just been initialised about 0.1
-
-
-def collapse_meter(embedding: Tensor) -> dict[str, float]:
-    """How different the embeddings (B, D) of different images are. Two figures, over at most 256 rows:
-
-    ``spread``: standard deviation of the unit-length rows, times sqrt(D): 0 when all are equal, 1 when their
-    directions are random (SimSiam, arXiv 2011.10566, section 4.1).
-    ``rank``: exp of the entropy of the singular values' shares, the number of directions in use (RankMe, arXiv
-    2210.02885, of the centred rows). Neither is given where an embedding is not finite.
-    """
-    rows = F.normalize(embedding[:_ROWS].detach().to("cpu", torch.float64), dim=1)
-    if not rows.isfinite().all():
-        return {}
-    centred = rows - rows.mean(0)
-    spread = centred.square().mean(0).sqrt().mean() * rows.shape[1] ** 0.5
-    singular = torch.linalg.eigvalsh(centred @ centred.T).clamp(min=0).sqrt()
-    share = singular / singular.sum().clamp(min=1e-300)
-    rank = torch.special.entr(share).sum().exp()
-    return {"spread": spread.item(), "rank": rank.item()}
 
 
 class OfSets:
@@ -95,7 +75,7 @@ class Interval:
     def add(self, output: StepOutput) -> None:
         """No host synchronisation."""
         self._steps += 1
-        self._embedding = output.embedding
+        self._last = output
         values = {"loss": output.loss.detach(), **output.metrics}
         skipped = values.pop("skipped")
         self._taken = self._taken + (1 - skipped)
@@ -125,8 +105,7 @@ class Interval:
             row |= {"skipped": round(self._steps - taken), "skipped_in_row": round(in_row)}
         if self._of_sets is not None:
             row["sets"] = self._of_sets.row(step, seconds)
-        if self._embedding is not None and len(self._embedding) > 1:
-            row["metrics"] |= collapse_meter(self._embedding)
+        row["metrics"] |= meters(self._last)
         self.restart()
         return row
 

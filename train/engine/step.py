@@ -127,8 +127,8 @@ class Stepper:
 
 
 def _mean(total: StepOutput | None, output: StepOutput, count: int) -> StepOutput:
-    share = StepOutput(
-        output.loss.detach() / count, {k: v / count for k, v in output.metrics.items()}, output.embedding
+    share = replace(
+        output, loss=output.loss.detach() / count, metrics={k: v / count for k, v in output.metrics.items()}
     )
     if total is None:
         return share
