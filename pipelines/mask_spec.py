@@ -171,6 +171,36 @@ class TargetBlocksMask(MaskSpec):
 
 
 @dataclass(frozen=True)
+class InverseBlockMask(MaskSpec):
+    """All but one rectangle, which may go over the edges to the other side (CAPI, arXiv 2502.08769).
+
+    ``patches - int(patches * ratio)`` are visible: a rectangle of a height / width log-uniform in [1/2, 2], as far as
+    it fits, without the last patches of its last row, moved round by a uniform offset.
+    """
+
+    grid: tuple[int, int] = (16, 16)
+    ratio: float = 0.65
+
+    def __post_init__(self) -> None:
+        _share("ratio", self.ratio)
+
+    @property
+    def hidden(self) -> int:
+        return int(self.patches * self.ratio)
+
+    def scores(self, uniform: Callable[[int], torch.Tensor]) -> torch.Tensor:
+        rows, columns = self.grid
+        shape, down, right = (u[:, None] for u in uniform(3).unbind(1))
+        visible = self.patches - self.hidden
+        high = (visible * 2 ** (2 * shape - 1)).sqrt().ceil().clamp(math.ceil(visible / columns), rows)
+        wide = (visible / high).ceil()
+        place = torch.arange(self.patches, device=shape.device)
+        row = (place // columns - (down * rows).floor()) % rows
+        column = (place % columns - (right * columns).floor()) % columns
+        return 1.0 - ((column < wide) & (row * wide + column < visible)).double()
+
+
+@dataclass(frozen=True)
 class PublishedBlocksMask(MaskSpec):
     """`TargetBlocksMask` as I-JEPA's authors draw it (arXiv 2301.08243): a size of targets and one of contexts for each
     batch of a process, from its first sample; contexts cut to the batch's shortest, the first patches in raster order.

@@ -16,6 +16,7 @@ from ..outside import called
 from .mask_spec import (  # noqa: F401 (they are contracts, too)
     BlockMask,
     CellMask,
+    InverseBlockMask,
     Mask,
     MaskSpec,
     PublishedBlocksMask,

@@ -2,6 +2,7 @@
 
 vit.py          Vision Transformer, tiny to giant, with a path for visible tokens only
 resnet.py       ResNet-18 to -152, ResNeXt, ResNet-D; `stages` gives the maps
+capi.py         CAPI's
 swin.py         Swin Transformer        mixmim.py   MixMIM's        hivit.py   HiViT
 transformer.py  parts of plain ones     windows.py  parts of windowed ones
 external.py     any model of the timm library, and one's own

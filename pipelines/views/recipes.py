@@ -108,6 +108,7 @@ VIEWS: dict[str, tuple[ViewSpec, ...]] = {
     "simmim": (ViewSpec(size=192, scale=(0.67, 1.0), antialias=False),),
     "simmim_vit": (ViewSpec(scale=(0.67, 1.0), antialias=False),),
     "maskfeat": (ViewSpec(scale=(0.5, 1.0), ratio=(0.75, 1.3333), interpolation="bicubic", antialias=False),),
+    "capi": (ViewSpec(scale=(0.6, 1.0), interpolation="bicubic"),),
     "ijepa": (ViewSpec(scale=(0.3, 1.0), flip=0.0),),
     # One crop at two sizes, for the model and for the tokenizer of its targets. BEiT's jitter is published as the
     # first step, so its contrast refers to the mean of the whole image; here to that of the crop.
@@ -129,6 +130,7 @@ VIEWS: dict[str, tuple[ViewSpec, ...]] = {
     "byol_cifar": tuple(_cifar(v) for v in _BYOL),
     "moco_cifar": (_cifar(_MOCO),),
     "lejepa_cifar": (_cifar(_LEJEPA, name="image", count=4, scale=(0.2, 1.0)),),
+    "capi_cifar": (_cifar(ViewSpec(scale=(0.6, 1.0))),),
     "ijepa_cifar": (_cifar(ViewSpec(scale=(0.3, 1.0), flip=0.0)),),
     "dino_cifar": (*(_cifar(v) for v in _DINO), _cifar(_DINO_SMALL, size=16)),
 }

@@ -22,6 +22,7 @@ NAMES = (
     "pixmim",
     "vqkd",
     "ijepa",
+    "capi",
 )
 IMAGES = 8
 
