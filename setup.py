@@ -43,6 +43,8 @@ setup(
         "timm": ["timm"],
         "eval": ["scikit-learn"],
         "umap": ["umap-learn"],
+        "cloud": ["obstore"],  # shards on S3, Google Cloud Storage and Azure
+        "cloud-tests": ["obstore", "moto[server,s3]"],  # an S3 server for the tests of it
         "tables": ["pyarrow"],  # columns of samples in parquet files
         "detect": ["pycocotools"],
         # what tests compare exported weights with, where it is installed

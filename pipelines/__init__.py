@@ -6,18 +6,20 @@ identity.py       which data set a source is, told in a moment
 rng.py            random numbers as a function of seed, stream, epoch and sample
 numba_cache.py    how loops are compiled, and where that is kept
 images/           encoded bytes <-> pixels
+remote/           folders behind an address, and what is kept of them on this machine
 sources/          what images are stored in: folders, tar shards, lists, published sets
 measure/          what an image is like, as figures and hashes, and which images are nearly equal
 shard.py          a source -> tar shards with an index; sharding/ does the work, workers.py: in several processes
-check.py          whether a data set is what it should be; check_tar.py: one tar of it; range_use.py: deep images
+check.py          whether a data set is what it should be; check_tar.py: one tar of it;
+                  check_far.py: those behind an address; range_use.py: deep images
 plan/             several sets in one run: shares, filters, weights, and their order
 pixels/           what was decoded once, in files beside the tars
 views/            what a view or a mask is, what is drawn for it, how its pixels are made
 loaders/          batches: one loader for each way to get at pixels
 
-Who knows whom: images -> nobody; sources -> images; views -> images; measure -> images, sources;
-sharding -> images, sources, measure; plan -> sources; pixels -> images, sources, plan, views; loaders -> all but
-sharding. Nothing is imported here before it is asked for: workers of `shard.py` do without torch.
+Who knows whom: images, remote -> nobody; sources -> images, remote; views -> images; measure -> images, sources;
+sharding -> images, remote, sources, measure; plan -> sources; pixels -> images, sources, plan, views; loaders -> all
+but sharding. Nothing is imported here before it is asked for: workers of `shard.py` do without torch.
 """
 
 from ..lazy import face

@@ -13,6 +13,7 @@ import os
 import re
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ import numpy as np
 from ..cores import cores
 from ..errors import UserError
 from ..places import new_file
+from .check_far import far_folder
 from .check_tar import Problem, TarCheck
 from .images.decode import DecodeError, decode, image_size
 from .images.rules import add_rules, use_options
@@ -31,7 +33,7 @@ from .range_use import small_range
 from .sources import existing, open_source, read_manifest, resolve
 from .sources.samples import SampleReader
 from .sources.shards import FORMAT, INDEX, INDEX_FILE, MANIFEST, Tar, tars_in
-from .sources.stream import SCHEMES
+from .sources.stream import SCHEMES, is_folder
 
 if TYPE_CHECKING:
     from .spec import ByteSource
@@ -82,9 +84,16 @@ def check(data: str | os.PathLike, decode: bool = False, workers: int | None = N
 
     Raises `UserError` where there is no data set at all, or one that is still being written.
     """
+    with contextlib.ExitStack() as stack:
+        if is_folder(os.fspath(data)):
+            image, (path, look_at) = "", stack.enter_context(far_folder(os.fspath(data)))
+        else:
+            (path, image), look_at = _tars_of(os.fspath(data)), TarCheck.check
+        return _check(data, path, image, look_at, decode, workers or cores())
+
+
+def _check(data, path: Path | None, image: str, look_at: Callable, decode: bool, workers: int) -> Report:
     start, report = time.monotonic(), Report(str(data), decode)
-    workers = workers or cores()
-    path, image = _tars_of(os.fspath(data))
     manifest = _manifest(path, report.problems) if path and (path / MANIFEST).exists() else None
     tars = [] if path is None else tars_in(path) if path.is_dir() else [path]
     if manifest is not None:
@@ -95,7 +104,7 @@ def check(data: str | os.PathLike, decode: bool = False, workers: int | None = N
         if jobs or report.problems:
             report.shards = len(jobs)
             everything = SampleReader(image)
-            for job in threads.map(lambda job: job.check(decode), jobs):
+            for job in threads.map(lambda job: look_at(job, decode), jobs):
                 report.samples += job.samples
                 report.bytes += job.bytes
                 report.problems += job.problems

@@ -30,6 +30,8 @@ def identity(source: ByteSource, blocks: int | tuple[int, ...] | None = None) ->
     """
     some, few = spread(len(source), LOOKED_AT), spread(len(source), READ)
     ours = isinstance(source, FileSource | MappedSource | ArraySource | Subset)
+    if callable(glance := getattr(source, "glance", None)):  # of one that is far away, all of it at once
+        glance(some, few)
     contents = [_digest(_of(source.read, index) for index in few) for _ in range(1 if ours else 2)]
     found = {
         "images": len(source),

@@ -25,7 +25,10 @@ def small_range(source: ByteSource) -> str | None:
     if rules().range != "full":
         return None
     groups: dict[tuple[float, float], list[tuple[float, float]]] = {}
-    for index in range(0, len(source), max(1, len(source) // _LOOKED_AT)):
+    some = range(0, len(source), max(1, len(source) // _LOOKED_AT))
+    if callable(glance := getattr(source, "glance", None)):
+        glance(images=some)
+    for index in some:
         try:
             if (samples := _deep(source.read(index))) is not None:
                 groups.setdefault((samples.low, samples.high), []).append(samples.used())

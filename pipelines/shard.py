@@ -7,6 +7,7 @@ workers, of parts and of interruptions writes the same bytes. `sharding/` does t
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import shutil
 import sys
@@ -21,8 +22,11 @@ from ..errors import UserError
 from .images.encode import Encoding
 from .images.rules import add_rules, use_options
 from .pixels.layout import FORMATS, Request
+from .remote.cache import ShardCache
+from .remote.stores import SCHEMES, open_store
 from .sharding.plan import Plan, ShardOptions, Survey, differences, make_plan, survey, without_duplicates
 from .sharding.progress import counter, part_of
+from .sharding.upload import finished, upload
 from .sharding.workspace import Workspace
 from .sharding.writer import ShardJob, ShardWriter
 from .sources import open_source, read_manifest
@@ -59,6 +63,7 @@ def shard(
 ) -> dict | None:
     """Writes the images of `source`, whatever `open_source` takes, into tars in `out`; returns the manifest.
 
+    `out` is a folder, or the address of one in an object store: then the shards are written on this machine first.
     `workers`: processes, by default one a core. An image that is unreadable or incomplete is an error that lists all of
     them, unless `skip_bad` leaves them out. `part` (i, n): of every n shards, only the i-th; returns None while other
     parts still have shards to write. A data set that is finished already is returned as it is.
@@ -68,6 +73,10 @@ def shard(
     if workers is not None and workers < 1:
         raise UserError(f"--workers: must be at least 1, not {workers}")
     require_part(part)
+    if isinstance(out, str) and out.startswith(SCHEMES):
+        if part != (0, 1):
+            raise UserError("--part: parts share a disk; shard to one, and copy the finished folder")
+        return _shard_away(source, out, options, workers=workers, skip_bad=skip_bad, progress=progress)
     out, source, options = Path(out).expanduser(), open_source(source), options or ShardOptions()
     scanned = source.root.resolve() if isinstance(source, (FolderSource, ShardSource)) else None
     if scanned is not None and scanned.is_dir() and out.resolve().is_relative_to(scanned):
@@ -105,6 +114,19 @@ def shard(
             workspace.give_up()
 
 
+def _shard_away(source: str | os.PathLike, out: str, options: ShardOptions | None, **rest) -> dict:
+    """Shards into a folder of this machine's cache, then uploads that. Interrupted, it goes on in either part."""
+    store, options = open_store(out), options or ShardOptions()
+    if (manifest := finished(store)) is not None:
+        _require_same(out, survey(open_source(source), options), manifest)
+        return manifest
+    staged = ShardCache().folder.with_name("writing") / hashlib.sha256(store.address.encode()).hexdigest()[:32]
+    manifest = shard(source, staged, options, **rest)
+    upload(staged, store)
+    shutil.rmtree(staged)
+    return manifest
+
+
 def _complete(out: Path, seen: Survey) -> dict | None:
     """The manifest, if the data set is finished. Raises `UserError` if it is another one."""
     if not (out / MANIFEST).exists():
@@ -112,13 +134,18 @@ def _complete(out: Path, seen: Survey) -> dict | None:
     manifest = read_manifest(out)
     if manifest is None:
         raise UserError(f"{out}: not empty ({MANIFEST}); choose another folder, or empty it first")
+    _require_same(out, seen, manifest)
+    return manifest
+
+
+def _require_same(out: str | os.PathLike, seen: Survey, manifest: dict) -> None:
+    """Raises `UserError` for a finished data set of another request."""
     if found := differences(seen.request, manifest.get("request", {})):
         found = "\n".join(f"  {line}" for line in found)
         raise UserError(
             f"{out}: holds a {MANIFEST}, a finished data set, made with other arguments or from another source:\n"
             f"{found}\nchoose another folder, or delete it first"
         )
-    return manifest
 
 
 def _jobs(plan: Plan, seen: Survey, workspace: Workspace, part: tuple[int, int], progress: bool) -> list[ShardJob]:
@@ -191,7 +218,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("source", help="a folder of images (its first-level folders, if several, are the classes) or of tars, and more")
-    add("out", help="a folder that is empty or does not exist yet, or one that an interrupted run left")
+    add("out", help="a folder that is empty or does not exist yet, or one that an interrupted run left; or its "
+        "address in an object store, s3://bucket/folder")  # fmt: skip
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--shard-mb", type=int, metavar="N", help="MiB of a shard, at most, before --max-side (256)")
     size.add_argument("--shard-samples", type=int, metavar="N", help="images of a shard, instead")

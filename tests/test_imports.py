@@ -16,11 +16,12 @@ ALLOWED = {  # room -> what it may import of headrace, besides itself and what l
     "schema": "",
     "pipelines": "schema pipelines kernels",
     "pipelines/images": "",
-    "pipelines/sources": "pipelines.images pipelines.spec",
+    "pipelines/remote": "",
+    "pipelines/sources": "pipelines.images pipelines.remote pipelines.spec",
     "pipelines/measure": "pipelines.images pipelines.sources pipelines.spec pipelines.identity pipelines.workers"
     " pipelines.numba_cache",
     "pipelines/views": "pipelines.images pipelines.spec pipelines.rng pipelines.numba_cache kernels",
-    "pipelines/sharding": "pipelines.images pipelines.sources pipelines.measure pipelines.workers pipelines.spec",
+    "pipelines/sharding": "pipelines.images pipelines.remote pipelines.sources pipelines.measure pipelines.workers pipelines.spec",
     "pipelines/plan": "schema pipelines.sources pipelines.spec pipelines.rng pipelines.order",
     "pipelines/pixels": "pipelines.images pipelines.sources pipelines.plan pipelines.views pipelines.spec"
     " pipelines.sharding.progress",
@@ -65,6 +66,7 @@ HEAVY = {  # third-party package -> the files that are about it
         "pipelines/measure/hamming.py",
         "pipelines/measure/likeness.py",
     },
+    "obstore": {"pipelines/remote/objects.py"},
     "ffcv": {"pipelines/sharding/beton.py", "pipelines/loaders/ffcv_file.py"},
 }
 

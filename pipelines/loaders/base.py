@@ -77,6 +77,9 @@ class BaseLoader:
         self.batch_size = share_of(order.global_batch, world)
         self._makers = self._view_makers()
         self._step = order.first
+        self._follow = getattr(source, "follow", None)  # of a source that fetches what will be read
+        self._reader = object()  # whom it knows this loader as
+        self._left = False  # whether that is over
         self._bad = Quarantine(source) if quarantine is None else quarantine
         sets = len(getattr(order, "parts", ()))
         self._stats = LoaderStats(set_waits=[0.0] * sets, set_bad=[0] * sets)
@@ -92,7 +95,15 @@ class BaseLoader:
         raise NotImplementedError
 
     def close(self) -> None:
-        """Nothing to end unless a subclass starts something."""
+        """Ends what a source fetches for this loader; a subclass ends its threads after that."""
+        if self._follow is not None:
+            self._left = True
+            self.source.leave(self._reader)
+
+    def hurry(self) -> None:
+        """The run was asked to stop: of a source that is far away nothing is awaited for long. For signal handlers."""
+        if self._follow is not None:
+            self.source.hurry()
 
     # ---- the contract
 
@@ -195,6 +206,8 @@ class BaseLoader:
 
     def _plan(self, step: int) -> Plan:
         """Reads the samples of a step and draws its views."""
+        if self._follow is not None:
+            self._follow(self._reader, self._wanted_at, step)
         inputs = self.inputs.at(step)
         epoch, passes = self.order.epoch(step), self.order.passes(step, self.rank, self.world)
         ids, encoded, sizes = zip(*self._gather(step))
@@ -206,6 +219,11 @@ class BaseLoader:
         drawn = {"params": params, "inputs": inputs}
         return Plan(step=step, epoch=epoch, passes=passes, ids=ids, encoded=list(encoded), sizes=sizes, **drawn)
 
+    def _wanted_at(self, step: int) -> torch.Tensor:
+        """The samples of a step to come; none behind the last."""
+        last = self.order.ends is not None and step >= self.order.ends
+        return torch.empty(0, dtype=torch.int64) if last else self.order.ids(step, self.rank, self.world)
+
     def _gather(self, step: int) -> list[tuple[int, object, tuple[int, int]]]:
         """(index, bytes, (height, width)) of every sample of this rank's batch."""
         return [self._fetch(index) for index in self.order.ids(step, self.rank, self.world).tolist()]
@@ -215,6 +233,8 @@ class BaseLoader:
 
     def _fetch(self, wanted: int) -> tuple[int, object, tuple[int, int]]:
         """(index, bytes, (height, width)) of a sample, or of the one that stands in for it."""
+        if self._left:
+            raise LoaderError("read: the loader was closed")
         began = time.perf_counter()
         for index in self._bad.candidates(wanted):
             if index not in self._bad and (found := self._load(index)) is not None:
@@ -242,6 +262,8 @@ class BaseLoader:
             return work(argument)
         except (OSError, DecodeError) as fault:
             self._reject(index, fault)
+        except UserError:  # no word on the sample: its server is silent
+            raise
         except Exception as fault:
             where = self._bad.where(index)
             shard = "" if where["shard"] is None else f" of {where['shard']}"

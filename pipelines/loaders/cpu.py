@@ -165,6 +165,7 @@ class CpuLoader(BaseLoader):
         self._coming.clear()
 
     def close(self) -> None:
+        super().close()
         self._drain()
         self._planner.shutdown()
         self._cutters.shutdown()

@@ -231,6 +231,7 @@ class DaliLoader(BaseLoader):
         self._in_flight.clear()
 
     def close(self) -> None:
+        super().close()
         self._drain()
         self._planner.shutdown(wait=True, cancel_futures=True)
         self._workers.shutdown(wait=True, cancel_futures=True)

@@ -233,7 +233,10 @@ def _told_apart(source: ByteSource, order: Order | MixedOrder) -> int:
     """63 bits that tell which samples there are, by keys spread over the set, and in which order."""
     total = hashlib.sha256(f"{plan_hash(source, order)} {order.shuffle}".encode())
     if not isinstance(source, StreamSource):  # which does not know its samples before they come
-        for index in spread(len(source), LOOKED_AT):
+        some = spread(len(source), LOOKED_AT)
+        if callable(glance := getattr(source, "glance", None)):
+            glance(some)
+        for index in some:
             total.update(source.key(index).encode("utf-8", "surrogateescape") + b"\0")
     return int.from_bytes(total.digest()[:8], "big") >> 1
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import unicodedata
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -85,6 +86,38 @@ class MixedSource:
     def place(self, index: int) -> tuple[Any, Any]:
         _, source, inside = self._inside(index)
         return source.place(inside) if hasattr(source, "place") else (None, None)
+
+    # ---- of sources that are far away
+
+    @property
+    def _far(self) -> list[tuple[int, ByteSource]]:
+        return [(n, source) for n, source in enumerate(self.sources) if getattr(source, "follow", None) is not None]
+
+    @property
+    def follow(self) -> Callable | None:
+        return self._follow if self._far else None
+
+    def _follow(self, reader: object, coming: Callable[[int], Iterable[int]], step: int) -> None:
+        def own(number: int, step: int) -> np.ndarray:
+            ids = np.asarray(coming(step))
+            return ids[(ids >= self.starts[number]) & (ids < self.starts[number + 1])] - self.starts[number]
+
+        for number, source in self._far:
+            source.follow(reader, partial(own, number), step)
+
+    def leave(self, reader: object) -> None:
+        for _, source in self._far:
+            source.leave(reader)
+
+    def hurry(self) -> None:
+        for _, source in self._far:
+            source.hurry()
+
+    def glance(self, keys: Iterable[int] = (), images: Iterable[int] = ()) -> None:
+        """Keys and images of sources that are far away will be asked for."""
+        for number, source in self._far:
+            first, last = self.starts[number : number + 2]
+            source.glance(*([i - first for i in ids if first <= i < last] for ids in (keys, images)))
 
 
 def _merged(names, sources, how) -> tuple[list[str] | None, list[list[int] | None]]:

@@ -3,6 +3,7 @@
 folder.py, lists.py       image files at any depth, and image files that a list names
 shards.py, beton.py       WebDataset tars, with our index or without; FFCV's files
 imagenet.py               ILSVRC 2012 in folders; imagenet_tar.py: in its own archives; devkit.py, matlab.py: its labels
+remote_shards.py          our shards behind an address, in exact order
 stream.py                 tars behind an address, for the loader that streams
 places205.py, inaturalist.py, cifar.py, cue_conflict.py                        labelled sets
 voc.py, coco.py, segmentation.py                                               sets with boxes and masks
@@ -28,7 +29,7 @@ from ...outside import imported
 from .folder import image_files
 from .lookup import choice, existing
 from .shards import read_manifest, tars_in
-from .stream import SCHEMES, open_stream
+from .stream import SCHEMES, is_folder, open_stream
 
 if TYPE_CHECKING:
     from ..spec import ByteSource
@@ -74,7 +75,12 @@ def open_source(name: str | os.PathLike, say: Callable[[str], None] = notice) ->
     where a folder could be read in two ways.
     """
     name = os.fspath(name)
-    source = open_stream(name) if name.startswith(SCHEMES) else _open(name)
+    if is_folder(name):
+        from .remote_shards import RemoteShards
+
+        source = RemoteShards(name)
+    else:
+        source = open_stream(name) if name.startswith(SCHEMES) else _open(name)
     notes = getattr(source, "notes", None)
     for note in notes if isinstance(notes, (list, tuple)) else ():  # somebody's own source may mean other things by it
         say(f"{source.name}: {note}")

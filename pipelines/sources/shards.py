@@ -47,8 +47,16 @@ def read_manifest(folder: Path) -> dict | None:
             raise UserError(f"{folder}: a data set whose sharding did not finish; run the same `headrace shard` again")
         return None
     try:
-        manifest = json.loads(file.read_bytes())
-    except (OSError, ValueError) as fault:
+        return as_manifest(file.read_bytes(), file)
+    except OSError as fault:
+        raise UserError(f"{file}: cannot be read ({fault}); copy it again or shard again") from None
+
+
+def as_manifest(data: bytes, file: str | os.PathLike) -> dict | None:
+    """What the bytes of a `dataset.json` say, or None where it is none of ours. Raises `UserError` as above."""
+    try:
+        manifest = json.loads(data)
+    except ValueError as fault:
         raise UserError(f"{file}: cannot be read ({fault}); copy it again or shard again") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         return None
@@ -67,6 +75,19 @@ class Tar(NamedTuple):
     samples: int
     sha256: str | None  # None: nobody has noted it
     image: str  # the suffix of the member that is read, empty for the first image
+
+
+def check_index(name: str | os.PathLike, index: np.ndarray, samples: int, sizes: Sequence[int]) -> None:
+    """Raises `UserError` where an index is not one of `samples` images in files of these sizes, in their order."""
+    if index.dtype != INDEX or index.shape != (samples,) or not samples:
+        raise UserError(f"{name}: {INDEX_FILE} and {MANIFEST} do not match; copy both, or shard again")
+    ends = np.array(sizes, "u8")
+    for start in range(0, samples, _ROWS):  # not at once: 300 MB of temporary arrays for ImageNet-21k
+        rows = index[start : start + _ROWS + 1]  # and the next one, to see that shards are in order
+        known = rows["shard"].max() < len(sizes) and (rows["shard"][:-1] <= rows["shard"][1:]).all()
+        if not known or (rows["offset"] + rows["size"] > ends[rows["shard"]]).any():
+            problem = f"{INDEX_FILE} points past the end of a shard, or back to an earlier one"
+            raise UserError(f"{name}: {problem}; copy it again, or shard again")
 
 
 class ShardSource(MappedSource):
@@ -91,7 +112,7 @@ class ShardSource(MappedSource):
             sizes = [shard["bytes"] for shard in manifest["shards"]]
             self._check_sizes(tars, sizes)
             index = self._load_index()
-            self._check_index(index, manifest["samples"], sizes)
+            check_index(self.root, index, manifest["samples"], sizes)
             self._digests = [shard["sha256"] for shard in manifest["shards"]]
             super().__init__(str(path), tars, sizes, index, manifest["classes"], manifest["label_source"])
             return
@@ -119,17 +140,6 @@ class ShardSource(MappedSource):
             return np.asarray(np.load(file, mmap_mode="r"))
         except (OSError, ValueError) as fault:
             raise UserError(f"{file}: cannot be read ({fault}); copy it again or shard again") from None
-
-    def _check_index(self, index: np.ndarray, samples: int, sizes: list[int]) -> None:
-        if index.dtype != INDEX or index.shape != (samples,) or not samples:
-            raise UserError(f"{self.root}: {INDEX_FILE} and {MANIFEST} do not match; copy both, or shard again")
-        ends = np.array(sizes, "u8")
-        for start in range(0, samples, _ROWS):  # not at once: 300 MB of temporary arrays for ImageNet-21k
-            rows = index[start : start + _ROWS + 1]  # and the next one, to see that shards are in order
-            known = rows["shard"].max() < len(sizes) and (rows["shard"][:-1] <= rows["shard"][1:]).all()
-            if not known or (rows["offset"] + rows["size"] > ends[rows["shard"]]).any():
-                problem = f"{INDEX_FILE} points past the end of a shard, or back to an earlier one"
-                raise UserError(f"{self.root}: {problem}; copy it again, or shard again")
 
     def tars(self) -> list[Tar]:
         """What this source is made of."""

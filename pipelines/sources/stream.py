@@ -8,12 +8,19 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 
 from ...errors import UserError
+from ..remote import stores
 from .shards import FORMAT, MANIFEST
 
 SCHEMES = ("http://", "https://", "pipe:", "file:")
 _OPTION = r"(?:(?:samples|classes)=\d+|image=[^&=#]+)"
 _OPTIONS = re.compile(rf"#({_OPTION}(?:&{_OPTION})*)$")
+_TAR = re.compile(r"[{#]|\.(tar|tgz|tbz|txz)(\.\w+)?(\?|$)")  # in an address of tars
 _TIMEOUT = 30  # seconds
+
+
+def is_folder(name: str) -> bool:
+    """Whether a name is the address of a folder of shards, which is read in exact order: see remote_shards.py."""
+    return name.startswith(stores.SCHEMES) and not (name.startswith(SCHEMES) and _TAR.search(name))
 
 
 class StreamSource:

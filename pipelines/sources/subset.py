@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 if TYPE_CHECKING:
     from ..spec import ByteSource
@@ -30,3 +32,24 @@ class Subset:
 
     def size(self, index: int):
         return self.source.size(self.ids[index])
+
+    # ---- of one that is far away
+
+    @property
+    def follow(self) -> Callable | None:
+        inner = getattr(self.source, "follow", None)
+        return inner and self._follow
+
+    def _follow(self, reader: object, coming: Callable[[int], Iterable[int]], step: int) -> None:
+        self.source.follow(reader, lambda step: np.asarray(self.ids)[np.asarray(coming(step))], step)
+
+    def leave(self, reader: object) -> None:
+        self.source.leave(reader)
+
+    def hurry(self) -> None:
+        self.source.hurry()
+
+    @property
+    def glance(self) -> Callable | None:
+        inner = getattr(self.source, "glance", None)
+        return inner and (lambda keys=(), images=(): inner([self.ids[i] for i in keys], [self.ids[i] for i in images]))

@@ -209,7 +209,7 @@ def parse(words: list[str]) -> int:
         with standing_in(ROOT):
             load_recipe(given.recipe, given.overrides)
     for word in words:
-        source = re.fullmatch(r"(?:data\.\w+=)?(\w+:/.*)", word)  # its kind and options must be known
+        source = re.fullmatch(r"(?:data\.\w+=)?(\w+:/(?!/).*)", word)  # its kind and options must be known
         try:
             open_source(source[1]) if source else None
         except UserError as fault:
