@@ -2,12 +2,13 @@
 
 order   three sets of 10^9 samples beside one, at batches of 64..65,536: CPU time of a step's ids, in turn
 plan    CPU time of ``headrace plan`` for 10^7 samples in shards with a filter and weights, that of imports beside it
+ledger  what of a step's CPU time the ledger takes: the losses of single samples and writing them down
 kills   a run over the two sets of ``--data``, killed five times (SIGKILL) and continued on other numbers of processes,
         and on the same: ids, passes, views and masks of each step, and the encoder's weights, beside those of the run
         that nothing happens to
 
-Rows of the first two go to the ledger ``mixture.jsonl``. Ends with 1 where three sets take more than twice the time of
-one, a plan more than a second beside imports, or a run that was killed is another.
+Rows of the first three go to the ledger ``mixture.jsonl``. Ends with 1 where three sets take more than twice the time
+of one, a plan more than a second beside imports, a ledger more than 1 % of a step, or a run that was killed is another.
 """
 
 from __future__ import annotations
@@ -20,23 +21,33 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import load_file
 
 from headrace.errors import UserError, run_command
+from headrace.models.algorithm import Progress
+from headrace.models.algorithms import make_algorithm
+from headrace.pipelines.loaders.choose import make_loader
 from headrace.pipelines.order import Order
 from headrace.pipelines.plan.columns import folder_beside
 from headrace.pipelines.plan.mixture import MixedOrder, Part
+from headrace.train.engine.distributed import ALONE
+from headrace.train.engine.optim import Schedules, build_optimizer
+from headrace.train.engine.step import Stepper
+from headrace.train.ledger import Ledger
+from headrace.train.recipe.recipe import load_recipe, smoke_images
 
 from . import processes
 from .record import add_out, append, spread
 from .scaling import write_index
 
-PARTS = ("order", "plan", "kills")
+PARTS = ("order", "plan", "ledger", "kills")
 BATCHES = (64, 256, 1024, 4096, 16_384, 65_536)
+_LIMITS = {"order": ("ratio", 2.0), "plan": ("seconds", 1.0), "ledger": ("of_a_step", 0.01)}
 SHARES = (0.5, 0.3, 0.2)
 _KILLS = (3, 6, 9, 13, 17)  # steps before which a process is killed
 _STEPS, _BATCH = 20, 8  # those of --smoke
@@ -86,6 +97,41 @@ def _cpu(command: Sequence[str]) -> float:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def ledger(recipe: str, batch: int, repeat: int) -> Iterator[dict]:
+    """A row: what of a step's CPU time goes into the ledger, which is written at each step."""
+    built = load_recipe(recipe, ["train.device=cpu", f"train.batch_size={batch}"])
+    source, algorithm, spent = smoke_images(), make_algorithm(built.algorithm), [0.0]
+    reading = Order(len(source), batch)
+
+    def timed(work: Callable) -> Callable:
+        def run(*given):
+            began = time.process_time()
+            result = work(*given)
+            spent[0] += time.process_time() - began
+            return result
+
+        return run
+
+    with tempfile.TemporaryDirectory(prefix="headrace-mixture-") as name:
+        kept = Ledger(Path(name, "ledger"), len(source), ALONE)
+        schedules = Schedules(built.optim, batch, 1000, reading.steps_per_epoch)
+        optimizer = build_optimizer(algorithm, built.optim)
+        stepper = Stepper(algorithm, algorithm, optimizer, schedules, notes=[timed(kept.add)])
+        stepper._of_samples = timed(stepper._of_samples)
+        with closing(make_loader(source, algorithm.inputs(), reading, kind="memory")) as loader:
+            drawn = next(loader)
+        shares, whole = [], []
+        for turn in range(repeat + 1):
+            began, spent[0] = time.process_time(), 0.0
+            stepper(drawn, Progress(turn, 1000, reading.steps_per_epoch))
+            timed(kept.flush)()
+            if turn:  # the first warms up
+                whole.append(time.process_time() - began)
+                shares.append(spent[0] / whole[-1])
+    row = {"job": "ledger", "contender": f"{recipe}, {batch} images", **spread("of_a_step", shares)}
+    yield row | {"step_ms": round(float(np.median(whole)) * 1e3, 1)}
 
 
 def kills(data: Sequence[str], recipe: str, overrides: Sequence[str]) -> Iterator[dict]:
@@ -147,7 +193,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="of the recipe for kills")
     parser.add_argument("--data", nargs=2, metavar=("A", "B"), help="two sources of images, for kills")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--recipe", default="mae_vit-tiny", help="for kills (%(default)s)")
+    parser.add_argument("--recipe", default="mae_vit-tiny", help="for ledger and kills (%(default)s)")
+    parser.add_argument("--batch", type=int, default=8, help="images of a step, for ledger (%(default)s)")
     parser.add_argument("--repeat", type=int, default=9)
     parser.add_argument("--samples", type=int, default=10**9, help="of each set, for order (%(default)s)")
     add_out(parser)
@@ -157,6 +204,7 @@ def main(argv: Sequence[str]) -> int:
     parts = {
         "order": lambda: order(args.samples, args.repeat),
         "plan": lambda: plan(10**7, max(1, args.repeat // 3)),
+        "ledger": lambda: ledger(args.recipe, args.batch, 3 * args.repeat),
         "kills": lambda: kills(args.data, args.recipe, args.overrides),
     }
     beyond = []
@@ -168,7 +216,7 @@ def main(argv: Sequence[str]) -> int:
                 bad = row["steps_that_differ"] or (max(_processes(row)) == 1 and row["weights_apart"])
             else:
                 append("mixture", row, folder=args.out)
-                bad = row["ratio"] > 2 if part == "order" else row["seconds"] > 1
+                bad = row[_LIMITS[part][0]] > _LIMITS[part][1]
             beyond += [row["contender"]] if bad else []
     if beyond:
         print(f"mixture: beyond the limits: {', '.join(beyond)}")
