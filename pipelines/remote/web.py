@@ -57,6 +57,7 @@ class HubFolder(WebFolder):
         if match is None:
             raise UserError(f"{address}: a data set on Hugging Face is hf://datasets/<owner>/<name>[/<folder>]")
         owner, revision, folder = match[1], quote(match[2] or "main", safe=""), match[3] or ""
+        self._folder = folder
         hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
         self._files = f"{hub}/datasets/{owner}/resolve/{revision}" + (f"/{quote(folder)}" if folder else "")
         self._tree = f"{hub}/api/datasets/{owner}/tree/{revision}" + (f"/{quote(folder)}" if folder else "")
@@ -67,16 +68,21 @@ class HubFolder(WebFolder):
         return f"{self._files}/{quote(name)}"
 
     def names(self) -> list[tuple[str, int]]:
-        found, page = [], self._tree
+        return sorted((name, size) for name, size, _ in self.listed() if "/" not in name)
+
+    def listed(self, recursive: bool = False) -> list[tuple[str, int, str]]:
+        """(path below the folder, bytes, SHA-256 or "") of its files, and of those in its folders with `recursive`."""
+        found, page = [], f"{self._tree}?recursive={str(recursive).lower()}"
         while page:
             with _open(page, {}, self._token) as reply:
                 data = b"".join(_pieces(reply))
                 following = _NEXT.search(reply.headers.get("Link", ""))
             try:
-                found += [
-                    (Path(one["path"]).name, int(one["size"])) for one in json.loads(data) if one["type"] == "file"
-                ]
-            except (ValueError, LookupError, TypeError):
+                for one in json.loads(data):
+                    if one["type"] == "file":
+                        name = str(one["path"]).removeprefix(self._folder).lstrip("/")
+                        found.append((name, int(one["size"]), str((one.get("lfs") or {}).get("oid", ""))))
+            except (ValueError, LookupError, TypeError, AttributeError):
                 raise OSError("its list of files cannot be understood") from None
             page = following[1] if following else ""
         return sorted(found)

@@ -4,6 +4,7 @@ folder.py, lists.py       image files at any depth, and image files that a list 
 shards.py, beton.py       WebDataset tars, with our index or without; FFCV's files
 imagenet.py               ILSVRC 2012 in folders; imagenet_tar.py: in its own archives; devkit.py, matlab.py: its labels
 remote_shards.py          our shards behind an address, in exact order
+parquet.py                images in a column of parquet files; hub.py: of a data set on Hugging Face
 stream.py                 tars behind an address, for the loader that streams
 places205.py, inaturalist.py, cifar.py, cue_conflict.py                        labelled sets
 voc.py, coco.py, segmentation.py                                               sets with boxes and masks
@@ -58,6 +59,7 @@ KINDS = {
     "ade20k": _Kind("segmentation", "Ade20kSource"),
     "cue_conflict": _Kind("cue_conflict", "CueConflictSource"),
     "beton": _Kind("beton", "BetonSource"),
+    "parquet": _Kind("parquet", "ParquetSource"),
     "plan": _Kind(".plan.sets", "open_plan_file"),  # which opens sources in turn
 }
 _PARTS = ("classes", "__len__", "read", "label", "key", "size")  # of a `ByteSource`, beside its name
@@ -76,9 +78,9 @@ def open_source(name: str | os.PathLike, say: Callable[[str], None] = notice) ->
     """
     name = os.fspath(name)
     if is_folder(name):
-        from .remote_shards import RemoteShards
+        from .hub import open_far
 
-        source = RemoteShards(name)
+        source = open_far(name)
     else:
         source = open_stream(name) if name.startswith(SCHEMES) else _open(name)
     notes = getattr(source, "notes", None)

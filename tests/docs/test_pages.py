@@ -18,7 +18,7 @@ PARSED = {
     r"^make ": "sets up an environment, and the demo takes two minutes; tests/tools/test_demo.py runs a short one",
     r"^pip ": "changes the environment",
     r"^torchrun ": "several processes; tests/train/test_launch.py starts them",
-    r"s3://": "an object store; tests/pipelines/remote/test_stores.py has one",
+    r"s3://|hf://": "far away; tests/pipelines/remote/test_stores.py has such stores",
     r"[:=]/data/|list:": "data sets of others; tests/pipelines/sources/test_sources_*.py read each in small",
     r"work_dirs/": "logs of others; tests/tools/runs/test_curves.py",
     r"cue-conflict": "needs a classifier of ImageNet; tests/tools/look/test_shape_bias.py",

@@ -12,7 +12,7 @@ BATCH = 4
 
 def reader(source, rank=0, world=1, kind="cpu", blocks=True, file=None):
     source = open_source(source) if isinstance(source, str) else source
-    order = Order(len(source), BATCH, seed=5, blocks=shard_sizes(source) if blocks else None)
+    order = Order(len(source), BATCH, seed=5, blocks=shard_sizes(source) if blocks is True else blocks or None)
     aside = Quarantine(source, 0.5, file)
     return make_loader(source, INPUTS, order, kind=kind, threads=1, seed=5, rank=rank, world=world, quarantine=aside)
 

@@ -58,7 +58,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if fault == "reset":
             self.close_connection = True
             return self.connection.close()
-        file = server.root / path.lstrip("/")
+        file = server.root / unquote(self.path.partition("?")[0]).lstrip("/")  # which `answer` may have changed
         if not file.is_file():
             return self._give(404, b"none")
         data, size, status, headers = file.read_bytes(), file.stat().st_size, 200, {}
