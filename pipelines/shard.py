@@ -24,6 +24,7 @@ from .images.rules import add_rules, use_options
 from .pixels.layout import FORMATS, Request
 from .remote.cache import ShardCache
 from .remote.stores import SCHEMES, open_store
+from .sharding.measured import publish_measurements, without_near_duplicates
 from .sharding.plan import Plan, ShardOptions, Survey, differences, make_plan, survey, without_duplicates
 from .sharding.progress import counter, part_of
 from .sharding.upload import finished, upload
@@ -32,6 +33,7 @@ from .sharding.writer import ShardJob, ShardWriter
 from .sources import open_source, read_manifest
 from .sources.folder import FolderSource
 from .sources.shards import FORMAT, MANIFEST, VERSION, ShardSource
+from .sources.subset import Subset
 from .workers import require_part, run_jobs
 
 if TYPE_CHECKING:
@@ -85,20 +87,21 @@ def shard(
     try:
         workspace = Workspace(out, options.prefix)
         if (manifest := _complete(out, seen)) is not None:
-            workspace.remove()  # a run may have been killed just before it did so
+            publish_measurements(out, workspace)  # a run may have been killed just before it did so
+            workspace.remove()
             return manifest
         workspace.begin(seen)
         kept = np.arange(len(source))
-        if options.drop_duplicates:
-            kept = workspace.kept(lambda: without_duplicates(source, seen.sizes))
+        share = workers or cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        if options.drop_duplicates or options.drop_near_duplicates:
+            kept = workspace.kept(lambda: _kept(source, seen, workspace, options, share, progress))
         plan = make_plan(seen.sizes, kept, bool(source.classes), options)
         jobs = _jobs(plan, seen, workspace, part, progress)
         if options.encoding.max_side is None:  # else the sizes are known afterwards
             _check_space(out, int(plan.bytes[[job.number for job in jobs]].sum()))
-        share = cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         with counter("sharding", sum(len(job.ids) for job in jobs), progress) as count:
-            writer = ShardWriter(source, workspace, options.encoding, skip_bad)
-            bad = run_jobs(writer, jobs, max(1, min(workers or share, len(jobs))), count)
+            writer = ShardWriter(source, workspace, options.encoding, skip_bad, options.measure)
+            bad = run_jobs(writer, jobs, max(1, min(share, len(jobs))), count)
         if bad and not skip_bad:
             raise UserError(_bad_images(source, plan, bad, "mend or remove them, or leave them out with --skip-bad"))
         if all(workspace.finished(number) for number in range(len(plan))):
@@ -117,6 +120,8 @@ def shard(
 def _shard_away(source: str | os.PathLike, out: str, options: ShardOptions | None, **rest) -> dict:
     """Shards into a folder of this machine's cache, then uploads that. Interrupted, it goes on in either part."""
     store, options = open_store(out), options or ShardOptions()
+    if options.measure:
+        raise UserError(f"--measure: {out}: columns lie beside shards on disk; shard to a folder, or leave it out")
     if (manifest := finished(store)) is not None:
         _require_same(out, survey(open_source(source), options), manifest)
         return manifest
@@ -125,6 +130,15 @@ def _shard_away(source: str | os.PathLike, out: str, options: ShardOptions | Non
     upload(staged, store)
     shutil.rmtree(staged)
     return manifest
+
+
+def _kept(source: ByteSource, seen: Survey, workspace: Workspace, options: ShardOptions, workers: int, shown: bool):
+    """The ids that are no duplicates, of either kind: of images with equal bytes the first is looked at."""
+    kept = without_duplicates(source, seen.sizes) if options.drop_duplicates else np.arange(len(source))
+    if options.drop_near_duplicates:
+        subset = source if len(kept) == len(source) else Subset(source, kept.tolist())
+        kept = kept[without_near_duplicates(subset, workspace.folder, workers, shown)]
+    return kept
 
 
 def _complete(out: Path, seen: Survey) -> dict | None:
@@ -198,6 +212,8 @@ def _finish(
         "request": seen.request,
     }
     workspace.publish(names, manifest)
+    publish_measurements(workspace.out, workspace)
+    workspace.remove()
     return manifest
 
 
@@ -227,6 +243,8 @@ def _parser() -> argparse.ArgumentParser:
         "JPEGs that are no larger keep their bytes")  # fmt: skip
     add("--quality", type=int, default=90, metavar="Q", help="of JPEGs that are written anew, 1..95 (%(default)s)")
     add("--drop-duplicates", action="store_true", help="of images with equal bytes, keep the source's first")
+    add("--drop-near-duplicates", action="store_true", help="of images that show the same, keep the largest")
+    add("--measure", action="store_true", help="write figures of every image as columns, for filters and headrace know")
     add("--verify", action="store_true", help="decode every image to its last pixel")
     add("--skip-bad", action="store_true", help="leave unreadable images out; dataset.json lists them")
     add("--workers", type=int, metavar="N", help="processes (one a core); any number writes the same")
@@ -256,11 +274,18 @@ def main(argv: list[str] | None = None) -> int:
         prefix=given.prefix,
         seed=given.seed,
         drop_duplicates=given.drop_duplicates,
+        drop_near_duplicates=given.drop_near_duplicates,
+        measure=given.measure,
         encoding=Encoding(given.max_side, given.quality, plain_jpeg=ffcv, verify=given.verify),
     )
     start = time.monotonic()
     os.environ.pop("LOCAL_RANK", None)  # every part speaks for itself: its bad images are not those of the first
     if ffcv:
+        if given.measure or given.drop_near_duplicates:
+            which = "--measure" if given.measure else "--drop-near-duplicates"
+            raise UserError(
+                f"{which}: not with --format ffcv, which has no columns; shard first, then make one of the shards"
+            )
         if part[1] > 1:
             raise UserError("--format ffcv: one process writes the file; start it once, without --part and torchrun")
         from .sharding.beton import write_beton

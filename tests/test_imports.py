@@ -21,8 +21,8 @@ ALLOWED = {  # room -> what it may import of headrace, besides itself and what l
     "pipelines/measure": "pipelines.images pipelines.sources pipelines.spec pipelines.identity pipelines.workers"
     " pipelines.numba_cache",
     "pipelines/views": "pipelines.images pipelines.spec pipelines.rng pipelines.numba_cache kernels",
-    "pipelines/sharding": "pipelines.images pipelines.remote pipelines.sources pipelines.measure pipelines.workers"
-    " pipelines.spec",
+    "pipelines/sharding": "pipelines.images pipelines.remote pipelines.sources pipelines.measure"
+    " pipelines.plan.columns pipelines.workers pipelines.spec",
     "pipelines/plan": "schema pipelines.sources pipelines.spec pipelines.rng pipelines.order",
     "pipelines/pixels": "pipelines.images pipelines.sources pipelines.plan pipelines.views pipelines.spec"
     " pipelines.sharding.progress",

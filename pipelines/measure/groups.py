@@ -6,7 +6,7 @@ sides or at two, and without the uniform bars around it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -161,6 +161,25 @@ def duplicate_groups(
                 for one, two in _compared(pictures, pictures, items[a], items[b], variant, pool, union):
                     union.join(one, two)
     return union.groups()
+
+
+def kept_of(groups: np.ndarray, rows: Mapping[str, np.ndarray]) -> np.ndarray:
+    """(N,) bool: the image of each group (N,) to keep, the one of most pixels, of these the one of most bytes, of these
+    the first; every image that has no group (-1). `rows` are of `MEASURED`, or its columns."""
+    pixels = rows["width"].astype(np.int64) * rows["height"]
+    order = np.lexsort((np.arange(len(groups)), -rows["bytes"], -pixels, groups))
+    kept = groups < 0
+    own = order[groups[order] >= 0]
+    _, first = np.unique(groups[own], return_index=True)
+    kept[own[first]] = True
+    return kept
+
+
+def members(groups: np.ndarray) -> list[np.ndarray]:
+    """The images of each group, by its number."""
+    order = np.argsort(groups, kind="stable")
+    order = order[groups[order] >= 0]
+    return np.split(order, np.flatnonzero(np.diff(groups[order])) + 1) if len(order) else []
 
 
 def images_in_both(

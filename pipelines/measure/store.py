@@ -9,6 +9,7 @@ bad.json          [[image, reason], ...]; written last, so that it says that the
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import time
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from ..spec import ByteSource
 
 FOLDER = ".know"  # hidden: not one of the columns
+AGAINST = "against.json"  # in it: [{data, about, found}, ...], other sets, and how many of their images are in this
 _VERSION = 1
 _LEAST, _MOST = 64, 4096  # images of a block: a set of a few thousand has some for each process, one of 10^8 no million
 
@@ -182,6 +184,8 @@ def put_together(place: Path, files: Iterable[Path], count: int) -> None:
             inside_of.append(block["inside_of"] + at)
             inner.append(block["inner"])
             at = end
+    if at != count:  # whoever was faster takes blocks away
+        raise FileNotFoundError(errno.ENOENT, "blocks are missing", str(place))
     thumbs.flush()
     del thumbs
     partial.replace(place / "thumbs.npy")

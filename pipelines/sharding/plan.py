@@ -35,6 +35,8 @@ class ShardOptions:
     prefix: str = "train"
     seed: int | None = 0  # of the shuffling; None keeps the source's order
     drop_duplicates: bool = False
+    drop_near_duplicates: bool = False
+    measure: bool = False  # figures and hashes of every image, as columns beside the shards
     encoding: Encoding = Encoding()
 
     def __post_init__(self) -> None:
@@ -87,6 +89,9 @@ def survey(source: ByteSource, options: ShardOptions) -> Survey:
         for index in range(len(source)):
             digest.update(source.key(index).encode("utf-8", "surrogateescape") + b"\0")
     request = asdict(options) | {"source": {"images": len(source), "sha256": digest.hexdigest()}}
+    for name in ("drop_near_duplicates", "measure"):  # of data sets from before there was such a thing
+        if not request[name]:
+            del request[name]
     if options.encoding.max_side is None and not options.encoding.plain_jpeg:
         del request["encoding"]["quality"]  # nothing is encoded
     else:

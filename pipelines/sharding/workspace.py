@@ -1,8 +1,9 @@
 """``<out>/.sharding``: where finished shards wait for the last one, so that nothing unfinished opens as a data set.
 
 plan.json      what was asked, and a fingerprint of the source: another run may continue only if both are the same
-kept.npy       with --drop-duplicates, the ids that are no duplicates
-000007.tar     with .idx (DALI's index) and .npy (rows of our index): they count once .json, the record, is there
+kept.npy       with --drop-duplicates or --drop-near-duplicates, the ids that are no duplicates
+000007.tar     with .idx (DALI's index), .npy (rows of our index) and perhaps .npz (what was measured): they count once
+               .json, the record, is there
 000007.lock    held by the process that writes shard 7          lock   shared by all runs that write here
 
 Finished shards are moved up to `out`, `index.npy` first and `dataset.json` last. Every step can be repeated, also by
@@ -108,7 +109,7 @@ class Workspace:
         return [json.loads(self.file(shard, "json").read_bytes()) for shard in range(shards)]
 
     def publish(self, names: dict[int, str], manifest: dict) -> None:
-        """Moves up the shards ``number -> name``, renumbered in that order, then writes `manifest`, and tidies up.
+        """Moves up the shards ``number -> name``, renumbered in that order, then writes `manifest`.
 
         Raises `FileNotFoundError` when another process has done so meanwhile.
         """
@@ -124,7 +125,6 @@ class Workspace:
         write_file(self.folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
         _move(self.folder / MANIFEST, self.out / MANIFEST)
         _sync(self.out)
-        self.remove()
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -15,7 +15,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,10 +23,13 @@ import numpy as np
 from PIL import Image
 
 from ...errors import UserError
+from ...places import write_file
 from ..images import jpeg
 from ..images.decode import DecodeError
 from ..images.encode import Encoding
 from ..images.formats import IMAGE_SUFFIXES
+from ..measure.measure import measure
+from ..measure.store import Block
 from ..sources import tar
 from ..sources.shards import INDEX
 from ..workers import REPORT_SECONDS
@@ -57,6 +60,7 @@ class ShardWriter:
     workspace: Workspace
     encoding: Encoding
     skip_bad: bool
+    measured: bool = False  # figures of every image, too
 
     def write(self, job: ShardJob, report: Callable[[int], None]) -> list[tuple[int, str]]:
         """Writes a shard and its record; `report` hears how many images were dealt with since.
@@ -72,7 +76,8 @@ class ShardWriter:
             if self.workspace.finished(job.number):  # by the process that held the lock
                 report(len(job.ids))
                 return []
-            rows, lines, bad = [], [], []
+            rows, lines, bad, block = [], [], [], Block.empty()
+            encoding = replace(self.encoding, verify=False) if self.measured else self.encoding  # measuring decodes
             seen, told = 0, time.monotonic()
             images = zip(job.ids.tolist(), job.sizes.tolist(), strict=True)
             with _TarFile(self.workspace.file(job.number, "tar")) as archive:
@@ -83,7 +88,9 @@ class ShardWriter:
                         seen, told = 0, time.monotonic()
                     room = archive.room(max(size, 0) + 1)  # one byte more than planned: a file that grew shows
                     try:
-                        data, height, width = self.encoding.apply(self._read(index, size, room))
+                        data, height, width = encoding.apply(self._read(index, size, room))
+                        if self.measured:
+                            block.add(measure(data))
                     except (OSError, DecodeError) as fault:
                         bad.append((position, getattr(fault, "strerror", None) or str(fault)))
                         continue
@@ -102,6 +109,8 @@ class ShardWriter:
                 if not bad or self.skip_bad:
                     size, digest = archive.finish()
                     index = f"v1.2 {len(rows)}\n" + "".join(lines)
+                    if self.measured:
+                        write_file(self.workspace.file(job.number, "npz"), block.packed())
                     self.workspace.finish_shard(job.number, np.array(rows, INDEX), index, size, digest, bad)
             return bad
 

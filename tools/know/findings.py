@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ...pipelines.measure.groups import CUTS, RADIUS, TURNS, duplicate_groups, images_in_both
+from ...pipelines.measure.groups import CUTS, RADIUS, TURNS, duplicate_groups, images_in_both, kept_of, members
 from ...pipelines.measure.measure import COLUMNS
 from ...pipelines.measure.store import Measured
 from ...pipelines.spec import ByteSource
@@ -95,7 +95,7 @@ def find(
     """What follows from measurements. `others`: sets to look in as well, with what tells each of them."""
     numbers = duplicate_groups(measured.pictures, **search.options)
     columns = {name: np.asarray(measured.rows[name]) for name in measured.rows.dtype.names}
-    columns |= {"group": numbers, "duplicate": (numbers >= 0) & ~first_of(numbers, columns)}
+    columns |= {"group": numbers, "duplicate": (numbers >= 0) & ~kept_of(numbers, columns)}
     found = Findings(source, measured, columns, members(numbers))
     found.rules = [(rule, rule.rows(columns)) for rule in rules_for(columns)]
     outlier = np.zeros(len(source), bool)
@@ -109,25 +109,6 @@ def find(
         columns["leaked"][pairs[:, 0]] = True
         found.overlaps.append(Overlap(other, pairs, about))
     return found
-
-
-def first_of(groups: np.ndarray, columns: dict[str, np.ndarray]) -> np.ndarray:
-    """(N,) bool: the image of each group (N,) to keep, the one of most pixels, of these the one of most bytes, of these
-    the first; every image that has no group (-1)."""
-    pixels = columns["width"].astype(np.int64) * columns["height"]
-    order = np.lexsort((np.arange(len(groups)), -columns["bytes"], -pixels, groups))
-    kept = groups < 0
-    own = order[groups[order] >= 0]
-    _, first = np.unique(groups[own], return_index=True)
-    kept[own[first]] = True
-    return kept
-
-
-def members(groups: np.ndarray) -> list[np.ndarray]:
-    """The images of each group, by its number."""
-    order = np.argsort(groups, kind="stable")
-    order = order[groups[order] >= 0]
-    return np.split(order, np.flatnonzero(np.diff(groups[order])) + 1) if len(order) else []
 
 
 def _is_figure(name: str) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 from ...cores import cores
 from ...errors import UserError, notice
 from ...pipelines.images.rules import add_rules, use_options
-from ...pipelines.measure.store import FOLDER, Measured, Store, about
+from ...pipelines.measure.store import AGAINST, FOLDER, Measured, Store, about
 from ...pipelines.plan.columns import folder_beside, write_columns
 from ...pipelines.sharding.progress import counter, part_of
 from ...pipelines.sources import open_source, resolve
@@ -67,7 +67,7 @@ def know(
         write_columns(table, source, findings.columns)
         if own:
             overlaps = [{"data": o.source.name, "about": o.about, "found": o.theirs} for o in findings.overlaps]
-            write_file(table / FOLDER / "against.json", json.dumps(overlaps, indent=1).encode())
+            write_file(table / FOLDER / AGAINST, json.dumps(overlaps, indent=1).encode())
         from .know_page import render_know  # draws
 
         out.mkdir(parents=True, exist_ok=True)

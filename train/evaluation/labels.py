@@ -15,6 +15,7 @@ from ...pipelines.sources.lists import ListSource
 from ...pipelines.sources.stream import StreamSource
 from ...pipelines.sources.subset import Subset
 from ...pipelines.spec import ByteSource
+from .leakage import leak_remarks
 
 FLAGS = ("--train", "--val")
 _COMPARED = 16  # images whose bytes tell whether two sets are one
@@ -92,6 +93,7 @@ def remarks(train: ByteSource, val: ByteSource, leave_one_out: bool = False) -> 
         if len(own) and len(absent):
             names = _some([train.classes[label] for label in absent])
             found.append(f"{source.name} has no image of {len(absent):,} of {len(train.classes):,} classes: {names}")
+    found += leak_remarks(train, val)
     if not leave_one_out and same_images(train, val):
         found.append(f"{val.name} holds the images of {train.name}: these figures are of images that were learned from")
     return found

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from headrace.pipelines.measure.groups import kept_of, members
 from headrace.pipelines.measure.measure import MEASURED
-from headrace.tools.know.findings import first_of, members
 from headrace.tools.know.rules import rules_for
 
 USUAL = {"readable": True, "width": 400, "height": 300, "bytes": 9000, "aspect": 4 / 3, "brightness": 0.5}
@@ -47,5 +47,5 @@ def test_the_worst_come_first():
 def test_of_a_group_one_is_kept():
     columns = columns_of({}, {"width": 500}, {"bytes": 9001}, {}, {"width": 500, "bytes": 8000})
     groups = np.array([0, -1, 0, 1, 1])
-    assert first_of(groups, columns).tolist() == [False, True, True, False, True]
+    assert kept_of(groups, columns).tolist() == [False, True, True, False, True]
     assert [group.tolist() for group in members(groups)] == [[0, 2], [3, 4]]
