@@ -20,17 +20,23 @@ import torch
 
 from ..errors import UserError
 from ..kernels import use
+from ..pipelines.images.jpeg import chroma_halved, jpeg_header
+from ..pipelines.images.planes import Planes
 from ..pipelines.loaders.choose import make_loader
 from ..pipelines.order import Order
 from ..pipelines.sources import open_source
+from ..pipelines.sources.subset import Subset
 from ..pipelines.spec import ByteSource, InputSpec, ViewSpec
+from ..pipelines.views.cut import decode_fast
 from ..pipelines.views.finish import dali_problem
 from ..pipelines.views.recipes import VIEWS
 from ..pipelines.views.reference import reference_views
+from ..pipelines.views.yuv import to_planes
 from ..places import new_file
 from .demo_images import demo_image
 
 BACK_ENDS = ("cpu", "torch", "dali")
+YUV = ("yuv420 of 4:2:0", "yuv420 of 4:4:4")
 _SAMPLES, _SEED = 8, 11
 
 
@@ -55,6 +61,22 @@ OPERATIONS: dict[str, tuple[ViewSpec, ...]] = {
 }
 
 
+class Halved:
+    """`Pixels` of a source as ``headrace pixels --format yuv420`` would write them, made when they are asked for."""
+
+    words = "yuv420"
+
+    def __init__(self, source: ByteSource) -> None:
+        self._source = source
+
+    def image(self, index: int) -> Planes:
+        encoded = self._source.read(index)
+        return to_planes(decode_fast(encoded), chroma_halved(encoded))
+
+    def size(self, index: int) -> tuple[int, int] | None:
+        return self._source.size(index)
+
+
 class Error(NamedTuple):
     """In grey levels."""
 
@@ -65,7 +87,8 @@ class Error(NamedTuple):
 def measure(back_end: str, source: ByteSource, views: tuple[ViewSpec, ...]) -> Error | str:
     """The error of one back end over the first samples of a source, or why it cannot make these views.
 
-    `back_end`: cpu (our threads), torch (crops by them, colours by the reference of `augment`), dali (crops by DALI).
+    `back_end`: cpu (our threads), torch (crops by them, colours by the reference of `augment`), dali (crops by DALI),
+    or one of `YUV` (our threads, from planes).
     """
     if back_end == "dali":
         if problem := next(filter(None, map(dali_problem, views)), None):
@@ -74,8 +97,9 @@ def measure(back_end: str, source: ByteSource, views: tuple[ViewSpec, ...]) -> E
             return "is not installed"
     inputs, order = InputSpec(views), Order(len(source), min(_SAMPLES, len(source)), shuffle=False)
     kind = "dali" if back_end == "dali" else "cpu"
+    pixels = Halved(source) if back_end in YUV else None
     with use("augment", "reference") if back_end == "torch" else nullcontext():
-        with closing(make_loader(source, inputs, order, kind=kind, threads=2, seed=_SEED)) as loader:
+        with closing(make_loader(source, inputs, order, kind=kind, pixels=pixels, threads=2, seed=_SEED)) as loader:
             batch = next(loader)
     oracle = reference_views(source, inputs, _SEED, 0, batch.ids)
     errors = []
@@ -86,23 +110,36 @@ def measure(back_end: str, source: ByteSource, views: tuple[ViewSpec, ...]) -> E
     return Error(error.max().item(), error.mean().item())
 
 
-def write_photos(folder: Path, count: int = _SAMPLES) -> Path:
+def write_photos(folder: Path, count: int = _SAMPLES, subsampling: str = "4:2:0") -> Path:
     """Generated JPEGs, the first ones as large as photographs, as a folder of classes."""
     for index in range(count):
         image, name = demo_image(0, "train", index)
         path = folder / name / f"{index}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        image.resize((320 + 40 * index, 240 + 25 * index)).save(path, quality=90)
+        image.resize((320 + 40 * index, 240 + 25 * index)).save(path, quality=90, subsampling=subsampling)
     return folder
 
 
-def rows(source: ByteSource, cases: dict[str, tuple[ViewSpec, ...]]) -> Iterator[str]:
-    """Lines of a Markdown table: name, then maximum and mean for each back end."""
-    yield "| | " + " | ".join(BACK_ENDS) + " |"
-    yield "|---|" + "---:|" * len(BACK_ENDS)
+def by_chroma(source: ByteSource) -> dict[str, ByteSource]:
+    """The first samples of a source with chroma of half the resolution, and with all of it, by the names of `YUV`."""
+    wanted, found = {(True, True): YUV[0], (False, False): YUV[1]}, {name: [] for name in YUV}
+    for index in range(len(source)):
+        encoded = source.read(index)
+        name = wanted.get(chroma_halved(encoded)) if jpeg_header(encoded) else None
+        if name and len(found[name]) < _SAMPLES:
+            found[name].append(index)
+        if all(len(ids) == _SAMPLES for ids in found.values()):
+            break
+    return {name: Subset(source, ids) for name, ids in found.items() if ids}
+
+
+def rows(sources: dict[str, ByteSource], cases: dict[str, tuple[ViewSpec, ...]]) -> Iterator[str]:
+    """Lines of a Markdown table: name, then maximum and mean for each back end, of its own source."""
+    yield "| | " + " | ".join(sources) + " |"
+    yield "|---|" + "---:|" * len(sources)
     for name, views in cases.items():
         cells = []
-        for back_end in BACK_ENDS:
+        for back_end, source in sources.items():
             error = measure(back_end, source, views)
             cells.append(error if isinstance(error, str) else f"{error.most:.3f} ({error.mean:.4f})")
         yield f"| {name} | " + " | ".join(cells) + " |"
@@ -118,11 +155,16 @@ before it is normalised. {samples} images: {images}. Pillow {pillow}.
 - **torch**: the same crops, the colours by the plain PyTorch of `kernels/augment/reference.py`, the definition for
   the Triton kernels. `headrace kernels check augment` holds those to it.
 - **dali**: crops by DALI's operators, colours as in cpu.
+- **yuv420**: the cpu loader from [pixels beside the shards](data.md) in that format, of photos whose JPEGs have chroma
+  of half the resolution (4:2:0) and of all of it (4:4:4), images of their own.
 """
 
 _REASONS = """
 ## Where differences come from
 
+- yuv420 stores chroma at half the resolution. Of 4:2:0 that is what the JPEG has, found again from its pixels and
+  upsampled as libjpeg does it: what remains is rounding, and colours that were cut off at 0 or 255. Of 4:4:4 fine
+  colour is lost; contrast, saturation and hue multiply that.
 - Crops by our threads are Pillow's, bit for bit: weights with 22 bits behind the point, bytes after each of the two
   passes, and the order of passes that Pillow takes since version 13, down the columns first where that takes away
   more than twice as many rows as the other pass takes columns. Older versions go along the rows first: for these
@@ -145,9 +187,11 @@ _REASONS = """
 """
 
 
-def report(source: ByteSource, images: str) -> str:
+def report(source: ByteSource, images: str, apart: dict[str, ByteSource]) -> str:
+    """The page; `apart` are the sources of `YUV`."""
+    sources = dict.fromkeys(BACK_ENDS, source) | apart
     lines = [_HEAD.format(samples=min(_SAMPLES, len(source)), images=images, pillow=PIL.__version__), "## Operations\n"]
-    lines += [*rows(source, OPERATIONS), "\n## Named views\n", *rows(source, VIEWS), _REASONS]
+    lines += [*rows(sources, OPERATIONS), "\n## Named views\n", *rows(sources, VIEWS), _REASONS]
     return "\n".join(lines)
 
 
@@ -159,8 +203,10 @@ def main(argv: Sequence[str]) -> int:
     if not args.out.parent.is_dir():
         raise UserError(f"parity: {args.out.parent} is no folder; name a file with --out")
     with tempfile.TemporaryDirectory() as folder:
-        name = args.data or write_photos(Path(folder))
-        text = report(open_source(name), "photographs" if args.data else "generated, JPEG")
+        source = open_source(args.data or write_photos(Path(folder) / "halved"))
+        fine = source if args.data else open_source(write_photos(Path(folder) / "fine", subsampling="4:4:4"))
+        apart = by_chroma(source) | by_chroma(fine)
+        text = report(source, "photographs" if args.data else "generated, JPEG", apart)
     args.out.write_text(text, encoding="utf-8")
     print(f"{args.out}: {len(OPERATIONS)} operations, {len(VIEWS)} named views, {', '.join(BACK_ENDS)}")
     return 0

@@ -22,9 +22,9 @@ import torch
 from numba import float32, int32, uint8
 
 from ...kernels.augment.reference import LUMA, SOLARIZE, blur_taps
+from ..images.planes import Planes
 from ..numba_cache import compiled
 from ..spec import ViewSpec
-from .cut import as_rgb
 
 _TILE = 1024  # pixels
 _BITS = 22  # of a resize's weights behind the point, as in Pillow: 8 bits of pixels and 2 of sums remain
@@ -187,6 +187,187 @@ def _crop(pixels, box, size, radius, flip, scratch, out):
     _across(source, start, stride, height - 1, size, flip, across, rows)
     _across(last, 0, 0, 1, size, flip, across, rows[height - 1 :])
     _down(scratch, 0, padded, height, size, down, out)
+
+
+# ---- crop and resize of planes: half the bytes, and every pass on whole vectors
+
+
+@_fast
+def _plane_weights(length, size, radius, start, whole):
+    """The taps of `_weights` in floating point, on luma from `start` on along a side of `whole`, and on its chroma.
+
+    Those on chroma are those on luma, taken through libjpeg's upsampling by 3 and 1: what they give is the resize of
+    the upsampled plane. (first, count, weights) of both; zeros behind the weights.
+    """
+    scale = length / size
+    stretch = max(scale, 1.0)
+    most = 2 * int(math.ceil(radius * stretch)) + 1
+    first, count = np.empty(size, np.int32), np.empty(size, np.int32)
+    weights, halves = np.zeros((size, most + 3), np.float32), np.zeros((size, most + 6), np.float32)
+    first_half, half_count = np.empty(size, np.int32), np.empty(size, np.int32)
+    last = (whole + 1) // 2 - 1
+    for out in range(size):
+        center = (out + 0.5) * scale
+        low = max(int(center - radius * stretch + 0.5), 0)
+        taps = min(int(center + radius * stretch + 0.5), length) - low
+        total = 0.0
+        for k in range(taps):
+            weight = _weight((k + low - center + 0.5) * (1.0 / stretch), radius)
+            weights[out, k] = weight
+            total += weight
+        low += start
+        begin = max((low - 1) // 2, 0)
+        for k in range(taps):
+            weights[out, k] = weight = float32(weights[out, k] / total)
+            near = (low + k) // 2
+            far = min(max(near - 1 + 2 * ((low + k) % 2), 0), last)
+            halves[out, near - begin] += float32(0.75) * weight
+            halves[out, far - begin] += float32(0.25) * weight
+        first[out], count[out] = low, taps
+        first_half[out], half_count[out] = begin, min((low + taps) // 2, last) - begin + 1
+    return (first, count, weights), (first_half, half_count, halves)
+
+
+@_fast
+def _plane_down(plane, stride, left, last, y, taps, out):
+    """Weighted rows of a plane, from column `left` on -> one row of out.size values: four taps at a time."""
+    first, count, weights = taps
+    columns = out.size
+    for k in range(0, count[y], 4):
+        w0, w1, w2, w3 = weights[y, k], weights[y, k + 1], weights[y, k + 2], weights[y, k + 3]
+        row = first[y] + k  # beyond the last one weights are 0
+        at0, at1 = row * stride + left, min(row + 1, last) * stride + left
+        at2, at3 = min(row + 2, last) * stride + left, min(row + 3, last) * stride + left
+        r0, r1 = plane[at0 : at0 + columns], plane[at1 : at1 + columns]
+        r2, r3 = plane[at2 : at2 + columns], plane[at3 : at3 + columns]
+        if k == 0:
+            for x in range(columns):
+                out[x] = float32(r0[x]) * w0 + float32(r1[x]) * w1 + float32(r2[x]) * w2 + float32(r3[x]) * w3
+        else:
+            for x in range(columns):
+                out[x] += float32(r0[x]) * w0 + float32(r1[x]) * w1 + float32(r2[x]) * w2 + float32(r3[x]) * w3
+
+
+@_fast
+def _turn(rows, columns, out):
+    """Eight rows -> out (columns * 8): a column of them is one vector."""
+    r0, r1, r2, r3, r4, r5, r6, r7 = rows[0], rows[1], rows[2], rows[3], rows[4], rows[5], rows[6], rows[7]
+    for x in range(columns):
+        i = 8 * x
+        out[i], out[i + 1], out[i + 2], out[i + 3] = r0[x], r1[x], r2[x], r3[x]
+        out[i + 4], out[i + 5], out[i + 6], out[i + 7] = r4[x], r5[x], r6[x], r7[x]
+
+
+@_fast
+def _turn_back(turned, columns, rows):
+    r0, r1, r2, r3, r4, r5, r6, r7 = rows[0], rows[1], rows[2], rows[3], rows[4], rows[5], rows[6], rows[7]
+    for x in range(columns):
+        i = 8 * x
+        r0[x], r1[x], r2[x], r3[x] = turned[i], turned[i + 1], turned[i + 2], turned[i + 3]
+        r4[x], r5[x], r6[x], r7[x] = turned[i + 4], turned[i + 5], turned[i + 6], turned[i + 7]
+
+
+@_fast
+def _plane_across(turned, left, size, flip, taps, out):
+    """What `_turn` gave, whose first column is `left` -> out (size * 8): four taps of eight rows at a time.
+
+    Sums have names, and are stored at the end: only then does LLVM see that they do not alias `turned`.
+    """
+    first, count, weights = taps
+    for x in range(size):
+        tap = size - 1 - x if flip else x
+        i = _index(8 * (first[tap] - left))
+        w0, w1, w2, w3 = weights[tap, 0], weights[tap, 1], weights[tap, 2], weights[tap, 3]
+        s0 = turned[i + _index(0)] * w0 + turned[i + _index(8)] * w1
+        s1 = turned[i + _index(1)] * w0 + turned[i + _index(9)] * w1
+        s2 = turned[i + _index(2)] * w0 + turned[i + _index(10)] * w1
+        s3 = turned[i + _index(3)] * w0 + turned[i + _index(11)] * w1
+        s4 = turned[i + _index(4)] * w0 + turned[i + _index(12)] * w1
+        s5 = turned[i + _index(5)] * w0 + turned[i + _index(13)] * w1
+        s6 = turned[i + _index(6)] * w0 + turned[i + _index(14)] * w1
+        s7 = turned[i + _index(7)] * w0 + turned[i + _index(15)] * w1
+        s0 += turned[i + _index(16)] * w2 + turned[i + _index(24)] * w3
+        s1 += turned[i + _index(17)] * w2 + turned[i + _index(25)] * w3
+        s2 += turned[i + _index(18)] * w2 + turned[i + _index(26)] * w3
+        s3 += turned[i + _index(19)] * w2 + turned[i + _index(27)] * w3
+        s4 += turned[i + _index(20)] * w2 + turned[i + _index(28)] * w3
+        s5 += turned[i + _index(21)] * w2 + turned[i + _index(29)] * w3
+        s6 += turned[i + _index(22)] * w2 + turned[i + _index(30)] * w3
+        s7 += turned[i + _index(23)] * w2 + turned[i + _index(31)] * w3
+        for k in range(4, count[tap], 4):
+            i += _index(32)
+            w0, w1, w2, w3 = weights[tap, k], weights[tap, k + 1], weights[tap, k + 2], weights[tap, k + 3]
+            s0 += turned[i + _index(0)] * w0 + turned[i + _index(8)] * w1
+            s1 += turned[i + _index(1)] * w0 + turned[i + _index(9)] * w1
+            s2 += turned[i + _index(2)] * w0 + turned[i + _index(10)] * w1
+            s3 += turned[i + _index(3)] * w0 + turned[i + _index(11)] * w1
+            s4 += turned[i + _index(4)] * w0 + turned[i + _index(12)] * w1
+            s5 += turned[i + _index(5)] * w0 + turned[i + _index(13)] * w1
+            s6 += turned[i + _index(6)] * w0 + turned[i + _index(14)] * w1
+            s7 += turned[i + _index(7)] * w0 + turned[i + _index(15)] * w1
+            s0 += turned[i + _index(16)] * w2 + turned[i + _index(24)] * w3
+            s1 += turned[i + _index(17)] * w2 + turned[i + _index(25)] * w3
+            s2 += turned[i + _index(18)] * w2 + turned[i + _index(26)] * w3
+            s3 += turned[i + _index(19)] * w2 + turned[i + _index(27)] * w3
+            s4 += turned[i + _index(20)] * w2 + turned[i + _index(28)] * w3
+            s5 += turned[i + _index(21)] * w2 + turned[i + _index(29)] * w3
+            s6 += turned[i + _index(22)] * w2 + turned[i + _index(30)] * w3
+            s7 += turned[i + _index(23)] * w2 + turned[i + _index(31)] * w3
+        j = _index(8 * x)
+        out[j + _index(0)] = s0
+        out[j + _index(1)] = s1
+        out[j + _index(2)] = s2
+        out[j + _index(3)] = s3
+        out[j + _index(4)] = s4
+        out[j + _index(5)] = s5
+        out[j + _index(6)] = s6
+        out[j + _index(7)] = s7
+
+
+@_fast
+def _plane_crop(flat, height, width, box, size, radius, flip, scratch, out):
+    """A box (left, top, width, height) of `Planes` -> out (size * size * 3), rounded once, eight rows at a time."""
+    left, top, columns, rows = box[0], box[1], box[2], box[3]
+    across, half_across = _plane_weights(columns, size, radius, left, width)
+    down, half_down = _plane_weights(rows, size, radius, top, height)
+    stride, lines = (width + 1) // 2, (height + 1) // 2
+    begin = max((left - 1) // 2, 0)
+    halves = min((left + columns) // 2, stride - 1) - begin + 1
+    most = columns + 8  # what a row of taps reads behind the last column
+    made, turned = scratch[: 8 * most].reshape(8, most), scratch[8 * most : 16 * most]
+    sums = scratch[16 * most : 16 * most + 24 * size].reshape(3, 8 * size)
+    lined = scratch[16 * most + 24 * size : 16 * most + 48 * size].reshape(3, 8, size)
+    area, half = height * width, lines * stride
+    luma, blue, red = flat[:area], flat[area : area + half], flat[area + half : area + 2 * half]
+    for top_row in range(0, size, 8):
+        some = min(8, size - top_row)
+        for r in range(some):
+            _plane_down(luma, width, left, height - 1, top_row + r, down, made[r, :columns])
+        _turn(made, columns, turned)
+        turned[8 * columns : 8 * (columns + 4)] = _ZERO
+        _plane_across(turned, left, size, flip, across, sums[0])
+        for p in range(2):
+            plane = blue if p == 0 else red
+            for r in range(some):
+                _plane_down(plane, stride, begin, lines - 1, top_row + r, half_down, made[r, :halves])
+            _turn(made, halves, turned)
+            turned[8 * halves : 8 * (halves + 4)] = _ZERO
+            _plane_across(turned, begin, size, flip, half_across, sums[1 + p])
+        y, u, v = sums[0], sums[1], sums[2]
+        most_value = float32(255)
+        for i in range(8 * size):
+            light, cb, cr = y[i] + float32(0.5), u[i] - float32(128), v[i] - float32(128)
+            y[i] = min(max(light + float32(1.402) * cr, _ZERO), most_value)
+            u[i] = min(max(light - float32(0.344136286) * cb - float32(0.714136286) * cr, _ZERO), most_value)
+            v[i] = min(max(light + float32(1.772) * cb, _ZERO), most_value)
+        for p in range(3):
+            _turn_back(sums[p], size, lined[p])
+        for r in range(some):
+            line = out[(top_row + r) * 3 * size : (top_row + r + 1) * 3 * size]
+            r_, g_, b_ = lined[0, r], lined[1, r], lined[2, r]
+            for x in range(size):
+                line[3 * x], line[3 * x + 1] = uint8(int32(r_[x])), uint8(int32(g_[x]))
+                line[3 * x + 2] = uint8(int32(b_[x]))
 
 
 # ---- colour: planes red, green, blue of values in [0, 1]
@@ -412,6 +593,7 @@ def _finish(source, size, row, norm, rule, scratch, out):
 # ---- what is compiled when this file is imported
 
 _PIXELS = numba.types.Array(uint8, 3, "C", readonly=True)  # those of a memory map among them
+_FLAT = numba.types.Array(uint8, 1, "C", readonly=True)
 _BYTES, _FLOATS, _TABLE = uint8[::1], float32[::1], float32[:, ::1]
 _WHOLE, _WHOLES = numba.int64, numba.int64[::1]
 
@@ -421,6 +603,27 @@ _WHOLE, _WHOLES = numba.int64, numba.int64[::1]
 )
 def _resized(pixels, box, size, radius, flip, scratch, out):
     _crop(pixels, box, size, radius, flip, scratch, out)
+
+
+@compiled(numba.void(_FLAT, _WHOLE, _WHOLE, int32[::1], _WHOLE, _WHOLE, numba.boolean, _FLOATS, _BYTES))
+def _resized_planes(flat, height, width, box, size, radius, flip, scratch, out):
+    _plane_crop(flat, height, width, box, size, radius, flip, scratch, out)
+
+
+@compiled(
+    numba.void(
+        *(_FLAT, _WHOLE, _WHOLE, int32[:, :, ::1], _WHOLE, _WHOLE, _WHOLE, _TABLE, _FLOATS, _WHOLES),
+        *(_BYTES, _FLOATS, _FLOATS),
+    ),
+)
+def _viewed_planes(flat, height, width, boxes, sample, size, radius, table, norm, rule, crop, planes, out):
+    """`_viewed` of an image that is `Planes`."""
+    values = 3 * size * size
+    for copy in range(boxes.shape[0]):
+        row = copy * boxes.shape[1] + sample
+        flip = table[row, 11] > 0
+        _plane_crop(flat, height, width, boxes[copy, sample], size, radius, flip, planes, crop[:values])
+        _finish(crop[:values], size, table[row], norm, rule, planes, out[row * values : (row + 1) * values])
 
 
 @compiled(
@@ -463,11 +666,13 @@ numba.config.SLP_VECTORIZE = _slp
 _held = threading.local()
 
 
-def _scratch(height: int, size: int, reach: int) -> tuple[np.ndarray, np.ndarray]:
-    """Bytes and floats enough to crop from images of that height and finish views: this thread's own, kept."""
+def _scratch(height: int, width: int, size: int, reach: int) -> tuple[np.ndarray, np.ndarray]:
+    """Bytes and floats enough to crop from images of that size and finish views: this thread's own, kept."""
     values = 3 * size * size
-    # a crop, the rows of a resize and a copy of one of the source; planes and two more with a blur's border
-    wanted = 2 * values + (height + 16) * (3 * size + 1), values + 6 * size + 2 * (size + 2 * max(reach, 6)) ** 2
+    # a crop, the rows of a resize and a copy of one of the source; planes and two more with a blur's border, or what
+    # eight rows of planes take
+    wanted = 2 * values + (height + width + 16) * (3 * size + 1), values + 6 * size
+    wanted = wanted[0], max(wanted[1] + 2 * (size + 2 * max(reach, 6)) ** 2, 16 * (width + 8) + 48 * size)
     bytes_, floats = getattr(_held, "arrays", (np.empty(0, np.uint8), np.empty(0, np.float32)))
     if bytes_.size < wanted[0]:
         bytes_ = np.empty(wanted[0], np.uint8)
@@ -477,14 +682,18 @@ def _scratch(height: int, size: int, reach: int) -> tuple[np.ndarray, np.ndarray
     return bytes_, floats
 
 
-def resize(pixels: np.ndarray, box: Sequence[int], interpolation: str, out: np.ndarray) -> None:
+def resize(pixels: np.ndarray | Planes, box: Sequence[int], interpolation: str, out: np.ndarray) -> None:
     """pixels (H, W, 3) uint8 and a box (left, top, width, height) -> out (size, size, 3) uint8: Pillow's, bit for bit.
+    Of `Planes`: within a level of Pillow's of the same image as RGB, most of the time.
 
     `interpolation` is "bilinear" or "bicubic", with antialiasing.
     """
-    pixels = np.ascontiguousarray(as_rgb(pixels))
-    scratch, _ = _scratch(sum(pixels.shape[:2]), len(out), 0)
-    _resized(pixels, np.array(box, np.int32), len(out), _RADIUS[interpolation], False, scratch, out.reshape(-1))
+    size, radius, where = len(out), _RADIUS[interpolation], np.array(box, np.int32)
+    scratch, floats = _scratch(*pixels.shape[:2], size, 0)
+    if isinstance(pixels, Planes):
+        _resized_planes(*pixels, where, size, radius, False, floats, out.reshape(-1))
+    else:
+        _resized(np.ascontiguousarray(pixels), where, size, radius, False, scratch, out.reshape(-1))
 
 
 class ViewMaker:
@@ -497,20 +706,24 @@ class ViewMaker:
         reach = blur_taps(view.blur_sigma[1]) // 2 if view.blur else 0
         self._rule = np.array([reach, gray, view.gray_first], np.int64)
 
-    def views(self, pixels: np.ndarray, boxes: np.ndarray, table: np.ndarray, sample: int, out: np.ndarray) -> None:
+    def views(
+        self, pixels: np.ndarray | Planes, boxes: np.ndarray, table: np.ndarray, sample: int, out: np.ndarray
+    ) -> None:
         """All copies of the view of one sample, in one call.
 
-        pixels (H, W, 3) uint8; boxes (count, B, 4) int32; table (count * B, 12) float32 of `parameter_table`; out
-        (count * B, size, size, 3) float32, C-contiguous, of which `count` images are written.
+        pixels (H, W, 3) uint8, or `Planes`; boxes (count, B, 4) int32; table (count * B, 12) float32 of
+        `parameter_table`; out (count * B, size, size, 3) float32, C-contiguous, of which `count` images are written.
         """
-        pixels = np.ascontiguousarray(as_rgb(pixels))
-        scratch, planes = _scratch(sum(pixels.shape[:2]), self._size, int(self._rule[0]))
-        constants = self._norm, self._rule, scratch, planes
-        _viewed(pixels, boxes, sample, self._size, self._radius, table, *constants, out.reshape(-1))
+        scratch, planes = _scratch(*pixels.shape[:2], self._size, int(self._rule[0]))
+        what = boxes, sample, self._size, self._radius, table, self._norm, self._rule, scratch, planes, out.reshape(-1)
+        if isinstance(pixels, Planes):
+            _viewed_planes(*pixels, *what)
+        else:
+            _viewed(np.ascontiguousarray(pixels), *what)
 
     def finish(self, crops: np.ndarray, table: np.ndarray, begin: int, end: int, out: np.ndarray) -> None:
         """The colour half of crops[begin:end], (N, size, size, 3) uint8 -> out (N, size, size, 3) float32."""
-        scratch, planes = _scratch(0, self._size, int(self._rule[0]))
+        scratch, planes = _scratch(0, 0, self._size, int(self._rule[0]))
         constants = self._norm, self._rule, scratch, planes
         _finished(crops.reshape(-1), begin, end, self._size, table, *constants, out.reshape(-1))
 

@@ -42,6 +42,18 @@ def test_other_back_ends_are_as_near_as_the_page_says(back_end, most, mean, phot
     assert error.most < most and error.mean < mean
 
 
+@pytest.mark.parametrize("name", parity.OPERATIONS)
+def test_planes_of_halved_photos_are_as_near_as_the_page_says(name, photos):
+    error = parity.measure(parity.YUV[0], photos, parity.OPERATIONS[name])
+    assert 0 < error.mean < 1.0
+
+
+def test_photos_are_told_apart_by_their_chroma(photos, tmp_path):
+    fine = open_source(parity.write_photos(tmp_path, 2, subsampling="4:4:4"))
+    assert {name: len(found) for name, found in parity.by_chroma(photos).items()} == {parity.YUV[0]: 3}
+    assert {name: len(found) for name, found in parity.by_chroma(fine).items()} == {parity.YUV[1]: 2}
+
+
 def test_what_dali_cannot_make_is_said(photos):
     assert "windows" in parity.measure("dali", photos, VIEWS["pixmim"])
 
@@ -69,5 +81,5 @@ def test_the_page_has_a_row_for_everything_and_only_plain_figures(photos, monkey
     for name in ("hue", "moco_cifar", "pixmim"):
         (row,) = re.findall(rf"^\| {name} \|(.*)\|$", text, re.M)
         cells = [cell.strip() for cell in row.split("|")]
-        assert len(cells) == len(parity.BACK_ENDS)
+        assert len(cells) == len(parity.BACK_ENDS) + 1  # of planes as well: these photos have half of the chroma
         assert all(re.fullmatch(r"\d+\.\d{3} \(\d+\.\d{4}\)", cell) for cell in cells[:2])
