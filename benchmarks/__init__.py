@@ -4,6 +4,8 @@ In a checkout where headrace is installed, ``python -m benchmarks.NAME`` is the 
 
     loaders.py     images per second of our loaders and of others', beside ceilings     jobs.py    one job of it
                    peers/ has a function for each of the others
+    pixels.py      views from pixels beside shards and from JPEGs, beside another build
+                   pixels_worker.py is a process of it
     steps.py       whole training steps: images/s, waiting for data, memory, share of the hardware's peak
     mixture.py     several sets in one order: its cost, and runs that are killed (recorded.py: its child processes)
     scaling.py     1..n processes, 1..n threads, 10^3..10^9 samples

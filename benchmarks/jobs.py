@@ -19,6 +19,10 @@ from headrace.pipelines.images.decode import image_size
 from headrace.pipelines.images.encode import Encoding
 from headrace.pipelines.loaders.choose import make_loader
 from headrace.pipelines.order import Order
+from headrace.pipelines.pixels.command import write_pixels
+from headrace.pipelines.pixels.layout import Request
+from headrace.pipelines.pixels.sidecars import Pixels, open_pixels
+from headrace.pipelines.shard import shard
 from headrace.pipelines.sources import open_source
 from headrace.pipelines.sources.arrays import ArraySource
 from headrace.pipelines.spec import Batch, InputSpec, Loader, LoaderStats, ViewSpec
@@ -39,6 +43,7 @@ JOBS: dict[str, tuple[str, int | None]] = {
 }
 CEILINGS = ("read only", "decode only", "decode and resize", "copy views", "synthetic")
 OWN_LOOP = "headrace.loader"  # the first of our loaders, in a loop of one's own
+PIXELS = {"headrace cpu, rgb beside shards": "rgb", "headrace cpu, yuv420 beside shards": "yuv420"}
 DECODED = "headrace memory"  # all images decoded beforehand; it crops on one thread
 
 
@@ -79,6 +84,9 @@ class Job:
             return self._batches(self._loader("memory", ArraySource(images)))
         if contender == OWN_LOOP:
             return self._own_loop()
+        if contender in PIXELS:
+            source = open_source(self._pixels(contender))
+            return self._batches(self._loader("cpu", source, open_pixels(source, "require")))
         if contender.startswith("headrace "):
             return self._batches(self._loader(contender.removeprefix("headrace "), self.source))
         if contender == "synthetic":
@@ -99,10 +107,18 @@ class Job:
             peer.load(peer.prepare)(self.data, place)
         return place
 
-    def _loader(self, kind: str, source) -> Loader:
+    def _pixels(self, contender: str) -> Path:
+        """The images as shards with pixels beside them, made once."""
+        place = self.scratch / PIXELS[contender]
+        if not place.exists():
+            shard(self.data, place, workers=1, progress=False)
+            write_pixels(place, Request(PIXELS[contender]), workers=self.workers, progress=False)
+        return place
+
+    def _loader(self, kind: str, source, pixels: Pixels | None = None) -> Loader:
         torch.set_num_threads(self.workers)
         order = Order(len(source), self.batch)
-        return make_loader(source, self.inputs, order, kind=kind, threads=self.workers)
+        return make_loader(source, self.inputs, order, kind=kind, pixels=pixels, threads=self.workers)
 
     def _own_loop(self) -> Iterator:
         """Epoch after epoch of `headrace.loader`, made as a stranger would."""
@@ -154,7 +170,8 @@ class Job:
 
     def forget(self) -> None:
         """Asks the system to drop the images from its page cache: whoever reads them next reads the disk."""
-        for path in self.data.rglob("*"):
+        shards = [self.scratch / form for form in PIXELS.values()]
+        for path in itertools.chain.from_iterable(folder.rglob("*") for folder in (self.data, *shards)):
             if path.is_file():
                 with open(path, "rb") as file:
                     os.fdatasync(file.fileno())  # pages that are not on the disk yet are not dropped

@@ -263,6 +263,7 @@ TABLES: dict[str, Callable[[Path], list[str]]] = {
     "know-planted": _of("know", plain, lambda row: row["job"] == "planted"),
     "know-search": _of("know", plain, lambda row: row["job"] in ("search", "beside")),
     "know-shard": _of("know", plain, lambda row: row["job"].startswith("shard")),
+    "pixels": _of("pixels"),
     "speedrun": _of("speedrun"),
     "augment": _of("augment_gpu"),
     "kernels": kernels,

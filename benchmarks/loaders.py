@@ -4,9 +4,9 @@ The same images, jobs and number of workers; each contender runs for `--seconds`
 medians with the 20th and 80th percentile, and the CPU time per image of all its processes, which other work on the
 machine disturbs less. Beforehand our views are held to the reference, and every peer's mean and spread to ours.
 Ceilings come from the same run: reading alone, decoding alone, decoding and resizing, copying finished views from
-memory to memory, and a loader that gives one batch again and again; so does our memory loader, for which everything is
-decoded beforehand. In jobs with a number of pixels behind their names all images are encoded anew at that size before,
-as FFCV does it, and everybody reads these bytes.
+memory to memory, and a loader that gives one batch again and again; so do our memory loader, for which everything is
+decoded beforehand, and the cpu loader from shards with pixels beside them. In jobs with a number of pixels behind their
+names all images are encoded anew at that size before, as FFCV does it, and everybody reads these bytes.
 
 The page cache is warm; ``--cold`` measures from the disk as well, in jobs of their own (``mae-cold``), those contenders
 that read the folder itself: before every turn the system is asked to forget the files, and a turn reads no file twice.
@@ -33,7 +33,7 @@ from headrace.errors import UserError, run_command
 from headrace.pipelines.loaders.choose import choose_loader
 from headrace.pipelines.views.recipes import VIEWS
 
-from .jobs import CEILINGS, DECODED, JOBS, OWN_LOOP, Job, shrink
+from .jobs import CEILINGS, DECODED, JOBS, OWN_LOOP, PIXELS, Job, shrink
 from .peers import PEERS
 from .record import add_out, append, read, spread
 
@@ -152,7 +152,7 @@ def main(argv: Sequence[str]) -> int:
 def compare(job: Job, name: str, peers: Sequence[str], args: argparse.Namespace) -> None:
     """Checks, measures, records and prints everybody at one job."""
     ours = [f"headrace {kind}" for kind in OURS if _runs(job, kind)]
-    contenders = [*ours, OWN_LOOP, *peers, DECODED, *CEILINGS]
+    contenders = [*ours, OWN_LOOP, *PIXELS, *peers, DECODED, *CEILINGS]
     wrong = job.check(contenders)
     for contender, fault in wrong.items():
         print(f"skipped: {contender}: {fault}")

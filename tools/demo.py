@@ -15,6 +15,7 @@ from torch import nn
 
 from ..errors import UserError
 from ..models.algorithms import find_algorithm
+from ..pipelines.pixels.command import write_pixels
 from ..pipelines.shard import shard
 from ..pipelines.sources import open_source
 from ..pipelines.sources.subset import Subset
@@ -148,6 +149,7 @@ def _sharded(folder: Path, out: Path) -> ByteSource:
     if not (out / "dataset.json").exists():
         shutil.rmtree(out, ignore_errors=True)
         shard(folder, out)
+    write_pixels(out, progress=False)  # each image is read in every one of many epochs, and takes 12 kB
     return open_source(out)
 
 

@@ -8,18 +8,43 @@ from pathlib import Path
 
 import numpy as np
 from ffcv import transforms
+from ffcv.fields import IntField, RGBImageField
 from ffcv.fields.decoders import CenterCropRGBImageDecoder, RandomResizedCropRGBImageDecoder
 from ffcv.loader import Loader, OrderOption
 from ffcv.pipeline import PipelineSpec
+from ffcv.writer import DatasetWriter
 
 from headrace.errors import UserError
 from headrace.pipelines.sharding.beton import write_beton
 from headrace.pipelines.sharding.plan import ShardOptions
-from headrace.pipelines.spec import ViewSpec
+from headrace.pipelines.sources import open_source
+from headrace.pipelines.spec import ByteSource, ViewSpec
+from headrace.pipelines.views.cut import decode_fast
 
 
 def write(data: Path, out: Path) -> None:
     write_beton(data, out, ShardOptions())
+
+
+def write_raw(data: Path, out: Path) -> None:
+    """By FFCV's own writer, every image decoded."""
+    source = open_source(data)
+    rows = _Decoded(source)
+    fields = {"image": RGBImageField(write_mode="raw"), "label": IntField()}
+    DatasetWriter(str(out), fields, num_workers=1).from_indexed_dataset(rows)
+
+
+class _Decoded:
+    """(image, label) of a source, as FFCV's writer asks for them."""
+
+    def __init__(self, source: ByteSource) -> None:
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        return decode_fast(self._source.read(index)), self._source.label(index)
 
 
 def _pipeline(view: ViewSpec) -> PipelineSpec:

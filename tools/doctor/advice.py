@@ -42,6 +42,8 @@ class Measured:
     width: float
     crop: int  # side of the largest view in pixels
     memory: int  # bytes of RAM
+    pixels: dict[str, Timing] = field(default_factory=dict)  # format -> the cpu loader from pixels that are there
+    free: int | None = None  # bytes on the disk that would hold them, where that is known
     model: Timing | None = None
     training: Timing | None = None  # loader and model together
     missing: dict[str, str] = field(default_factory=dict)  # package -> the line that installs it
@@ -108,6 +110,7 @@ def _loader(measured: Measured) -> list[str]:
             found.append(
                 (timing.rate, f"data.loader={other} delivers {_count(timing.rate)} images/s here, as measured")
             )
+    found += _pixels(measured, now)
     if measured.threads < measured.cores:
         expected = now * measured.cores / measured.threads
         text = f"data.threads={measured.cores} (now {measured.threads}): up to {_count(expected)} images/s"
@@ -141,6 +144,27 @@ def _loader(measured: Measured) -> list[str]:
             f"{_count(2 * now)} images/s"
         )
     return lines
+
+
+def _pixels(measured: Measured, now: float) -> list[tuple[float, str]]:
+    """What pixels beside the shards would bring, or why not: from a disk no more than it was seen to read."""
+    found = []
+    for form, timing in measured.pixels.items():
+        each = measured.height * measured.width * (3 if form == "rgb" else 1.5)
+        size, rate, why = measured.images * each, timing.rate, ""
+        cold = measured.stages.get("read, cold")
+        if cold is not None and size > 0.75 * measured.memory:
+            disk = 1e6 * measured.image_bytes / cold.median / each
+            rate, why = min(rate, disk), f", from a disk that reads {disk * each / 1e6:,.0f} MB/s"
+        text = f"pixels beside the shards, {form}: {size / 1e9:,.1f} GB, {_count(rate)} images/s as measured{why}: "
+        if rate <= 1.1 * now:
+            found.append((0.0, f"{text}not worth it, decoding is as fast"))
+        elif measured.free is not None and size > measured.free:
+            found.append((0.0, f"{text}but {measured.free / 1e9:,.1f} GB are free"))
+        else:
+            shards = "headrace shard DATA OUT --pixels" if measured.folder else "headrace pixels DATA --format"
+            found.append((rate, f"{text}{shards} {form}"))
+    return found
 
 
 def _storage(measured: Measured) -> list[str]:

@@ -78,6 +78,8 @@ def table(measured: Measured) -> list[str]:
     add("all but cold, together", measured.together)
     for kind, timing in measured.loaders.items():
         add(f"loader {kind}{' (chosen)' if kind == measured.loader else ''}", timing)
+    for form, timing in measured.pixels.items():
+        add(f"loader cpu, {form} pixels", timing)
     if measured.model is not None:
         add("model", measured.model)
         add(f"model + loader {measured.loader}", measured.training)

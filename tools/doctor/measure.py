@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import get_args, get_type_hints
 
 import numpy as np
@@ -20,15 +22,20 @@ from ...errors import UserError
 from ...models.algorithm import Algorithm, Progress
 from ...models.algorithms import make_algorithm
 from ...pipelines.images.decode import DecodeError, image_size
+from ...pipelines.images.jpeg import chroma_halved
+from ...pipelines.images.planes import Planes
 from ...pipelines.loaders.base import BaseLoader, Plan
-from ...pipelines.loaders.choose import choose_loader, make_loader
+from ...pipelines.loaders.choose import READ_PIXELS, choose_loader, make_loader
 from ...pipelines.order import Order
+from ...pipelines.pixels.layout import FORMATS
+from ...pipelines.pixels.sidecars import Pixels, open_pixels
 from ...pipelines.sources.files import FileSource
 from ...pipelines.sources.subset import Subset
 from ...pipelines.spec import Batch, ByteSource, InputSpec, Loader
 from ...pipelines.views import cut
 from ...pipelines.views.draw import draw_views
 from ...pipelines.views.finish import cut_view, places
+from ...pipelines.views.yuv import to_planes
 from ...train.engine.distributed import Launch, pick_device
 from ...train.engine.optim import Schedules, build_optimizer
 from ...train.engine.step import Stepper
@@ -53,8 +60,9 @@ def measure(source: ByteSource, recipe: Recipe, seconds: float, with_model: bool
     kernels.configure(recipe.kernels)
     algorithm = make_algorithm(recipe.algorithm)
     inputs, seed = algorithm.inputs(), recipe.train.seed
-    loaders, chosen = _loaders(source, recipe.data.loader, device, inputs)
-    share = seconds / (7 + len(loaders) + (device.type == "cuda") + 2 * with_model)
+    stored = open_pixels(source, recipe.data.pixels)
+    loaders, chosen = _loaders(source, recipe.data.loader, device, inputs, stored)
+    share = seconds / (7 + len(loaders) + 2 * (stored is None) + (device.type == "cuda") + 2 * with_model)
     stages = {}
     if cold := _read_cold(source, share):  # before anything else: pages that this process has mapped cannot be dropped
         stages["read, cold"] = cold
@@ -78,7 +86,8 @@ def measure(source: ByteSource, recipe: Recipe, seconds: float, with_model: bool
         data = samples if kind == "memory" else source  # memory: its pace once everything is decoded
         order = Order(len(data), min(batch, len(data)), seed=seed)
         try:
-            loader = make_loader(data, inputs, order, kind=kind, threads=threads, seed=seed, device=device)
+            own = {"pixels": stored} if data is source and kind in READ_PIXELS else {}
+            loader = make_loader(data, inputs, order, kind=kind, threads=threads, seed=seed, device=device, **own)
         except UserError:  # installed, and yet it cannot be used
             if kind == chosen:
                 raise
@@ -91,6 +100,14 @@ def measure(source: ByteSource, recipe: Recipe, seconds: float, with_model: bool
                 model, training = _model(algorithm, recipe, device, loader, share)
         finally:
             loader.close()
+    pixels, free = {}, None
+    if stored is None and "cpu" in loaders:
+        options = {"kind": "cpu", "threads": threads, "seed": seed, "device": device}
+        for form in FORMATS:
+            with closing(make_loader(samples, inputs, plain.order, pixels=_Made(samples, form), **options)) as loader:
+                pixels[form] = _timed(partial(_consume, loader, 2), share)
+        place = getattr(source, "root", None)
+        free = shutil.disk_usage(place).free if place is not None and Path(place).exists() else None
     return Measured(
         stages=stages,
         together=together,
@@ -107,15 +124,38 @@ def measure(source: ByteSource, recipe: Recipe, seconds: float, with_model: bool
         width=width,
         crop=max(view.size for view in inputs.views),
         memory=memory,
+        pixels=pixels,
+        free=free,
         model=model,
         training=training,
         missing=missing_packages(),
     )
 
 
-def _loaders(source: ByteSource, wanted: str, device: torch.device, inputs: InputSpec) -> tuple[list[str], str]:
+class _Made:
+    """`Pixels` of a few images, as sidecars of a format would have them in the page cache."""
+
+    words = "in memory"
+
+    def __init__(self, source: ByteSource, form: str) -> None:
+        self._images = []
+        for index in range(len(source)):
+            encoded = source.read(index)
+            image = cut.decode_fast(encoded)
+            self._images.append(image if form == "rgb" else to_planes(image, chroma_halved(encoded)))
+
+    def image(self, index: int) -> np.ndarray | Planes:
+        return self._images[index]
+
+    def size(self, index: int) -> tuple[int, int]:
+        return self._images[index].shape[:2]
+
+
+def _loaders(
+    source: ByteSource, wanted: str, device: torch.device, inputs: InputSpec, pixels: Pixels | None
+) -> tuple[list[str], str]:
     """The loaders that can serve the source here, and the one that training would use."""
-    chosen, _ = choose_loader(source, wanted, device, inputs)
+    chosen, _ = choose_loader(source, wanted, device, inputs, pixels)
     kinds = []
     for kind in get_args(get_type_hints(DataSettings)["loader"]):
         try:

@@ -69,6 +69,20 @@ CASES = {  # measured, the start of the first line, and a pattern for each line 
         "the cpu loader binds at 500 images/s",
         [r"data.threads=8 \(now 2\): up to 2,000 images/s", "the model takes 1,000 images/s: about 16 cores"],
     ),
+    "decoding": (  # 100,000 images of 375 x 500 px
+        case(model=timing(100), images=100_000, pixels={"rgb": timing(300), "yuv420": timing(200)}, free=30 * 10**9),
+        "the cpu loader binds at 2,000 images/s",
+        [
+            "yuv420: 28.1 GB, 5,000 images/s as measured: headrace pixels DATA --format yuv420",
+            "rgb: 56.2 GB, 3,330 images/s as measured: but 30.0 GB are free",
+            FEED,
+        ],
+    ),
+    "a disk that is slower than decoding": (  # 110 kB in 250 us are 440 MB/s, of which 281 kB make 1,564 images
+        case(model=timing(100), pixels={"yuv420": timing(200)}, free=10**12),
+        "the cpu loader binds at 2,000 images/s",
+        ["yuv420: 281.2 GB, 1,560 images/s as measured, from a disk that reads 440 MB/s: not worth it", FEED],
+    ),
     # of 4,000 us 2,500 are decoding; (448 / 2240)^2 of the pixels leave 100 of them: 1,600 us, 2.5 times the rate
     "large images": (
         case(model=timing(100), width=2240, height=1680),
