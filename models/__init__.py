@@ -3,6 +3,7 @@
 algorithm.py     what every algorithm is: `Algorithm`, `Progress`, `StepOutput`
 algorithms/      one file per method; its file name is its name in a recipe
 backbones/       encoders
+self_distillation/  what iBOT, DINOv2 and DINOv3 share
 dense/           what detectors and segmenters put on encoders
 targets/         what masked image models predict, other than pixels
 decoders.py      what turns visible tokens back into patches      reconstruct.py   predictions as pictures

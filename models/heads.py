@@ -48,23 +48,51 @@ class UnitLinear(nn.Linear):
         return F.linear(x, F.normalize(self.weight, dim=1))
 
 
-class DINOHead(nn.Sequential):
-    """DINO's head (arXiv 2104.14294, appendix C): three layers with GELU, unit length, cosines with K prototypes.
+class GainLinear(UnitLinear):
+    """Prototypes with a trained length each, 1 at the start: weight normalisation (arXiv 1602.07868), row by row."""
 
-    (B, features) -> (B, prototypes). The authors' weight normalisation with its gain fixed at 1 is `UnitLinear`.
+    def __init__(self, features: int, prototypes: int) -> None:
+        super().__init__(features, prototypes)
+        self.gain = nn.Parameter(torch.ones(prototypes, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.gain * F.normalize(self.weight, dim=1))
+
+
+class PlainPrototypes(nn.Linear):
+    """Prototypes as a linear layer without bias, weights ~ N(0, 0.02) (DINOv3)."""
+
+    def __init__(self, features: int, prototypes: int) -> None:
+        super().__init__(features, prototypes, bias=False)
+        nn.init.trunc_normal_(self.weight, std=0.02)
+
+
+Prototypes = Literal["unit", "gain", "plain"]
+_PROTOTYPES = {"unit": UnitLinear, "gain": GainLinear, "plain": PlainPrototypes}
+
+
+class DINOHead(nn.Sequential):
+    """DINO's head (arXiv 2104.14294, appendix C): three layers with GELU, unit length, products with K prototypes.
+
+    (B, features) -> (B, prototypes). `last`: prototypes of length 1, the authors' weight normalisation with its gain
+    fixed (DINO); with a trained gain (iBOT, DINOv2); a plain layer (DINOv3).
     """
 
-    def __init__(self, features: int, hidden: int, bottleneck: int, prototypes: int) -> None:
+    def __init__(self, features: int, hidden: int, bottleneck: int, prototypes: int, last: Prototypes = "unit") -> None:
         mlp = nn.Sequential(
             nn.Linear(features, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, bottleneck)
         )
         for layer in mlp[::2]:
             nn.init.trunc_normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
-        super().__init__(mlp, UnitLinear(bottleneck, prototypes))
+        super().__init__(mlp, _PROTOTYPES[last](bottleneck, prototypes))
+
+    def project(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, features) -> (B, bottleneck) of unit length, what prototypes are compared with."""
+        return F.normalize(self[0](x), dim=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self[1](F.normalize(self[0](x), dim=1))
+        return self[1](self.project(x))
 
 
 def classifier(features: int, classes: int, std: float = 0.01) -> nn.Linear:

@@ -92,6 +92,25 @@ def prototype_losses(
 
 
 @torch.no_grad()
+def prototype_row_losses(
+    student: Tensor,
+    teacher: Tensor,
+    center: Tensor | None = None,
+    *,
+    student_temperature: float,
+    teacher_temperature: float | None = None,
+) -> Tensor:
+    """(M,): the cross-entropy of logits (M, K) with what the teacher says of the same rows; see `prototype_losses`."""
+    losses, count = [student.new_zeros(0, dtype=torch.float32)], max(1, _ELEMENTS // student.shape[1])
+    for first in range(0, len(student), count):
+        own, target = student[first : first + count], teacher[first : first + count].float()
+        if teacher_temperature is not None:
+            target = ((target if center is None else target - center) / teacher_temperature).softmax(-1)
+        losses.append(-(target * (own.float() / student_temperature).log_softmax(-1)).sum(-1))
+    return torch.cat(losses)
+
+
+@torch.no_grad()
 def word_losses(logits: Tensor, words: Tensor) -> Tensor:
     """(B,): the cross-entropy of logits (B K, V) against words (B, K), averaged over a sample's own."""
     return F.cross_entropy(logits, words.flatten(), reduction="none").view_as(words).mean(1)

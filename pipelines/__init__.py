@@ -28,7 +28,8 @@ __getattr__, __dir__, __all__ = face(
     __name__,
     {
         "spec": "Batch ByteSource InputSpec Loader LoaderStats Operation RandAugment RandomErasing ViewParams ViewSpec"
-        " BlockMask CellMask Mask MaskSpec RandomMask SharedMask TargetBlocksMask VariedMask WeightedMask",
+        " BlockMask CellMask CropMask Mask MaskSpec Place RandomMask SharedMask TargetBlocksMask VariedMask"
+        " WeightedMask",
         "order": "Order",
         "plan.columns": "folder_beside write_columns",
         "plan.mixture": "MixedOrder Part",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -246,12 +247,57 @@ class VariedMask(MaskSpec):
         return None
 
 
+@dataclass(frozen=True)
+class CropMask(MaskSpec):
+    """Blocks in some of the `crops` crops of each sample: iBOT's, DINOv2's and DINOv3's (arXiv 2111.07832, 2304.07193,
+    2508.10104).
+
+    How many patches a crop hides is dealt over the crops of the *global* batch, by the run's seed and the step alone;
+    where they lie is drawn by its sample. So any number of processes hides the same patches, and how many there are is
+    known on the host. `deal` "drawn": a crop is masked with probability `chance`, and hides a share ~ U(`ratio`)
+    (iBOT). The others mask exactly ``int(chance * crops)`` of all crops, each with one of as many equal strata of
+    `ratio`: "between" draws a share within the stratum (DINOv2), "upper" takes its end, so that every step hides as
+    many patches (DINOv3). After ten rectangles that do not fit, the rest is hidden patch by patch (DINOv3), or with
+    ``complete=False`` not at all (the authors' iBOT and DINOv2, where a mask in fourteen lacks a few patches).
+    """
+
+    crops: int = 2
+    deal: Literal["drawn", "between", "upper"] = "upper"
+    chance: float = 0.5
+    ratio: tuple[float, float] = (0.1, 0.5)
+    min_block: int = 4
+    max_share: float = 0.5  # of the patches: the largest rectangle
+    min_aspect: float = 0.3
+    complete: bool = True
+
+    def __post_init__(self) -> None:
+        _share("ratio", self.ratio[1])
+        if not 0 <= self.chance <= 1 or not 0 <= self.ratio[0] <= self.ratio[1]:
+            raise ValueError("chance, ratio: needs a probability, and 0 <= low <= high")
+        if self.crops < 1 or self.min_block < 1 or not 0 < self.max_share <= 1 or not 0 < self.min_aspect <= 1:
+            raise ValueError("crops, min_block, max_share, min_aspect: must be positive, shares at most 1")
+
+    @property
+    def hidden(self) -> None:
+        return None
+
+
 @dataclass
 class Mask:
     """Hidden patches of a batch, on the device. `keep` and `restore` exist where every sample hides as many."""
 
-    hidden: torch.Tensor  # (B, L) bool; of a SharedMask (1, L) unless it is `per_sample`
+    hidden: torch.Tensor  # (B, L) bool; of a SharedMask (1, L) unless it is `per_sample`; of a CropMask (B, crops, L)
     keep: torch.Tensor | None = None  # (B, K) int64: indices of the visible patches, in the order the encoder sees them
     restore: torch.Tensor | None = None  # (B, L) int64: cat(visible, hidden)[restore] is raster order
     noise: torch.Tensor | None = None  # (B, L) float32 in [0, 1): what a WeightedMask's choice is drawn from
     targets: torch.Tensor | None = None  # (B, targets, T) int64: patches of each of a TargetBlocksMask's rectangles
+    counts: torch.Tensor | None = None  # (B, crops) int64 on the CPU: how many patches each crop of a CropMask hides
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a rank's batch lies in its run: what a `CropMask` is dealt by, beside the seed."""
+
+    step: int
+    first: int  # the first of its samples, in the global batch
+    samples: int  # of the global batch

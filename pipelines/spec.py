@@ -16,9 +16,11 @@ from ..outside import called
 from .mask_spec import (  # noqa: F401 (they are contracts, too)
     BlockMask,
     CellMask,
+    CropMask,
     InverseBlockMask,
     Mask,
     MaskSpec,
+    Place,
     PublishedBlocksMask,
     RandomMask,
     SharedMask,

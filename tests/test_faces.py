@@ -19,9 +19,9 @@ PUBLIC = {
     "MixMIMTransformer Progress Queue ResNet SampleMemory StepOutput Swin Teacher ViT algorithm_names build_backbone "
     "cosine_momentum find_algorithm gather_with_gradient inputs_of load_weights projection_mlp synchronize_batch_norm "
     "tiny_backbone tiny_view",
-    "headrace.pipelines": "ArraySource Batch BlockMask ByteSource CellMask DatasetSource EpochLoader InputSpec Loader "
-    "LoaderError LoaderStats MASKS Mask MaskSpec MixSpec MixedOrder Operation Order Part Quarantine "
-    "RandAugment RandomErasing RandomMask SetSpec SharedMask TargetBlocksMask VIEWS VariedMask ViewParams "
+    "headrace.pipelines": "ArraySource Batch BlockMask ByteSource CellMask CropMask DatasetSource EpochLoader "
+    "InputSpec Loader LoaderError LoaderStats MASKS Mask MaskSpec MixSpec MixedOrder Operation Order Part Place "
+    "Quarantine RandAugment RandomErasing RandomMask SetSpec SharedMask TargetBlocksMask VIEWS VariedMask ViewParams "
     "ViewSpec WeightedMask choose_loader draw_mask draw_views loader make_loader mask open_plan "
     "open_source order_of reference_views view",
     "headrace.train": "Encoder Features Launch Recipe Stepper build_optimizer embed evaluation_view fit_heads "

@@ -163,6 +163,7 @@ def pretrain(
                 precision=precision,
                 accumulate=settings.accumulate,
                 clip_grad=recipe.optim.clip_grad,
+                clip_apart=recipe.optim.clip_apart,
                 notes=[each.add for each in (ledger, of_sets) if each and algorithm.sample_loss],
             )
             if resumed:

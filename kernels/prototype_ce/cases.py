@@ -19,6 +19,8 @@ def _case(
     center: bool = True,
     distribution: bool = False,
     scale: float = 0.3,
+    pairs: str = "crossed",
+    weighted: bool = False,
 ) -> Case:
     """Logits are cosines as a rule: `scale` is their deviation. A distribution need not sum to one exactly."""
 
@@ -29,8 +31,9 @@ def _case(
         middle = 0.1 * torch.randn(prototypes, generator=generator) if center and not distribution else None
         if distribution:
             teacher = (teacher / 0.05).softmax(-1) * 1.01
-        options = {"student_temperature": 0.1, "teacher_temperature": None if distribution else 0.04}
-        return (student.to(dtype), teacher.to(teacher_dtype or dtype), middle), options
+        options = {"student_temperature": 0.1, "teacher_temperature": None if distribution else 0.04, "pairs": pairs}
+        weights = torch.rand(batch, generator=generator) / batch if weighted else None
+        return (student.to(dtype), teacher.to(teacher_dtype or dtype), middle, weights), options
 
     return Case(id, arguments)
 
@@ -47,4 +50,8 @@ CASES = (
     _case("swav", 8, 2, 2, 40, distribution=True),
     _case("one-teacher", 3, 1, 4, 17),
     _case("large-logits", 3, 2, 2, 50, scale=30.0),
+    _case("patches", 1, 1, 7, 70, pairs="same", weighted=True),
+    _case("patches-assigned", 2, 2, 5, 33, pairs="same", weighted=True, distribution=True),
+    _case("patches-fp16", 1, 1, 6, 40, dtype=_HALF, pairs="same", weighted=True),
+    _case("local-crops", 4, 2, 3, 45, pairs="all"),
 )

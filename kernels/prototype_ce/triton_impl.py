@@ -22,8 +22,10 @@ from torch import Tensor
 
 from ..aot import Build
 from ..shares import shares
+from . import pair_count
 
 LN2 = math.log(2)
+PAIRS = {"crossed": 0, "same": 1, "all": 2}  # as constants of the kernels
 STRETCH = 1024  # prototypes of one teacher row at a time
 TILE = 2048  # crops x prototypes at a time; 4096 spills on sm_90
 
@@ -76,9 +78,10 @@ def _teacher_kernel(
 @triton.jit
 def _targets(
     teacher, teacher_t, teacher_b, teacher_k, center, center_k, norm, b, batch, k, inside, scale,
-    LOGITS: tl.constexpr, CENTER: tl.constexpr, TEACHERS: tl.constexpr, CROPS: tl.constexpr, BLOCK: tl.constexpr,
+    LOGITS: tl.constexpr, CENTER: tl.constexpr, TEACHERS: tl.constexpr, PAIRS: tl.constexpr, CROPS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """(CROPS, BLOCK): for each crop, the sum of what the teacher says of the others."""
+    """(CROPS, BLOCK): for each crop, the sum of what the teacher says of the views that it is compared with."""
     v = tl.arange(0, CROPS)
     target = tl.zeros((CROPS, BLOCK), tl.float32)
     for t in tl.static_range(TEACHERS):
@@ -89,7 +92,12 @@ def _targets(
             p = tl.where(inside, tl.exp2((logit - m) * scale - log_total), 0.0)
         else:
             p = tl.load(place, mask=inside, other=0.0).to(tl.float32)
-        target += tl.where(v[:, None] == t, 0.0, p[None, :])
+        if PAIRS == 0:
+            target += tl.where(v[:, None] == t, 0.0, p[None, :])
+        elif PAIRS == 1:
+            target += tl.where(v[:, None] == t, p[None, :], 0.0)
+        else:
+            target += p[None, :]
     return target
 
 
@@ -97,7 +105,8 @@ def _targets(
 def _student_kernel(
     student, student_v, student_b, student_k, teacher, teacher_t, teacher_b, teacher_k, center, center_k,
     teacher_norm, top, total, mass, cross, crops, batch, prototypes, share, scale, teacher_scale,
-    LOGITS: tl.constexpr, CENTER: tl.constexpr, TEACHERS: tl.constexpr, CROPS: tl.constexpr, BLOCK: tl.constexpr,
+    LOGITS: tl.constexpr, CENTER: tl.constexpr, TEACHERS: tl.constexpr, PAIRS: tl.constexpr, CROPS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(0).to(tl.int64)
     split = tl.program_id(1)
@@ -112,7 +121,7 @@ def _student_kernel(
         inside = k < end
         target = _targets(
             teacher, teacher_t, teacher_b, teacher_k, center, center_k, teacher_norm, b, batch, k, inside,
-            teacher_scale, LOGITS, CENTER, TEACHERS, CROPS, BLOCK,
+            teacher_scale, LOGITS, CENTER, TEACHERS, PAIRS, CROPS, BLOCK,
         )  # fmt: skip
         place = student + v.to(tl.int64)[:, None] * student_v + b * student_b + k.to(tl.int64)[None, :] * student_k
         logit = tl.load(place, mask=(v < crops)[:, None] & inside[None, :], other=0.0).to(tl.float32)
@@ -133,8 +142,9 @@ def _student_kernel(
 @triton.jit(do_not_specialize=["batch", "prototypes", "crops"])
 def _gradient_kernel(
     student, student_v, student_b, student_k, teacher, teacher_t, teacher_b, teacher_k, center, center_k,
-    teacher_norm, norm, mass, factor, gradient, crops, batch, prototypes, scale, teacher_scale,
-    LOGITS: tl.constexpr, CENTER: tl.constexpr, TEACHERS: tl.constexpr, CROPS: tl.constexpr, BLOCK: tl.constexpr,
+    teacher_norm, norm, mass, weights, factor, gradient, crops, batch, prototypes, scale, teacher_scale,
+    LOGITS: tl.constexpr, CENTER: tl.constexpr, TEACHERS: tl.constexpr, PAIRS: tl.constexpr, WEIGHTS: tl.constexpr,
+    CROPS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(0).to(tl.int64)
     k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -143,14 +153,17 @@ def _gradient_kernel(
     written = (v < crops)[:, None] & inside[None, :]
     target = _targets(
         teacher, teacher_t, teacher_b, teacher_k, center, center_k, teacher_norm, b, batch, k, inside, teacher_scale,
-        LOGITS, CENTER, TEACHERS, CROPS, BLOCK,
+        LOGITS, CENTER, TEACHERS, PAIRS, CROPS, BLOCK,
     )  # fmt: skip
     place = student + v.to(tl.int64)[:, None] * student_v + b * student_b + k.to(tl.int64)[None, :] * student_k
     logit = tl.load(place, mask=written, other=0.0).to(tl.float32)
     m = tl.load(norm + v * batch + b, mask=v < crops, other=0.0)
     log_total = tl.load(norm + (crops + v) * batch + b, mask=v < crops, other=0.0)
     weight = tl.load(mass + v * batch + b, mask=v < crops, other=0.0)
-    result = (weight[:, None] * tl.exp2((logit - m[:, None]) * scale - log_total[:, None]) - target) * tl.load(factor)
+    share = tl.load(factor)
+    if WEIGHTS:
+        share *= tl.load(weights + b)
+    result = (weight[:, None] * tl.exp2((logit - m[:, None]) * scale - log_total[:, None]) - target) * share
     place = gradient + (v.to(tl.int64)[:, None] * batch + b) * prototypes + k[None, :]
     tl.store(place, result.to(gradient.dtype.element_ty), mask=written)
 
@@ -179,8 +192,10 @@ def _forward(
     student: Tensor,
     teacher: Tensor,
     center: Tensor | None,
+    weights: Tensor | None,
     student_temperature: float,
     teacher_temperature: float | None,
+    pairs: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """-> loss (); `_norm` of students (2, V, B), mass of their targets (V, B), `_norm` of teachers (2, T, B)."""
     crops, batch, prototypes = student.shape
@@ -227,17 +242,19 @@ def _forward(
             LOGITS=logits,
             CENTER=center is not None,
             TEACHERS=teachers,
+            PAIRS=PAIRS[pairs],
             num_warps=8,
             enable_fp_fusion=False,  # as in hog: copies of a sum of products would differ in their rounding
             **tile,
         )
     norm = _norm(top, total, scale)
-    loss = -LN2 * (cross + mass * ((top - norm[0]) * scale - norm[1])).sum()
-    return loss / (teachers * (crops - 1) * max(batch, 1)), norm, mass.sum(0), teacher_norm
+    losses = cross + mass * ((top - norm[0]) * scale - norm[1])
+    total = losses.sum() / max(batch, 1) if weights is None else losses.sum((0, 1)) @ weights
+    return -LN2 * total / pair_count(crops, teachers, pairs), norm, mass.sum(0), teacher_norm
 
 
 @_forward.register_fake
-def _(student, teacher, center, student_temperature, teacher_temperature):
+def _(student, teacher, center, weights, student_temperature, teacher_temperature, pairs):
     new = {"dtype": torch.float32, "device": student.device}
     norm, mass = torch.empty(2, *student.shape[:2], **new), torch.empty(student.shape[:2], **new)
     return torch.empty((), **new), norm, mass, torch.empty(2, *teacher.shape[:2], **new)
@@ -251,9 +268,11 @@ def _backward(
     norm: Tensor,
     mass: Tensor,
     teacher_norm: Tensor,
+    weights: Tensor | None,
     factor: Tensor,
     student_temperature: float,
     teacher_temperature: float | None,
+    pairs: str,
 ) -> Tensor:
     """The gradient of `student`; `factor`, a float32 scalar, is that of one crop's logit over the temperature."""
     crops, batch, prototypes = student.shape
@@ -268,6 +287,7 @@ def _backward(
             teacher_norm,
             norm,
             mass,
+            weights,
             factor,
             gradient,
             crops,
@@ -278,6 +298,8 @@ def _backward(
             LOGITS=teacher_temperature is not None,
             CENTER=center is not None,
             TEACHERS=len(teacher),
+            PAIRS=PAIRS[pairs],
+            WEIGHTS=weights is not None,
             num_warps=8,
             **tile,
         )
@@ -285,21 +307,23 @@ def _backward(
 
 
 @_backward.register_fake
-def _(student, teacher, center, norm, mass, teacher_norm, factor, student_temperature, teacher_temperature):
+def _(student, teacher, center, norm, mass, teacher_norm, weights, factor, *options):
     return student.new_empty(student.shape)
 
 
 def _save(ctx, inputs, output):
-    student, teacher, center, *ctx.temperatures = inputs
-    ctx.save_for_backward(student, teacher, center, *output[1:])
+    student, teacher, center, weights, *ctx.options = inputs
+    ctx.save_for_backward(student, teacher, center, *output[1:], weights)
     ctx.set_materialize_grads(False)
 
 
 def _differentiate(ctx, grad_loss, *unused):
     student, teacher = ctx.saved_tensors[:2]
-    crops, batch, _ = student.shape
-    factor = grad_loss / (len(teacher) * (crops - 1) * max(batch, 1) * ctx.temperatures[0])
-    return _backward(*ctx.saved_tensors, factor, *ctx.temperatures), None, None, None, None
+    (crops, batch, _), weights = student.shape, ctx.saved_tensors[-1]
+    temperature, _, pairs = ctx.options
+    images = max(batch, 1) if weights is None else 1
+    factor = grad_loss / (pair_count(crops, len(teacher), pairs) * images * temperature)
+    return _backward(*ctx.saved_tensors, factor, *ctx.options), *[None] * 6
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
@@ -309,22 +333,26 @@ def prototype_ce(
     student: Tensor,
     teacher: Tensor,
     center: Tensor | None,
+    weights: Tensor | None = None,
     *,
     student_temperature: float,
     teacher_temperature: float | None,
+    pairs: str = "crossed",
 ) -> Tensor:
     """Arguments and result of `headrace.kernels.prototype_ce.prototype_ce`, without float64."""
-    return _forward(student, teacher, center, student_temperature, teacher_temperature)[0]
+    weights = None if weights is None else weights.float().contiguous()
+    return _forward(student, teacher, center, weights, student_temperature, teacher_temperature, pairs)[0]
 
 
 def builds() -> Iterator[Build]:
-    """What the ahead-of-time gate compiles: DINO with ten crops in two precisions, SwAV with eight in one."""
-    for name, crops, dtype, logits in (
-        ("dino", 10, "bf16", True),
-        ("dino", 10, "fp32", True),
-        ("swav", 8, "bf16", False),
+    """What the ahead-of-time gate compiles: DINO with ten crops in two precisions, SwAV with eight in one, patches."""
+    for name, crops, dtype, logits, pairs in (
+        ("dino", 10, "bf16", True, "crossed"),
+        ("dino", 10, "fp32", True, "crossed"),
+        ("swav", 8, "bf16", False, "crossed"),
+        ("patches", 1, "bf16", True, "same"),
     ):
-        figures = ("teacher_norm", "top", "total", "mass", "cross", "norm", "factor")
+        figures = ("teacher_norm", "top", "total", "mass", "cross", "norm", "weights", "factor")
         types = {
             **dict.fromkeys(("student", "teacher", "gradient"), f"*{dtype}"),
             **dict.fromkeys(figures, "*fp32"),
@@ -334,13 +362,16 @@ def builds() -> Iterator[Build]:
         flags = {
             "LOGITS": logits,
             "CENTER": logits,
-            "TEACHERS": 2,
+            "TEACHERS": min(2, crops),
+            "PAIRS": PAIRS[pairs],
+            "WEIGHTS": pairs == "same",
             "student_k": 1,
             "teacher_k": 1,
             "center_k": 1,
             **_tile(crops),
         }
         flags |= {} if logits else {"center": None, "center_k": 0}
+        flags |= {} if pairs == "same" else {"weights": None}
         kernels = {"teacher": (_teacher_kernel, 4), "student": (_student_kernel, 8), "gradient": (_gradient_kernel, 8)}
         for part, (kernel, warps) in kernels.items():
             if part == "teacher" and not logits:

@@ -17,4 +17,19 @@ def _workload(id: str, crops: int, batch: int, prototypes: int) -> Case:
     return Case(id, arguments)
 
 
-WORKLOADS = (_workload("DINO B=64, 10 crops", 10, 64, 65536), _workload("DINO B=64, 2 crops", 2, 64, 65536))
+def _patches(id: str, rows: int, prototypes: int) -> Case:
+    """Masked patches of 128 crops of 224 px, their weights as in iBOT."""
+
+    def arguments():
+        student, teacher = (0.3 * torch.randn(1, rows, prototypes).to(torch.bfloat16) for _ in range(2))
+        options = {"student_temperature": 0.1, "teacher_temperature": 0.04, "pairs": "same"}
+        return (student, teacher, 0.1 * torch.randn(prototypes), torch.full((rows,), 1 / rows)), options
+
+    return Case(id, arguments)
+
+
+WORKLOADS = (
+    _workload("DINO B=64, 10 crops", 10, 64, 65536),
+    _workload("DINO B=64, 2 crops", 2, 64, 65536),
+    _patches("DINOv2 patches, B=64", 3771, 65536),
+)

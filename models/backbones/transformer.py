@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -76,17 +77,25 @@ def add_positions(module: nn.Module, kind: str, width: int, grid: tuple[int, int
     module.register_buffer("positions", table)
 
 
-def rotary_table(width: int, rows: int, columns: int) -> torch.Tensor:
+def rotary_table(
+    width: int,
+    rows: int,
+    columns: int,
+    scale: torch.Tensor | float = 1.0,
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
     """(2, rows * columns, width) float32: cosines and sines of the angles by which heads of this width are turned.
 
     Coordinates are the centres of patches in an image that reaches from -1 to 1, row before column; periods are
     100^(4 k / width) for k < width / 4, and both halves of a head have the same angles (DINOv3, arXiv 2508.10104).
+    `scale`, a number or a scalar tensor, enlarges the coordinates; `dtype` is that of all steps on the way.
     """
-    periods = 100.0 ** (4 * torch.arange(width // 4) / width)
-    y, x = ((2 * torch.arange(side) + 1) / side - 1 for side in (rows, columns))
-    places = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).flatten(0, 1)
+    periods = 100.0 ** (4 * torch.arange(width // 4, device=device, dtype=dtype) / width)
+    y, x = ((2 * torch.arange(side, device=device, dtype=dtype) + 1) / side - 1 for side in (rows, columns))
+    places = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).flatten(0, 1) * scale
     angles = (2 * math.pi * places[:, :, None] / periods).flatten(1).tile(2)
-    return torch.stack([angles.cos(), angles.sin()])
+    return torch.stack([angles.cos(), angles.sin()]).float()
 
 
 def rotate(x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
@@ -103,6 +112,11 @@ def drop_path(x: torch.Tensor, rate: float, training: bool) -> torch.Tensor:
         return x
     kept = x.new_empty(x.shape[0], *[1] * (x.dim() - 1)).bernoulli_(1 - rate)
     return x * kept / (1 - rate)
+
+
+def kept_rows(batch: int, rate: float, device: torch.device) -> torch.Tensor:
+    """(max(1, int(batch (1 - rate))),) int64: rows drawn without replacement, by torch's generator."""
+    return torch.randperm(batch, device=device)[: max(1, int(batch * (1 - rate)))]
 
 
 class RelativeBias(nn.Module):
@@ -155,7 +169,8 @@ class Block(nn.Module):
     `bias` (heads, N, N), or (B, heads, N, N), is added to the logits of attention; queries and keys of patches are
     turned by `rotary`, a `rotary_table`. `layer_scale` is the initial value of the learned factors of both branches.
     `qkv_bias` "qv": none for the keys (BEiT). `mlp` "swiglu": silu(a) * b of the halves a and b of a first layer with
-    2 `hidden` outputs (arXiv 2002.05202); "quick_gelu": x * sigmoid(1.702 x) (CLIP).
+    2 `hidden` outputs (arXiv 2002.05202); "quick_gelu": x * sigmoid(1.702 x) (CLIP). With `drop_subsets` each branch
+    is computed for a random subset of the samples alone, whose results are enlarged to match (arXiv 2304.07193).
     """
 
     def __init__(
@@ -168,11 +183,12 @@ class Block(nn.Module):
         layer_scale: float | None = None,
         mlp: MLP = "gelu",
         drop_path: float = 0.0,
+        drop_subsets: bool = False,
         eps: float = 1e-6,
     ) -> None:
         super().__init__()
         hidden = hidden or 4 * width
-        self.heads, self.activation, self.drop_path = heads, mlp, drop_path
+        self.heads, self.activation, self.drop_path, self.drop_subsets = heads, mlp, drop_path, drop_subsets
         self.norm1 = nn.LayerNorm(width, eps=eps)
         self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias == "all")
         if qkv_bias == "qv":
@@ -232,8 +248,19 @@ class Block(nn.Module):
     def forward(
         self, x: torch.Tensor, bias: torch.Tensor | None = None, rotary: torch.Tensor | None = None
     ) -> torch.Tensor:
+        if self.drop_subsets and self.training and self.drop_path:
+            x = self._of_subset(x, lambda rows: self.attention(self.norm1(rows), bias, rotary), self.scale1)
+            return self._of_subset(x, lambda rows: self.mlp(self.norm2(rows)), self.scale2)
         x = x + self._branch(self.attention(self.norm1(x), bias, rotary), self.scale1)
         return x + self._branch(self.mlp(self.norm2(x)), self.scale2)
+
+    def _of_subset(
+        self, x: torch.Tensor, branch: Callable[[torch.Tensor], torch.Tensor], scale: torch.Tensor | None
+    ) -> torch.Tensor:
+        rows = kept_rows(len(x), self.drop_path, x.device)
+        added = branch(x[rows])
+        added = added if scale is None else added * scale
+        return x.index_add(0, rows, added.to(x.dtype), alpha=len(x) / len(rows))
 
     def _branch(self, x: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
         return drop_path(x if scale is None else x * scale, self.drop_path, self.training)

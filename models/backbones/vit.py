@@ -18,6 +18,7 @@ from .transformer import (
     add_positions,
     drop_rates,
     init_transformer,
+    init_trunc_normal,
     resize_positions,
     rotary_table,
     whole_patches,
@@ -66,6 +67,10 @@ class ViT(nn.Module):
         pre_norm: bool = False  # a norm before the blocks, and no bias of the patch projection (CLIP)
         norm_eps: float = 1e-6
         drop_path: float = 0.0  # of the last block; linear from 0 at the first
+        # linear; uniform: the same in all blocks; subsets: so, and branches are computed for the samples that keep them
+        drop_path_form: Literal["linear", "uniform", "subsets"] = "linear"
+        # xavier: MAE's; dinov2, dinov3: N(0, 0.02) and torch's own for patches, tokens N(0, 1e-6) or N(0, 0.02)
+        init: Literal["xavier", "dinov2", "dinov3"] = "xavier"
         freeze_patch_embed: bool = False  # the random patch projection stays as it is (MoCo v3)
 
         @property
@@ -110,6 +115,7 @@ class ViT(nn.Module):
         add_positions(self, config.positions, width, self.grid)
         rotary = rotary_table(width // heads, *self.grid) if config.positions == "rotary" else None
         self.register_buffer("rotary", rotary, persistent=False)
+        self.rotary_dtype = torch.float32  # in which tables are computed
         self.pre_norm = nn.LayerNorm(width, eps=config.norm_eps) if config.pre_norm else None
         bias = {"heads": heads, "class_token": True}
         self.relative_bias = RelativeBias(self.grid, **bias) if config.relative_bias == "shared" else None
@@ -118,15 +124,23 @@ class ViT(nn.Module):
             self.block_biases = nn.ModuleList(RelativeBias(self.grid, **bias, std=0.02) for _ in range(depth))
         options = {"qkv_bias": config.qkv_bias, "layer_scale": config.layer_scale}
         options |= {"mlp": config.mlp, "eps": config.norm_eps}
+        options["drop_subsets"] = config.drop_path_form == "subsets"
+        linear = config.drop_path_form == "linear"
+        rates = drop_rates(config.drop_path, depth) if linear else [config.drop_path] * depth
         self.blocks = nn.ModuleList(
-            Block(width, heads, config.hidden_width, drop_path=rate, **options)
-            for rate in drop_rates(config.drop_path, depth)
+            Block(width, heads, config.hidden_width, drop_path=rate, **options) for rate in rates
         )
         self.norm = nn.LayerNorm(width, eps=config.norm_eps)
-        init_transformer(self)
-        nn.init.xavier_uniform_(self.patch_embed.weight.view(width, -1))
-        if self.cls_token is not None:
-            nn.init.normal_(self.cls_token, std=0.02)
+        if config.init == "xavier":
+            init_transformer(self)
+            nn.init.xavier_uniform_(self.patch_embed.weight.view(width, -1))
+            if self.cls_token is not None:
+                nn.init.normal_(self.cls_token, std=0.02)
+        else:
+            init_trunc_normal(self.blocks)
+            for tokens in (self.cls_token, self.registers):
+                if tokens is not None:
+                    nn.init.normal_(tokens, std=1e-6 if config.init == "dinov2" else 0.02)
         if config.freeze_patch_embed:
             self.patch_embed.requires_grad_(False)
 
@@ -163,11 +177,13 @@ class ViT(nn.Module):
         *,
         hidden: torch.Tensor | None = None,
         mask_token: torch.Tensor | None = None,
+        rotary_scales: torch.Tensor | None = None,
     ) -> list[torch.Tensor]:
         """(B, 1 + N, width) after each of `blocks` (0-based, ascending), class token first, not normalised.
 
         N is the visible patches `keep` (B, K), of which none is hidden, or all of them; registers are left out. See
-        `embed` for `hidden` and `mask_token`.
+        `embed` for `hidden` and `mask_token`. `rotary_scales` (depth,): what each block multiplies the coordinates of
+        rotary positions by.
         """
         if keep is None:
             x, grid = self.embed(images, hidden, mask_token)
@@ -184,6 +200,8 @@ class ViT(nn.Module):
         found = []
         for i, block in enumerate(self.blocks[: blocks[-1] + 1]):
             bias = shared if self.block_biases is None else self.block_biases[i](grid)
+            if rotary_scales is not None:
+                rotary = self._rotary_table(grid, rotary_scales[i])
             x = block(x, bias, rotary)
             if i in blocks:
                 found.append(self._without_registers(x))
@@ -201,11 +219,17 @@ class ViT(nn.Module):
     def _rotary(self, grid: tuple[int, int], keep: torch.Tensor | None) -> torch.Tensor:
         """The `rotary_table` of all patches, or of those that are kept: (2, B, 1, K, width of a head)."""
         table = self.rotary
-        if grid != self.grid:
-            table = rotary_table(table.shape[-1], *grid).to(table)
+        if grid != self.grid or self.rotary_dtype != torch.float32:
+            table = self._rotary_table(grid)
         return table if keep is None else table[:, keep][:, :, None]
 
-    def tokens(self, images: torch.Tensor, keep: torch.Tensor | None = None, **masked: torch.Tensor) -> torch.Tensor:
+    def _rotary_table(self, grid: tuple[int, int], scale: torch.Tensor | float = 1.0) -> torch.Tensor:
+        where = {"device": self.rotary.device, "dtype": self.rotary_dtype}
+        return rotary_table(self.rotary.shape[-1], *grid, scale, **where)
+
+    def tokens(
+        self, images: torch.Tensor, keep: torch.Tensor | None = None, **masked: torch.Tensor | None
+    ) -> torch.Tensor:
         """(B, 1 + N, width) after the last norm (with `norm` "pooled": before it); see `outputs`."""
         (x,) = self.outputs(images, (len(self.blocks) - 1,), keep, **masked)
         return self.norm(x) if self.norm_at == "tokens" else x

@@ -17,7 +17,7 @@ from ...kernels.augment import OPERATOR, augment, blur_taps, parameter_table
 from ...kernels.registry import decide
 from ..images.decode import DecodeError, image_size
 from ..order import Order, share_of
-from ..spec import Batch, ByteSource, InputSpec, LoaderStats, ViewParams, ViewSpec
+from ..spec import Batch, ByteSource, InputSpec, LoaderStats, Place, ViewParams, ViewSpec
 from ..views.draw import draw_views
 from ..views.finish import after_colour, before_colour, flips_early, operate
 from ..views.masks import draw_mask
@@ -122,7 +122,10 @@ class BaseLoader:
             view.name: self._finish(view, crops[view.name], plan, table) for view, table in zip(wanted.views, small)
         }
         labels = small[-1] if self.source.classes is not None else None
-        mask = draw_mask(wanted.mask, self.seed, plan.passes, ids) if wanted.mask else None
+        mask = None
+        if wanted.mask is not None:
+            place = Place(plan.step, self.rank * len(ids), self.world * len(ids))
+            mask = draw_mask(wanted.mask, self.seed, plan.passes, ids, place)
         self._step += 1
         self._stats.images += len(ids)
         waited = time.perf_counter() - began

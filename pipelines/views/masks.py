@@ -1,6 +1,7 @@
 """MaskSpec + (seed, epoch, ids) -> Mask, drawn on the device the batch lives on, the same on every device.
 
-A mask depends on its own sample alone; a `SharedMask` on the first sample of the batch. Where every sample hides as
+A mask depends on its own sample alone; a `SharedMask` on the first sample of the batch, and how much a `CropMask` hides
+on the place of the batch in its run. Where every sample hides as
 many patches, kept and hidden ones are each listed in raster order: that changes nothing for an encoder and makes its
 gathers local.
 """
@@ -17,8 +18,10 @@ from ..rng import drawer, of_rows, random_words, uniform
 from ..spec import (
     BlockMask,
     CellMask,
+    CropMask,
     Mask,
     MaskSpec,
+    Place,
     PublishedBlocksMask,
     RandomMask,
     SharedMask,
@@ -31,13 +34,16 @@ _ROUNDS, _CANDIDATES = (
     32,
     48,
 )  # of the block-wise rule: blocks that are accepted one after another, places tried for each
+_TRIES = 10  # places tried for a rectangle of a `CropMask`
 _LARGEST = 1 - 2**-24  # the largest float32 below 1
 
 
-def draw_mask(spec: MaskSpec, seed: int, epoch: int | torch.Tensor, ids: torch.Tensor) -> Mask:
+def draw_mask(
+    spec: MaskSpec, seed: int, epoch: int | torch.Tensor, ids: torch.Tensor, place: Place | None = None
+) -> Mask:
     """Masks for sample ids (B,) int64, on the device of `ids`; all shapes are known beforehand.
 
-    `epoch`: of all samples, or (B,) int64 of each.
+    `epoch`: of all samples, or (B,) int64 of each. `place`: by default these samples are the global batch of step 0.
 
     Raises `TypeError` for a rule that has no `scores` and is none of ours.
     """
@@ -63,6 +69,8 @@ def draw_mask(spec: MaskSpec, seed: int, epoch: int | torch.Tensor, ids: torch.T
         share = spec.ratio + spec.spread * uniform(seed, "mask/share", epoch, ids, 1)
         hidden = _highest(random_words(seed, "mask", epoch, ids, spec.patches), (spec.patches * share).long())
         return Mask(hidden) if spec.hidden is None else _finish(hidden, spec.hidden)
+    if isinstance(spec, CropMask):
+        return _crops(spec, seed, epoch, ids, place or Place(0, 0, len(ids)))
     if isinstance(spec, TargetBlocksMask):
         return _target_blocks(spec, seed, epoch, ids)
     if isinstance(spec, PublishedBlocksMask):
@@ -119,32 +127,74 @@ def _varied(spec: VariedMask, seed: int, epoch: int, ids: torch.Tensor) -> torch
     return _blocks(spec.grid, counts, smallest, spec.patches, 0.3, seed, epoch, ids)
 
 
-def _blocks(grid, counts, smallest, largest, aspect, seed, epoch, ids) -> torch.Tensor:
+def crop_counts(spec: CropMask, seed: int, step: int, samples: int) -> torch.Tensor:
+    """(samples, crops) int64 on the CPU: how many patches each crop of the global batch of a step hides."""
+    crops = torch.arange(samples * spec.crops)
+    low, high = spec.ratio
+    u = uniform(seed, "mask/deal", step, crops, 2)
+    if spec.deal == "drawn":
+        counts = torch.where(u[:, 0] < spec.chance, (spec.patches * (low + u[:, 1] * (high - low))).long(), 0)
+    else:
+        masked = int(spec.chance * len(crops))
+        edges = torch.linspace(low, high, masked + 1, dtype=torch.float64)
+        shares = edges[1:]
+        if spec.deal == "between":
+            shares = edges[:-1] + u[:masked, 1] * edges.diff()
+        counts = torch.zeros_like(crops)
+        counts[:masked] = (spec.patches * shares).long()
+        counts = counts[u[:, 0].argsort(stable=True)]
+    return counts.view(samples, spec.crops)
+
+
+def _crops(spec: CropMask, seed: int, epoch, ids: torch.Tensor, place: Place) -> Mask:
+    counts = crop_counts(spec, seed, place.step, place.samples)[place.first : place.first + len(ids)]
+    largest = int(spec.max_share * spec.patches)
+    rule = {"tries": _TRIES, "complete": spec.complete, "epoch": epoch, "ids": ids, "seed": seed}
+    wanted = counts.to(ids.device, non_blocking=True)
+    hidden = [
+        _blocks(spec.grid, own, spec.min_block, largest, spec.min_aspect, stream=f"mask/{crop}", **rule)
+        for crop, own in enumerate(wanted.unbind(1))
+    ]
+    hidden = torch.stack(hidden, dim=1)
+    return Mask(hidden, counts=counts if spec.complete else hidden.sum(2).cpu())
+
+
+def _blocks(
+    grid, counts, smallest, largest, aspect, seed, epoch, ids, *, stream="mask", tries=None, complete=True
+) -> torch.Tensor:
     """(B, L) bool with counts (B,) hidden patches, by BEiT's rule (arXiv 2106.08254, algorithm 1).
 
     Until the count is reached: a rectangle with an area ~ U(smallest, what is still to hide, at most `largest`), bounds
     in either order, and a shape log-uniform in [aspect, 1 / aspect], smaller than the grid both ways and anywhere in
     it, is hidden if it adds one patch or more, and not more than that. So many rectangles are tried at once that the
     first acceptable one is nearly always among them; what is missing after the last round is hidden patch by patch.
+    With `tries` only so many are tried for each, and none after that; without `complete` the rest is left visible.
     """
     rows, columns = grid
     hidden = torch.zeros(len(ids), rows, columns, dtype=torch.bool, device=ids.device)
-    counts = counts[:, None]
+    counts, candidates = counts[:, None], tries or _CANDIDATES
+    going = torch.ones_like(hidden[:, :1, :1])
     for turn in range(_ROUNDS):  # the last of 2,000 masks of BEiT takes 12
         left = counts - hidden.sum((1, 2))[:, None]
         if ids.device.type == "cpu" and not left.any():  # elsewhere, looking would cost more than the rounds
             break
         budget = left.clamp(max=largest)
-        u = uniform(seed, f"mask/{turn}", epoch, ids, 4 * _CANDIDATES).unflatten(1, (4, _CANDIDATES))
+        u = uniform(seed, f"{stream}/{turn}", epoch, ids, 4 * candidates).unflatten(1, (4, candidates))
         area = smallest + u[:, 0] * (budget - smallest)
         shape = (math.log(aspect) * (1 - 2 * u[:, 1])).exp()
         high, wide = (area * shape).sqrt().round().long(), (area / shape).sqrt().round().long()
         fits = (high < rows) & (wide < columns)
         high, wide = torch.where(fits, high, 0), torch.where(fits, wide, 0)
         top, start = (u[:, 2] * (rows - high + 1)).long(), (u[:, 3] * (columns - wide + 1)).long()
-        hidden |= _first_block(hidden, top, start, top + high, start + wide, budget)
+        block = _first_block(hidden, top, start, top + high, start + wide, budget)
+        if tries:
+            block &= going
+            going = block.flatten(1).any(1)[:, None, None]
+        hidden |= block
     hidden = hidden.flatten(1)
-    scores = uniform(seed, "mask/rest", epoch, ids, rows * columns) + hidden
+    if not complete:
+        return hidden
+    scores = uniform(seed, f"{stream}/rest", epoch, ids, rows * columns) + hidden
     return _highest(scores, counts)
 
 

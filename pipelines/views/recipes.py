@@ -48,6 +48,11 @@ _SWAV = replace(_SIMCLR, name="large", scale=(0.14, 1.0))
 _DINO = tuple(replace(v, scale=(0.4, 1.0)) for v in _BYOL)
 _DINO_SMALL = replace(_DINO[0], name="small", count=8, size=96, scale=(0.05, 0.4), blur=0.5)
 _LEJEPA = replace(_DINO[0], name="large", count=2, scale=(0.3, 1.0), blur=0.5, solarize=0.2)
+_IBOT = tuple(replace(v, scale=(0.25, 1.0)) for v in _BYOL)
+_IBOT_SMALL = replace(_IBOT[0], name="small", count=10, size=96, scale=(0.05, 0.25), blur=0.5)
+_DINOV2 = tuple(replace(v, scale=(0.32, 1.0)) for v in _BYOL)
+_DINOV2_SMALL = replace(_DINOV2[0], name="small", count=8, size=96, scale=(0.05, 0.32), blur=0.5)
+_AS_RUN = (0.0, 0.9, 0.5)  # blur: the authors' code takes the chance for that of leaving it out
 _BEIT = replace(_BICUBIC, scale=_WHOLE, **_jitter(1.0, 0.4, 0.4, 0.4, 0.0))
 # DALL-E's encoder wants 0.8 v + 0.1 of values v in [0, 1], half as many pixels as the model
 _DALLE = dict(name="target", draws="image", size=112, interpolation="lanczos", mean=(-0.125,) * 3, std=(1.25,) * 3)
@@ -79,6 +84,10 @@ VIEWS: dict[str, tuple[ViewSpec, ...]] = {
     "lejepa_4x128": (
         replace(_SIMCLR, count=4, size=128, solarize=0.2),  # SimCLR's colours
     ),
+    "ibot_2x224_10x96": (*_IBOT, _IBOT_SMALL),
+    # DINOv2's and DINOv3's, as all released weights were trained, and as recipe and paper have it.
+    "dinov2": tuple(replace(v, blur=chance) for v, chance in zip((*_DINOV2, _DINOV2_SMALL), _AS_RUN)),
+    "dinov2_as_written": (*_DINOV2, _DINOV2_SMALL),
     # One view and a label: of the sample, its cluster, its rotation, its place.
     "npid": (_GRAY_FIRST,),
     "deepcluster": (_CLUSTER,),
@@ -132,6 +141,7 @@ VIEWS: dict[str, tuple[ViewSpec, ...]] = {
     "lejepa_cifar": (_cifar(_LEJEPA, name="image", count=4, scale=(0.2, 1.0)),),
     "capi_cifar": (_cifar(ViewSpec(scale=(0.6, 1.0))),),
     "ijepa_cifar": (_cifar(ViewSpec(scale=(0.3, 1.0), flip=0.0)),),
+    "dinov2_cifar": (*(_cifar(v) for v in _DINOV2), _cifar(_DINOV2_SMALL, size=16, count=4)),
     "dino_cifar": (*(_cifar(v) for v in _DINO), _cifar(_DINO_SMALL, size=16)),
 }
 

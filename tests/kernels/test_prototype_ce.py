@@ -15,27 +15,29 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # the CPU runs Triton's
 CASES = {case.id: case for case in operator("prototype_ce").cases}
 
 
-def pair_by_pair(student, teacher, center, student_temperature, teacher_temperature):
+def pair_by_pair(student, teacher, center, weights, student_temperature, teacher_temperature, pairs="crossed"):
     """torch's cross-entropy with probabilities, in float64."""
     student, teacher = student.double(), teacher.double()
     if teacher_temperature is not None:
         shifted = (teacher - (0 if center is None else center.double())) / teacher_temperature
         teacher = shifted.exp() / shifted.exp().sum(-1, keepdim=True)
+    taken = {"crossed": lambda t, v: t != v, "same": lambda t, v: t == v, "all": lambda t, v: True}[pairs]
     losses = [
-        F.cross_entropy(student[v] / student_temperature, teacher[t])
+        F.cross_entropy(student[v] / student_temperature, teacher[t], reduction="none")
         for t in range(len(teacher))
         for v in range(len(student))
-        if v != t
+        if taken(t, v)
     ]
-    return sum(losses) / len(losses)
+    mean = sum(losses) / len(losses)
+    return mean.mean() if weights is None else (mean * weights).sum()
 
 
 @pytest.mark.parametrize("case", [case for name, case in CASES.items() if name != "large-logits"], ids=lambda c: c.id)
 def test_reference_is_the_formula(case):
-    (student, teacher, center), options = case.arguments()
+    (student, teacher, center, weights), options = case.arguments()
     leaf = student.double().requires_grad_()
-    loss = prototype_ce(leaf, teacher.double(), center, impl="reference", **options)
-    expected = pair_by_pair(leaf, teacher, center, **options)
+    loss = prototype_ce(leaf, teacher.double(), center, weights, impl="reference", **options)
+    expected = pair_by_pair(leaf, teacher, center, weights, **options)
     assert loss.dtype == torch.float64 and loss.item() == pytest.approx(expected.item(), rel=1e-10)
     gradients = [torch.autograd.grad(x, leaf)[0] for x in (loss, expected)]
     assert torch.allclose(*gradients, rtol=1e-9, atol=1e-13)
@@ -49,7 +51,7 @@ def test_number_of_pairs_of_dino():
 
 
 def test_reference_gradient_by_finite_differences():
-    (student, teacher, center), options = CASES["one-teacher"].arguments()
+    (student, teacher, center, _), options = CASES["one-teacher"].arguments()
     loss = lambda s: prototype_ce(s, teacher, center, impl="reference", **options)  # noqa: E731
     assert torch.autograd.gradcheck(loss, student.double().requires_grad_(), fast_mode=True)
 
@@ -60,6 +62,12 @@ def test_triton_passes_the_checker_on_every_case():
     assert [result for result in found if result.passed is False] == []
     left_out = {result.case for result in found if result.passed is None}
     assert left_out == ({name for name in CASES if "bf16" in name} if DEVICE == "cpu" else set())
+
+
+def test_tiled_passes_the_checker_on_every_case(monkeypatch):
+    monkeypatch.setattr("headrace.kernels.prototype_ce.tiled._ELEMENTS", 200)  # several tiles, the last one smaller
+    found = check("prototype_ce", "tiled")
+    assert [result for result in found if not result.passed] == []
 
 
 @pytest.mark.parametrize("impl", ["reference", "triton"])
@@ -107,7 +115,7 @@ def test_gradients_survive_float16():
 
 def test_compiles_to_one_graph_with_the_same_result():
     pytest.importorskip("triton")
-    (student, teacher, center), options = CASES["dino-no-center"].arguments()
+    (student, teacher, center, _), options = CASES["dino-no-center"].arguments()
     compiled = torch.compile(prototype_ce, backend="aot_eager", fullgraph=True)
     results = []
     for function in (prototype_ce, compiled):
@@ -122,10 +130,11 @@ def test_opcheck():
     pytest.importorskip("triton")
     from headrace.kernels.prototype_ce import triton_impl
 
-    for name in ("dino-no-center", "swav"):
-        (student, teacher, center), options = CASES[name].arguments()
+    for name in ("dino-no-center", "swav", "patches-assigned"):
+        (student, teacher, center, weights), options = CASES[name].arguments()
         leaf = student.to(DEVICE).requires_grad_()
-        torch.library.opcheck(triton_impl._forward, (leaf, teacher.to(DEVICE), center, *options.values()))
+        weights = None if weights is None else weights.to(DEVICE)
+        torch.library.opcheck(triton_impl._forward, (leaf, teacher.to(DEVICE), center, weights, *options.values()))
 
 
 @pytest.mark.parametrize(
@@ -136,6 +145,9 @@ def test_opcheck():
         ({"center": torch.zeros(1, 9)}, "center (1, 9) needs the shape (9,)"),
         ({"center": torch.zeros(9), "teacher_temperature": None}, "a distribution has no center"),
         ({"student_temperature": 0.0}, "temperatures must be positive"),
+        ({"pairs": "same"}, "same pairs need as many crops as teachers, not 4, 2"),
+        ({"pairs": "some"}, "pairs are crossed, same or all, not 'some'"),
+        ({"weights": torch.zeros(4)}, "weights (4,) need the shape (3,)"),
         ({"teacher": torch.zeros(2, 3, 9, requires_grad=True)}, "detach it"),
     ],
 )

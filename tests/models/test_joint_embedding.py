@@ -160,15 +160,16 @@ def test_a_step_never_waits_for_the_device(name):
 def test_learns_without_collapsing(name):
     """The loss of the first epoch is undercut, and embeddings of different images stay different."""
     changes = {"dino": dict(momentum=0.99, center_momentum=0.5)}  # the centre must follow within 45 steps
+    changes |= {"ibot": changes["dino"], "dinov2": changes["dino"], "dinov3": dict(momentum=0.99)}
     algorithm = build(name, **changes.get(name, {}))
     if name in ("deepcluster", "rotation_pred", "odc"):
         optimizer = torch.optim.Adam([p for p in algorithm.parameters() if p.requires_grad], lr=2e-3)
-    elif name == "dino":
+    elif name in changes:
         optimizer = torch.optim.Adam([p for p in algorithm.parameters() if p.requires_grad], lr=3e-4)
     else:
         optimizer = make_optimizer(algorithm, lr=0.02)
     losses = run(algorithm, optimizer, range(45), total=45)
-    warm = slice(6, 12) if name in ("moco", "densecl", "npid", "swav", "dino") else slice(0, 3)  # memory, centre
+    warm = slice(6, 12) if name in ("moco", "densecl", "npid", "swav", *changes) else slice(0, 3)  # memory, centre
     assert sum(losses[-6:]) / 6 < sum(losses[warm]) / len(losses[warm]), losses
     with torch.no_grad():
         z = algorithm.eval().encoder(pictures(SAMPLES, algorithm.inputs().views[0].side, 7))

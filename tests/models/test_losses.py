@@ -195,6 +195,87 @@ def lejepa(m, v, ids, progress):
             ecf = torch.exp(1j * t * (x @ a)[:, None]).mean(0)
             total = total + len(x) * 2 * torch.trapezoid((ecf - phi).abs().square() * phi, t)
     return 0.9 * distance + 0.1 * total / len(views) / 40
+def seen(m, v, mask, progress):
+    """Image by image: class tokens of all crops and patches of the large ones, of student and teacher."""
+    student, patches, known, known_patches = [], [], [], []
+    crops = [v["first"][0], v["second"][0], *v["small"]]
+    for number, images in enumerate(crops):
+        extra = {}
+        if m.config.name == "dinov3":
+            extra["rotary_scales"] = m.rotary_scales(progress, "large" if number < 2 else "small", images.device)
+        rows = []
+        for i in range(len(images)):
+            if number < 2:
+                extra |= {"hidden": mask.hidden[i : i + 1, number], "mask_token": m.mask_token}
+            (x,) = m.backbone.outputs(images[i : i + 1], (len(m.backbone.blocks) - 1,), **extra)
+            norm = m.small_norm if number >= 2 and m.config.name == "dinov3" else m.backbone.norm
+            rows.append(torch.cat([norm(x[0, :1]), m.backbone.norm(x[0, 1:])]))
+        student.append([row[0] for row in rows])
+        if number < 2:
+            patches.append([row[1:] for row in rows])
+            tokens = [m.teacher.backbone.tokens(images[i : i + 1])[0].detach() for i in range(len(images))]
+            known.append([x[0] for x in tokens])
+            known_patches.append([x[1:] for x in tokens])
+    return student, patches, known, known_patches
+
+
+def assigned(logits, temperature):
+    """Rows -> distributions, as in the authors' loop."""
+    Q = (logits / temperature).exp().T
+    Q = Q / Q.sum()
+    for _ in range(3):
+        Q = Q / Q.sum(1, keepdim=True) / Q.shape[0]
+        Q = Q / Q.sum(0, keepdim=True) / Q.shape[1]
+    return (Q * Q.shape[1]).T
+
+
+def self_distillation(m, v, mask, progress, by_sinkhorn):
+    student, patches, known, known_patches = seen(m, v, mask, progress)
+    batch, hidden = len(student[0]), mask.hidden
+    heads = m.head, m.patch_head if m.patch_head is not None else m.head
+    own = m.teacher.head, m.teacher.patch_head if m.patch_head is not None else m.teacher.head
+    with torch.no_grad():
+        t = own[0](torch.stack([x for crop in known for x in crop]))
+        places = [(c, i, j) for c in range(2) for i in range(batch) for j in hidden[i, c].nonzero()[:, 0].tolist()]
+        t_patch = own[1](torch.stack([known_patches[c][i][j] for c, i, j in places]))
+        if by_sinkhorn:
+            q, q_patch = assigned(t, 0.07), assigned(t_patch, 0.07)
+        else:
+            q, q_patch = (((x - c.mean) / 0.07).softmax(1) for x, c in ((t, m.center), (t_patch, m.patch_center)))
+        q = q.unflatten(0, (2, batch))
+    s = [(heads[0](torch.stack(crop)) / 0.1).log_softmax(1) for crop in student]
+    pairs = [(a, b) for a in range(2) for b in range(len(s)) if a != b]
+    of_crops = sum(-(q[a] * s[b]).sum(1).mean() for a, b in pairs) / len(pairs)
+    of_patches = 0.0
+    for (c, i, j), target in zip(places, q_patch):
+        log_p = (heads[1](patches[c][i][j][None])[0] / 0.1).log_softmax(0)
+        of_patches = of_patches - (target * log_p).sum() / hidden[i, c].sum() / batch / 2
+    return of_crops + of_patches, student
+
+
+def koleo(student, group):
+    total = 0.0
+    for crop in student[:2]:
+        x = unit(torch.stack(crop))
+        for i in range(len(x)):
+            others = [j for j in range(i // group * group, i // group * group + group) if j != i]
+            nearest = max(others, key=lambda j: float(x[i] @ x[j]))
+            total = total - ((x[i] - x[nearest] + 1e-8).norm() + 1e-8).log() / len(x)
+    return total
+
+
+def ibot(m, v, ids, progress, mask):
+    return self_distillation(m, v, mask, progress, by_sinkhorn=False)[0]
+
+
+def dinov2(m, v, ids, progress, mask):
+    loss, student = self_distillation(m, v, mask, progress, by_sinkhorn=False)
+    return loss + 0.1 * koleo(student, 8)
+
+
+def dinov3(m, v, ids, progress, mask):
+    loss, student = self_distillation(m, v, mask, progress, by_sinkhorn=True)
+    return loss + 0.1 * koleo(student, 4)
 
 
 PAPER = {name: globals()[name] for name in OPTIONS}
@@ -214,7 +295,8 @@ def test_step_is_the_papers(name):
     torch.manual_seed(step)
     loss = algorithm(batch, progress).loss
     loss.backward()
-    expected = PAPER[name](exact, {key: x.double() for key, x in batch.views.items()}, batch.ids, progress)
+    masked = {} if batch.mask is None else {"mask": batch.mask}
+    expected = PAPER[name](exact, {key: x.double() for key, x in batch.views.items()}, batch.ids, progress, **masked)
     expected.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-5)
     compared = 0

@@ -41,6 +41,8 @@ OTHERS = {  # whose losses are not the mean of their samples'
     "lejepa": "also holds the batch to a normal distribution",
     "deepcluster": "weights clusters",
     "odc": "weights clusters",
+    "dinov2": "has KoLeo beside",
+    "dinov3": "has KoLeo beside",
 }
 LATER = Progress(4, 10, STEPS_PER_EPOCH)
 random = torch.Generator().manual_seed(0)

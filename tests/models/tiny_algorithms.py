@@ -11,7 +11,9 @@ import torch
 from headrace.models.algorithm import Progress
 from headrace.models.algorithms import find_algorithm
 from headrace.models.backbones import ResNet, ViT
-from headrace.pipelines.spec import Batch, ViewSpec
+from headrace.models.self_distillation.method import PatchHead
+from headrace.pipelines.spec import Batch, Place, ViewSpec
+from headrace.pipelines.views.masks import draw_mask
 
 BACKBONE = ViT.Config(patch_size=8, width=24, depth=2, heads=2)
 SAMPLES, BATCH, STEPS_PER_EPOCH = 24, 8, 3
@@ -19,6 +21,8 @@ _ONE = ViewSpec(size=32)
 _TWO = replace(_ONE, count=2)
 _PAIR = {"first": replace(_ONE, name="first"), "second": replace(_ONE, name="second")}
 _SMALL = ViewSpec(name="small", size=16, count=3)
+
+_NARROW = dict(hidden=32, bottleneck=8, prototypes=20, momentum=0.9, teacher_warmup="3 steps")
 
 OPTIONS = {
     "relative_loc": dict(
@@ -71,6 +75,30 @@ OPTIONS = {
         teacher_temperature=0.05,
         teacher_temperature_from=0.03,
     ),
+    "ibot": dict(
+        **_PAIR,
+        small=_SMALL,
+        backbone=replace(BACKBONE, pool="cls", positions="learned"),
+        **_NARROW,
+    ),
+    "dinov2": dict(
+        **_PAIR,
+        small=_SMALL,
+        backbone=replace(BACKBONE, pool="cls", positions="learned", layer_scale=0.1),
+        **_NARROW,
+        patch_head=PatchHead(24, 8, 16),
+        koleo_group=8,  # of two ranks: half of it on each
+    ),
+    "dinov3": dict(
+        **_PAIR,
+        small=_SMALL,
+        backbone=replace(BACKBONE, heads=1, pool="cls", positions="rotary", layer_scale=0.1, registers=2),
+        **_NARROW,
+        patch_head=PatchHead(24, 8, 16),
+        koleo_group=4,
+        rotary_rescale=2.0,
+        untie_norms=True,
+    ),
 }
 
 
@@ -105,7 +133,10 @@ def make_batch(algorithm, step, rank=0, world=1):
         if spec.parts == "patches":
             copies = [copy + place / 4 for place, copy in enumerate(copies)]
         views[spec.name] = torch.stack(copies)[:, mine]
-    return Batch(views=views, ids=ids[mine], labels=None, mask=None, step=step, epoch=step // STEPS_PER_EPOCH)
+    epoch, spec, mask = step // STEPS_PER_EPOCH, algorithm.inputs().mask, None
+    if spec is not None:
+        mask = draw_mask(spec, 0, epoch, ids[mine], Place(step, mine.start, BATCH))
+    return Batch(views=views, ids=ids[mine], labels=None, mask=mask, step=step, epoch=epoch)
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -73,10 +73,11 @@ def first_samples(source: ByteSource, inputs: InputSpec, samples: int, *, seed: 
     pixels = {view.name: to_pixels(batch.views[view.name], view) for view in inputs.views}
     found = []
     for row, (index, image) in enumerate(zip(batch.ids.tolist(), images)):
-        boxes, tiles = [], []
+        boxes, tiles, crop = [], [], -1
         for view in inputs.views:
             names = _PARTS[view.parts]
             for copy in range(view.count):
+                crop += 1
                 title = view.name if view.count == 1 else f"{view.name} {copy + 1}"
                 lines = describe(view, params[view.name], copy, row, image.shape[:2])
                 seen = seen_boxes(view, params[view.name], copy, row)
@@ -85,9 +86,10 @@ def first_samples(source: ByteSource, inputs: InputSpec, samples: int, *, seed: 
                     where = len(boxes) + (part if len(seen) > 1 else 0)
                     told = lines if part == 0 else []
                     tiles.append(Tile(f"{title}, {name}" if name else title, shown.numpy(), where, told))
-                    if batch.mask is not None and view.parts is None and covers(inputs.mask, view):
-                        covered = cover(shown, batch.mask, row, inputs.mask)
-                        tiles.append(Tile(f"{title}, masked", covered.numpy(), where, [_masked(batch.mask, row)]))
+                    mask = batch.mask and _of_crop(batch.mask, crop)
+                    if mask is not None and view.parts is None and covers(inputs.mask, view):
+                        covered = cover(shown, mask, row, inputs.mask)
+                        tiles.append(Tile(f"{title}, masked", covered.numpy(), where, [_masked(mask, row)]))
                 boxes += seen
         label = source.label(index)
         name = source.classes[label] if source.classes is not None and label >= 0 else None
@@ -192,6 +194,13 @@ def _stretch(patches: torch.Tensor, pixels: torch.Tensor, mask: MaskSpec) -> tor
     for axis in (-2, -1):
         patches = patches.repeat_interleave(pixels.shape[-2] // patches.shape[axis], axis)
     return patches
+
+
+def _of_crop(mask: Mask, crop: int) -> Mask | None:
+    """What is hidden of one crop, where crops are masked each on its own; None for one that never is."""
+    if mask.hidden.dim() == 2:
+        return mask
+    return replace(mask, hidden=mask.hidden[:, crop]) if crop < mask.hidden.shape[1] else None
 
 
 def _masked(mask: Mask, sample: int) -> str:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
 from ...errors import UserError
+from ...lengths import length_in_steps
 from ...outside import imported
-from ..recipe.schedules import half_cosine, learning_rates, length_in_steps
+from ..recipe.schedules import half_cosine, learning_rates
 from ..recipe.settings import (
     AdamWSettings,
     GroupRule,
@@ -47,7 +49,8 @@ def layer_scales(model: nn.Module, decay: float, merge_layer: str = "before") ->
 def parameter_groups(model: nn.Module, settings: OptimSettings) -> list[dict]:
     """The trainable parameters in as few groups as `OptimSettings.exempt`, `groups` and `layer_decay` allow.
 
-    Beside the optimizer's own keys a group has ``lr_scale``, ``fixed_lr`` and ``scheduled_decay`` for `Schedules`.
+    Beside the optimizer's own keys a group has ``lr_scale``, ``fixed_lr``, ``scheduled_decay`` and perhaps
+    ``frozen`` for `Schedules`.
     Raises `UserError` for a rule or an exemption that no parameter matches.
     """
     decay = settings.layer_decay
@@ -57,7 +60,8 @@ def parameter_groups(model: nn.Module, settings: OptimSettings) -> list[dict]:
         rule = next((rule for rule in settings.groups if re.search(rule.match, name)), GroupRule(match=""))
         patterns = settings.exempt if isinstance(settings.exempt, tuple) else ()
         found = [pattern for pattern in patterns if re.search(pattern, name)]
-        used.update([rule.match, *found])
+        still = [frozen for frozen in settings.frozen if re.search(frozen.match, name)]
+        used.update([rule.match, *found, *(frozen.match for frozen in still)])
         if not parameter.requires_grad:
             continue
         exempt = bool(found) or settings.exempt == "vectors" and sum(side > 1 for side in parameter.shape) <= 1
@@ -68,6 +72,8 @@ def parameter_groups(model: nn.Module, settings: OptimSettings) -> list[dict]:
             "weight_decay": rule.weight_decay if own else 0.0 if exempt else settings.weight_decay,
             "scheduled_decay": not own and not exempt,
         }
+        if still:
+            group["frozen"] = tuple(frozen.until for frozen in still)
         if rule.momentum is not None:
             group["momentum"] = rule.momentum
         if isinstance(settings, (LARSSettings, LAMBSettings)):
@@ -75,6 +81,7 @@ def parameter_groups(model: nn.Module, settings: OptimSettings) -> list[dict]:
         groups.setdefault(tuple(group.items()), []).append(parameter)
     rules = [(f"groups[{i}].match", rule.match) for i, rule in enumerate(settings.groups)]
     rules += [("exempt", pattern) for pattern in (settings.exempt if isinstance(settings.exempt, tuple) else ())]
+    rules += [(f"frozen[{i}].match", frozen.match) for i, frozen in enumerate(settings.frozen)]
     idle = [f"optim.{key}: {pattern!r} matches no parameter" for key, pattern in rules if pattern not in used]
     if idle:
         some = ", ".join(name for name, _ in list(model.named_parameters())[:: max(1, len(used) * 5)][:5])
@@ -117,8 +124,24 @@ def _optimizer(groups: list[dict], settings: OptimSettings) -> torch.optim.Optim
 
 
 def peak_lr(settings: OptimSettings, batch_size: int) -> float:
-    """The linear scaling rule (arXiv 1706.02677): lr x batch / lr_batch."""
-    return settings.lr * (batch_size / settings.lr_batch if settings.lr_batch else 1.0)
+    """The linear scaling rule (arXiv 1706.02677), lr x batch / lr_batch, or the root of that factor."""
+    factor = batch_size / settings.lr_batch if settings.lr_batch else 1.0
+    return settings.lr * (factor if settings.lr_scaling == "linear" else factor**0.5)
+
+
+def clip_groups(model: nn.Module, patterns: Sequence[str]) -> list[list[nn.Parameter]]:
+    """The trainable parameters whose gradients are clipped together: one list for each of `patterns`, and the rest.
+
+    Raises `UserError` for a pattern that no parameter matches first.
+    """
+    groups = [[] for _ in range(len(patterns) + 1)]
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups[next((i for i, p in enumerate(patterns) if re.search(p, name)), -1)].append(parameter)
+    for pattern, group in zip(patterns, groups):
+        if not group:
+            raise UserError(f"optim.clip_apart: {pattern!r} matches no parameter, or none that is left")
+    return [group for group in groups if group]
 
 
 class Schedules:
@@ -133,6 +156,7 @@ class Schedules:
             schedule=settings.schedule,
             warmup=length_in_steps(settings.warmup, total_steps, steps_per_epoch),
             warmup_from=settings.warmup_from,
+            warmup_curve=settings.warmup_curve,
             per_epoch=settings.per_epoch,
             final=settings.final_lr,
             power=settings.power,
@@ -141,10 +165,15 @@ class Schedules:
         )
         end = settings.weight_decay if settings.weight_decay_end is None else settings.weight_decay_end
         self.decays = half_cosine(settings.weight_decay, end, total_steps)
+        self._frozen = {
+            each.until: length_in_steps(each.until, total_steps, steps_per_epoch) for each in settings.frozen
+        }
 
     def apply(self, optimizer: torch.optim.Optimizer, step: int) -> None:
         """Sets what `step` (from 0) is taken with."""
         for group in optimizer.param_groups:
-            group["lr"] = float(self.peak if group["fixed_lr"] else self.lrs[step]) * group["lr_scale"]
+            still = any(step < self._frozen[until] for until in group.get("frozen", ()))
+            lr = 0.0 if still else self.peak if group["fixed_lr"] else self.lrs[step]
+            group["lr"] = float(lr) * group["lr_scale"]
             if group["scheduled_decay"]:
                 group["weight_decay"] = float(self.decays[step])

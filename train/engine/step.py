@@ -13,7 +13,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from ...errors import UserError
 from ...models.algorithm import Algorithm, Progress, StepOutput
 from ...pipelines.spec import Batch, Mask
-from .optim import Schedules
+from .optim import Schedules, clip_groups
 from .sharding import whole
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -42,6 +42,7 @@ class Stepper:
         precision: str = "fp32",
         accumulate: int = 1,
         clip_grad: float | None = None,
+        clip_apart: Sequence[str] = (),
         notes: Sequence[Note] = (),
     ) -> None:
         self.model, self.algorithm, self.optimizer, self.schedules = model, algorithm, optimizer, schedules
@@ -49,6 +50,7 @@ class Stepper:
         self._device = self._parameters[0].device
         self._precision, self._accumulate, self._clip = precision, accumulate, clip_grad
         self._notes = notes
+        self._apart = clip_groups(algorithm, clip_apart) if clip_apart else []
         self.scaler = torch.amp.GradScaler(self._device.type, enabled=precision == "fp16")
         # whether it looks at `found_inf` itself, or the scaler does for it
         self._leaves_out = getattr(optimizer, "_step_supports_amp_scaling", False) or self.scaler.is_enabled()
@@ -68,9 +70,11 @@ class Stepper:
         self.scaler.unscale_(self.optimizer)
         self.algorithm.after_backward(progress)
         gradients = [p.grad for p in self._parameters if p.grad is not None]
-        norm = get_total_norm(gradients)
-        norm = whole(norm)
-        if self._clip is not None:
+        norm = whole(get_total_norm(gradients))
+        for group in self._apart:
+            own = get_total_norm([p.grad for p in group if p.grad is not None])
+            clip_grads_with_norm_(group, self._clip, whole(own))
+        if self._clip is not None and not self._apart:
             clip_grads_with_norm_(self._parameters, self._clip, norm)
         skipped = (~norm.isfinite()).float()
         if not self.scaler.is_enabled():  # the scaler looks for itself

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from ...lengths import length_in_steps
 from ...models.algorithm import Algorithm
 from ...models.algorithms import find_algorithm
 from ...pipelines.sources.arrays import ArraySource
 from . import config
-from .schedules import length_in_steps
 from .settings import DataSettings, Optim, TrainSettings
 
 SECTIONS = ("algorithm", "data", "train", "optim", "kernels")

@@ -3,30 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Sequence
 
 import numpy as np
 
+from ...lengths import length_in_steps
 from ...outside import called
 
 SCHEDULES = ("cosine", "poly", "multistep", "constant")
-_LENGTH = re.compile(r"(\d+(?:\.\d+)?)\s*(epochs?|steps?)")
-
-
-def length_in_steps(length: float | str, total_steps: int, steps_per_epoch: int) -> int:
-    """A stretch of a run in steps: "10 epochs", "500 steps", or a share of the run in [0, 1].
-
-    Raises `ValueError` for anything else.
-    """
-    if isinstance(length, str):
-        match = _LENGTH.fullmatch(length.strip())
-        if match is None:
-            raise ValueError(f'needs "10 epochs", "500 steps" or a share in [0, 1], not {length!r}')
-        return round(float(match[1]) * (steps_per_epoch if match[2].startswith("epoch") else 1))
-    if not 0 <= length <= 1:
-        raise ValueError(f'a share of the run lies in [0, 1], not {length}; for epochs write "{length:g} epochs"')
-    return round(length * total_steps)
 
 
 def own_factors(name: str, progress: np.ndarray) -> np.ndarray:
@@ -66,22 +50,27 @@ def learning_rates(
     schedule: str = "cosine",
     warmup: int = 0,
     warmup_from: float | None = None,
+    warmup_curve: str = "linear",
     per_epoch: bool = False,
     final: float = 0.0,
     power: float = 0.9,
     milestones: Sequence[float | str] = (),
     gamma: float = 0.1,
 ) -> np.ndarray:
-    """(steps,) float64: `warmup` steps, linear from ``peak * warmup_from`` to `peak`, then the schedule.
+    """(steps,) float64: `warmup` steps from ``peak * warmup_from`` to `peak`, then the schedule.
 
-    `warmup_from` None means ``1 / warmup``. The cosine falls from `peak` at the end of the warm-up to ``peak * final``
+    `warmup_from` None means ``1 / warmup``; the way there is straight, or with `warmup_curve` "cosine" half a period.
+    The cosine falls from `peak` at the end of the warm-up to ``peak * final``
     at the end of the run; with `per_epoch` it holds its value through every epoch. Poly goes the same way with the
     `power` of what is left of it (DeepLab, arXiv 1606.00915). Milestones are epochs counted from the start of the run,
     or texts such as "18000 steps". A dotted name is for `own_factors`.
     """
     t = np.arange(steps)
     start = 1 / max(1, warmup) if warmup_from is None else warmup_from
-    rising = start + (1 - start) * t / max(1, warmup - 1)
+    way = t / max(1, warmup - 1)
+    if warmup_curve == "cosine":
+        way = 0.5 * (1 - np.cos(np.pi * np.minimum(way, 1)))
+    rising = start + (1 - start) * way
     factor = np.ones(steps)
     moment = t // steps_per_epoch * steps_per_epoch if per_epoch else t
     phase = np.maximum(0, moment - warmup) / max(1, steps - warmup)

@@ -9,10 +9,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from ...lengths import length_in_steps
 from ...outside import called
 from ...pipelines.images.rules import MAX_PIXELS, Rules
 from ...pipelines.plan.spec import MixSpec, SetSpec
-from .schedules import SCHEDULES, length_in_steps, milestone_in_steps, own_factors
+from .schedules import SCHEDULES, milestone_in_steps, own_factors
 
 
 @dataclass(frozen=True)
@@ -117,13 +118,33 @@ class GroupRule:
 
 
 @dataclass(frozen=True)
+class Frozen:
+    """Parameters that stand still at the start: their rate is 0, whatever else is said of them."""
+
+    match: str  # regular expression, searched in the full parameter name
+    until: float | str  # "1 epochs", "500 steps", or a share of the run
+
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.match)
+        except re.error as fault:
+            raise ValueError(f"match: {self.match!r} is not a regular expression: {fault}") from None
+        try:
+            length_in_steps(self.until, total_steps=1, steps_per_epoch=1)
+        except ValueError as fault:
+            raise ValueError(f"until: {fault}") from None
+
+
+@dataclass(frozen=True)
 class OptimSettings:
     """What every optimizer shares. docs/training.md explains the fields with the recipes they come from."""
 
     lr: float = 1.5e-4
-    lr_batch: int | None = 256  # the global batch that `lr` is stated for; scaled linearly; null: used as it stands
+    lr_batch: int | None = 256  # the global batch that `lr` is stated for; null: used as it stands
+    lr_scaling: Literal["linear", "sqrt"] = "linear"  # with the batch: in proportion, or as its root (DINOv2, DINOv3)
     warmup: float | str = 0.0  # "10 epochs", "500 steps", or a number: a share of the run
     warmup_from: float | None = None  # the first step's share of the peak; null: 1 / warm-up steps
+    warmup_curve: Literal["linear", "cosine"] = "linear"  # cosine: half a period, level at both ends
     # after the warm-up: cosine, poly, multistep, constant, or a function of one's own by its dotted name
     schedule: str = "cosine"
     per_epoch: bool = False  # the cosine moves once per epoch instead of at every step
@@ -140,7 +161,11 @@ class OptimSettings:
     groups: tuple[GroupRule, ...] = ()
     layer_decay: float | None = None  # factor on the rate per layer, from the last one down (fine-tuning)
     merge_layer: Literal["before", "after"] = "before"  # of layer_decay: whose rate a merging of tokens has
-    clip_grad: float | None = None  # largest norm of the whole gradient
+    clip_grad: float | None = None  # largest norm of the gradient
+    # regular expressions: gradients of the parameters that the first is found in are clipped by their own norm, those
+    # of the second by theirs, and all others by their own; none: by the norm of the whole
+    clip_apart: tuple[str, ...] = ()
+    frozen: tuple[Frozen, ...] = ()  # what stands still at the start of the run
 
     def __post_init__(self) -> None:
         if self.lr <= 0 or (self.lr_batch is not None and self.lr_batch < 1):
@@ -176,6 +201,13 @@ class OptimSettings:
             raise ValueError("merge_layer: has an effect with layer_decay only")
         if self.clip_grad is not None and self.clip_grad <= 0:
             raise ValueError(f"clip_grad: must be positive, not {self.clip_grad}")
+        if self.clip_apart and self.clip_grad is None:
+            raise ValueError("clip_apart: has an effect with clip_grad only")
+        for pattern in self.clip_apart:
+            try:
+                re.compile(pattern)
+            except re.error as fault:
+                raise ValueError(f"clip_apart: {pattern!r} is not a regular expression: {fault}") from None
         takes = {
             "momentum": isinstance(self, SGDSettings | LARSSettings),
             "adapt": isinstance(self, LARSSettings | LAMBSettings),

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from headrace.errors import UserError
+from headrace.lengths import length_in_steps
 from headrace.models.algorithms.mae import MAE
 from headrace.train.engine.optim import Schedules, build_optimizer, parameter_groups, peak_lr
-from headrace.train.recipe.schedules import half_cosine, learning_rates, length_in_steps
+from headrace.train.recipe.schedules import half_cosine, learning_rates
 from headrace.train.recipe.settings import (
     AdamWSettings,
     GroupRule,

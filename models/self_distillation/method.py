@@ -1,0 +1,244 @@
+"""The base of iBOT, DINOv2 and DINOv3: views, masks, heads, teacher and centres."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+from torch import nn
+
+from ...kernels.prototype_ce import prototype_ce
+from ...kernels.sinkhorn import sinkhorn
+from ...lengths import length_in_steps
+from ...pipelines.spec import Batch, CropMask, Mask, ViewSpec
+from ...pipelines.views.recipes import view
+from ..algorithm import Algorithm, Progress, StepOutput
+from ..backbones.vit import ViT
+from ..heads import DINOHead, Prototypes
+from ..sample_losses import prototype_losses, prototype_row_losses
+from ..smoke import tiny_backbone, tiny_view
+from ..teacher import Teacher
+from .center import Center
+from .schedules import line
+
+
+@dataclass(frozen=True)
+class PatchHead:
+    """A head of its own for patches."""
+
+    hidden: int = 2048
+    bottleneck: int = 256
+    prototypes: int = 65536
+
+
+@dataclass(frozen=True)
+class SelfDistillationConfig(Algorithm.Config):
+    """What recipes of the three methods say alike."""
+
+    first: ViewSpec = view("dinov2.first")
+    second: ViewSpec = view("dinov2.second")
+    small: ViewSpec = view("dinov2.small")
+    backbone: ViT.Config = ViT.Config("vit_large", pool="cls", positions="learned")
+    hidden: int = 2048
+    bottleneck: int = 256
+    prototypes: int = 65536
+    patch_head: PatchHead | None = None  # None: the class token's head also serves the patches
+    momentum: float = 0.992  # of the teacher at the start
+    momentum_end: float = 1.0  # where a half cosine takes it
+    temperature: float = 0.1  # of the student
+    teacher_temperature: float = 0.07
+    teacher_temperature_from: float = 0.04  # at the start of a straight line
+    teacher_warmup: float | str = "30 epochs"  # its length: "500 steps", or a share of the run
+    mask_chance: float = 0.5  # the share of large crops that are masked
+    mask_ratio: tuple[float, float] = (0.1, 0.5)  # the share of their patches that is hidden
+    patch_weight: float = 1.0  # of the loss of masked patches
+
+    deal: ClassVar[Literal["drawn", "between", "upper"]] = "upper"
+
+    def __post_init__(self) -> None:
+        for key in ("temperature", "teacher_temperature", "teacher_temperature_from"):
+            if getattr(self, key) <= 0:
+                raise ValueError(f"{key}: must be positive, not {getattr(self, key)}")
+        for key in ("momentum", "momentum_end"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise ValueError(f"{key}: lies in [0, 1], not {getattr(self, key)}")
+        try:
+            length_in_steps(self.teacher_warmup, 1, 1)
+        except ValueError as fault:
+            raise ValueError(f"teacher_warmup: {fault}") from None
+        if (self.first.size, self.first.count, self.second.count) != (self.second.size, 1, 1):
+            raise ValueError("second: must be one view of the size of the first, which is one, too")
+        for name in ("first", "small"):
+            size, patch = getattr(self, name).size, self.backbone.patch_size
+            if size % patch:
+                raise ValueError(f"{name}: {size} px are not whole patches of {patch} (backbone.patch_size)")
+        try:
+            _ = self.mask
+        except ValueError as fault:
+            raise ValueError(f"mask_{fault}") from None
+
+    @property
+    def mask(self) -> CropMask:
+        side = self.first.size // self.backbone.patch_size
+        return CropMask(grid=(side, side), deal=self.deal, chance=self.mask_chance, ratio=self.mask_ratio)
+
+    def smoke(self):
+        tiny = {name: tiny_view(getattr(self, name)) for name in ("first", "second")}
+        tiny |= {"small": tiny_view(self.small, 16), "backbone": tiny_backbone(self.backbone)}
+        tiny |= {"hidden": 32, "bottleneck": 16, "prototypes": 32}
+        if self.patch_head is not None:
+            tiny["patch_head"] = PatchHead(hidden=24, bottleneck=12, prototypes=24)
+        return replace(self, **tiny)
+
+
+@dataclass
+class Crops:
+    """What student and teacher make of the crops of a batch; "global" crops come first, in the order of views.
+
+    M patches are masked; w of a patch is 1 / (masked patches of its crop) / (large crops), so that the sum over patches
+    of w times a loss is the mean over large crops of their patches' mean.
+    """
+
+    features: torch.Tensor  # (2, B, D) the student's class tokens of the masked large crops
+    student: torch.Tensor  # (2 + n, B, K) float32 logits of all crops
+    teacher: torch.Tensor  # (2, B, K) float32
+    patches: torch.Tensor  # (M, K') float32 logits of masked patches
+    teacher_patches: torch.Tensor  # (M, K')
+    weights: torch.Tensor  # (M,) float32: w
+    samples: torch.Tensor  # (M,) int64: which sample of the batch each belongs to
+    embedding: torch.Tensor  # (B, D) the teacher's, of the first crops
+    maps: torch.Tensor  # (2, B, L, D) the student's patches of the large crops
+
+
+class SelfDistillation(Algorithm):
+    """A teacher, the moving average of the student, sees two large crops; the student sees them with patches masked,
+    and small crops, and predicts what the teacher says of the image and of each masked patch.
+
+    The encoder is the teacher's, as the authors evaluate and release it.
+    """
+
+    prototypes_form: ClassVar[Prototypes] = "gain"
+
+    def __init__(self, config: SelfDistillationConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = ViT(config.backbone, config.first.size)
+        features, own = self.backbone.features, config.patch_head
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, features))
+        self.head = DINOHead(features, config.hidden, config.bottleneck, config.prototypes, self.prototypes_form)
+        parts = {"backbone": self.backbone, "head": self.head}
+        self.patch_head = None
+        if own is not None:
+            self.patch_head = DINOHead(features, own.hidden, own.bottleneck, own.prototypes, self.prototypes_form)
+            parts["patch_head"] = self.patch_head
+        self.teacher = Teacher(**parts)
+        for module in self.teacher.modules():
+            if hasattr(module, "drop_path"):
+                module.drop_path = 0.0
+
+    @property
+    def encoder(self) -> nn.Module:
+        return self.teacher.backbone
+
+    # for rates that decay by layer: the mask token is part of the embedding, heads come last
+
+    @property
+    def num_layers(self) -> int:
+        return self.backbone.num_layers
+
+    def layer_of(self, parameter: str) -> int:
+        return 0 if parameter == "mask_token" else self.num_layers - 1
+
+    # ---- what the methods' losses are made of
+
+    def crops(self, batch: Batch, progress: Progress) -> Crops:
+        first, second, small = (batch.views[name] for name in self.view_names)
+        large, mask = torch.cat([first, second]), batch.mask  # (2, B, 3, S, S)
+        hidden, places, weights = self.masked(mask)
+        tokens = self.tokens(large.flatten(0, 1), progress, "large", hidden=hidden, mask_token=self.mask_token)
+        cls, patches = tokens[:, 0], tokens[:, 1:].flatten(0, 1)
+        local = self.tokens(small.flatten(0, 1), progress, "small")[:, 0]
+        heads = self.head, self.patch_head or self.head
+        student = heads[0](torch.cat([cls, local])).float().unflatten(0, (2 + len(small), -1))
+        with torch.no_grad():
+            teacher = self.teacher
+            seen = teacher.backbone.tokens(large.flatten(0, 1))
+            own_heads = teacher.head, getattr(teacher, "patch_head", teacher.head)
+            of_patches = self.teach_patches(own_heads[1], seen[:, 1:].flatten(0, 1), places)
+        return Crops(
+            features=cls.unflatten(0, (2, -1)),
+            student=student,
+            teacher=own_heads[0](seen[:, 0]).detach().float().unflatten(0, (2, -1)),
+            patches=heads[1](patches[places]).float(),
+            teacher_patches=of_patches,
+            weights=weights,
+            samples=places // hidden.shape[1] % large.shape[1],
+            embedding=seen[: large.shape[1], 0],
+            maps=tokens[:, 1:].unflatten(0, (2, -1)),
+        )
+
+    @property
+    def view_names(self) -> tuple[str, str, str]:
+        return self.config.first.name, self.config.second.name, self.config.small.name
+
+    @staticmethod
+    def masked(mask: Mask) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """hidden (2B, L) of the large crops, one view after the other; the places (M,) of hidden patches among all; and
+        their weights (M,). M is known on the host, so nothing waits for the device."""
+        hidden = mask.hidden.transpose(0, 1).flatten(0, 1)
+        count = sum(sum(row) for row in mask.counts.tolist())
+        places = (~hidden).flatten().to(torch.uint8).argsort(stable=True)[:count]
+        share = 1 / hidden.sum(1).clamp(min=1) / len(hidden)
+        return hidden, places, share.float()[places // hidden.shape[1]]
+
+    def tokens(self, images: torch.Tensor, progress: Progress, group: str, **masked) -> torch.Tensor:
+        """(B, 1 + L, D): the student's normalised tokens of crops of one size."""
+        return self.backbone.tokens(images, **masked)
+
+    def teach_patches(self, head: DINOHead, patches: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """The teacher's logits (M, K') of the masked ones of patches (2B L, D)."""
+        return head(patches[places]).float()
+
+    def warmup_steps(self, progress: Progress) -> int:
+        return length_in_steps(self.config.teacher_warmup, progress.total_steps, progress.steps_per_epoch)
+
+    def teacher_temperature(self, progress: Progress) -> float:
+        ends = self.config.teacher_temperature_from, self.config.teacher_temperature
+        return line(*ends, self.warmup_steps(progress), progress.step)
+
+    def targets(self, logits: torch.Tensor, center: Center | None, progress: Progress) -> dict:
+        """Arguments of `prototype_ce` for a teacher's logits (T, B, K): centred and sharpened, or without `center`
+        assigned by Sinkhorn's algorithm over all rows of all ranks."""
+        found, temperature = {"student_temperature": self.config.temperature}, self.teacher_temperature(progress)
+        if center is None:
+            assigned = sinkhorn(logits.flatten(0, 1), epsilon=temperature)
+            return found | {"teacher": assigned.unflatten(0, logits.shape[:2])}
+        return found | {"teacher": logits, "center": center.mean, "teacher_temperature": temperature}
+
+    def patch_loss(self, crops: Crops, targets: dict) -> torch.Tensor:
+        """Mean over large crops of the mean cross-entropy of their masked patches, times `patch_weight`."""
+        options = {"weights": self.config.patch_weight * crops.weights, "pairs": "same"}
+        return prototype_ce(crops.patches[None], **targets, **options)
+
+    def output(self, crops: Crops, losses: dict[str, torch.Tensor], of_crops: dict, of_patches: dict) -> StepOutput:
+        """The sum of `losses`; `of_crops` and `of_patches` are the targets of the two cross-entropies."""
+
+        def per_sample() -> torch.Tensor:
+            own = prototype_losses(crops.student, **of_crops)
+            rows = prototype_row_losses(crops.patches, **{**of_patches, "teacher": of_patches["teacher"][0]})
+            weights = self.config.patch_weight * len(own) * crops.weights
+            return own.index_add(0, crops.samples, weights * rows)
+
+        return StepOutput(
+            loss=sum(losses.values()),
+            metrics={name: value.detach() for name, value in losses.items()},
+            embedding=crops.embedding,
+            per_sample=per_sample,
+        )
+
+    @torch.no_grad()
+    def after_step(self, progress: Progress) -> None:
+        start, end = self.config.momentum, self.config.momentum_end
+        self.teacher.update(self, end + (start - end) * (1 + math.cos(math.pi * progress.fraction)) / 2)
