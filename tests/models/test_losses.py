@@ -259,7 +259,7 @@ def koleo(student, group):
         x = unit(torch.stack(crop))
         for i in range(len(x)):
             others = [j for j in range(i // group * group, i // group * group + group) if j != i]
-            nearest = max(others, key=lambda j: float(x[i] @ x[j]))
+            nearest = max(others, key=lambda j: (x[i] @ x[j]).item())
             total = total - ((x[i] - x[nearest] + 1e-8).norm() + 1e-8).log() / len(x)
     return total
 
