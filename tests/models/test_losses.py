@@ -195,6 +195,8 @@ def lejepa(m, v, ids, progress):
             ecf = torch.exp(1j * t * (x @ a)[:, None]).mean(0)
             total = total + len(x) * 2 * torch.trapezoid((ecf - phi).abs().square() * phi, t)
     return 0.9 * distance + 0.1 * total / len(views) / 40
+
+
 def seen(m, v, mask, progress):
     """Image by image: class tokens of all crops and patches of the large ones, of student and teacher."""
     student, patches, known, known_patches = [], [], [], []
