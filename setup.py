@@ -45,6 +45,7 @@ setup(
         "umap": ["umap-learn"],
         "cloud": ["obstore"],  # shards on S3, Google Cloud Storage and Azure
         "cloud-tests": ["obstore", "moto[server,s3]"],  # an S3 server for the tests of it
+        "formats": ["pillow-heif"],  # photos of phones: HEIC
         "tables": ["pyarrow"],  # columns of samples in parquet files
         "detect": ["pycocotools"],
         # what tests compare exported weights with, where it is installed

@@ -7,7 +7,9 @@ file is an error, never a half-grey picture. Memory is reserved by the header's 
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib
 import io
 import warnings
 
@@ -16,13 +18,14 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from . import deep
 from .budget import reserve
+from .formats import HEIF
 from .jpeg import ORIENTATION, arithmetic, jpeg_header
 from .rules import rules
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # to `check_size` that is an error
 Image.MAX_IMAGE_PIXELS = None  # `check_size` asks `rules`; Pillow would stop at twice its own number all the same
-_KINDS = "JPEG MPO PNG WEBP AVIF GIF BMP DIB TIFF JPEG2000 PPM TGA SGI PCX QOI SUN DDS ICO".split()
+_KINDS = "JPEG MPO PNG WEBP AVIF HEIF GIF BMP DIB TIFF JPEG2000 PPM TGA SGI PCX QOI SUN DDS ICO".split()
 _STRAIGHT = {"La": "LA", "RGBa": "RGBA"}  # alpha multiplied into the colours -> not
 
 
@@ -34,6 +37,9 @@ class DecodeError(ValueError):
 def _formats() -> tuple[str, ...]:
     """Pillow's names of what is read. It knows others, some of which start programs."""
     Image.init()
+    with contextlib.suppress(ImportError):  # an extra; a thread for each image, as with all others
+        plug_in = importlib.import_module(HEIF)
+        plug_in.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False, decode_threads=1)
     return tuple(kind for kind in _KINDS if kind in Image.OPEN)
 
 

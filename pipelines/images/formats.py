@@ -6,16 +6,18 @@ what is passed over for its suffix is counted and named, so that no image is mis
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 
 from PIL import features
 
-# suffix -> what it is, for every kind of picture that Pillow decodes by itself
+# suffix -> what it is, for every kind of picture that Pillow decodes, with its plug-in for HEIF
 FORMATS = {
     **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo"), "JPEG"),
     **dict.fromkeys((".png", ".apng"), "PNG"),
     ".webp": "WebP",
     **dict.fromkeys((".avif", ".avifs"), "AVIF"),
+    **dict.fromkeys((".heic", ".heif", ".hif", ".heics", ".heifs"), "HEIF"),
     ".gif": "GIF",
     **dict.fromkeys((".bmp", ".dib"), "BMP"),
     **dict.fromkeys((".tif", ".tiff"), "TIFF"),
@@ -29,16 +31,17 @@ FORMATS = {
     ".dds": "DirectDraw",
     ".ico": "icon",
 }
-# Pillow's builds may lack these: its feature, and the remedy
+HEIF = "pillow_heif"  # libheif's plug-in for Pillow, an extra
+# what may be lacking: a feature of Pillow's builds or that module, and the remedy
 _OPTIONAL = {
     "WebP": ("webp", "this Pillow was built without it: pip install --upgrade pillow"),
     "AVIF": ("avif", "Pillow reads it from 11.3 on: pip install --upgrade pillow"),
+    "HEIF": (HEIF, "pip install 'headrace[formats]', or convert to JPEG or PNG"),
     "JPEG 2000": ("jpg_2000", "this Pillow was built without it: pip install --upgrade pillow"),
 }
 # pictures that Pillow does not decode, and files that hold others
 _CONVERT, _UNPACK = "convert to JPEG or PNG", "unpack"
 _FOREIGN = {
-    **dict.fromkeys((".heic", ".heif", ".hif"), f"HEIF: {_CONVERT}"),
     ".jxl": f"JPEG XL: {_CONVERT}",
     **dict.fromkeys((".psd", ".xcf"), f"layers: {_CONVERT}"),
     **dict.fromkeys((".dng", ".nef", ".cr2", ".cr3", ".arw", ".raf", ".orf", ".rw2"), f"camera raw: {_CONVERT}"),
@@ -52,7 +55,10 @@ _FOREIGN = {
 def _missing(kind: str) -> str | None:
     """The remedy, where this installation does not read a kind of picture of `FORMATS`."""
     feature, remedy = _OPTIONAL.get(kind, (None, ""))
-    return None if feature is None or features.check(feature) else f"{kind}: {remedy}"
+    if feature is None:
+        return None
+    there = importlib.util.find_spec(HEIF) is not None if feature == HEIF else features.check(feature)
+    return None if there else f"{kind}: {remedy}"
 
 
 _UNREAD = {kind: remedy for kind in _OPTIONAL if (remedy := _missing(kind))}

@@ -13,6 +13,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image, features
 
+from headrace.pipelines.images.decode import _formats
+
 SIDE = 32
 LOSSY = 3.0
 RGB = np.asarray(
@@ -191,6 +193,17 @@ def zoo():
     animals["WebP"] = (saved(RGB, "WEBP", quality=95), RGB, True)
     if features.check("avif"):
         animals["AVIF"] = (saved(RGB, "AVIF", quality=95), RGB, True)
+    if "HEIF" in _formats():  # the plug-in, which also writes
+        plain = {"quality": 95, "chroma": 444}
+        turned = saved(RGB, "HEIF", **plain, exif=exif(6).tobytes())  # by a property of its own, as phones do
+        assert b"irot" in turned
+        animals["HEIC"] = (saved(RGB, "HEIF", **plain), RGB, True)
+        animals["HEIC turned 6"] = (turned, RGB[::-1].transpose(1, 0, 2), True)
+        animals["HEIC, EXIF says 6"] = (
+            saved(RGB, "HEIF", **plain, exif=exif(6)),
+            RGB,
+            True,
+        )  # which counts for nothing
     if features.check("jpg_2000"):
         animals["JPEG 2000 of 16 bits"] = (saved(DEEP, "JPEG2000"), three(GRAY), False)
     for name, data, pixels in lossless():

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from headrace.errors import UserError
-from headrace.pipelines.images.decode import decode, image_size
+from headrace.pipelines.images.decode import _formats, decode, image_size
 from headrace.pipelines.images.formats import FORMATS, IMAGE_SUFFIXES, passed_over
 from headrace.pipelines.sharding.writer import member_name
 from headrace.pipelines.sources.folder import FolderSource
@@ -32,6 +32,7 @@ def encoded(suffix):
     if suffix == ".ras":
         head = struct.pack(">8I", 0x59A66A95, width, height, 24, PIXELS.nbytes, 1, 0, 0)
         return head + PIXELS[..., ::-1].tobytes()
+    _formats()  # registers the plug-in for HEIF where it is installed
     kind = Image.registered_extensions().get(suffix, "JPEG")
     options = {"ICO": {"sizes": [(width, height)]}, "WEBP": {"lossless": True}}.get(kind, {})
     Image.fromarray(PIXELS).save(buffer := io.BytesIO(), "JPEG" if kind == "MPO" else kind, **options)
@@ -41,7 +42,8 @@ def encoded(suffix):
 def test_the_table_is_what_pillow_decodes():
     registered = {suffix for suffix, kind in Image.registered_extensions().items()}
     assert registered - set(FORMATS) <= set(LEFT_OUT.split()), "a new format of Pillow: read it, or say why not"
-    assert set(FORMATS) - registered <= {".jif"} and not set(FORMATS) & set(LEFT_OUT.split())
+    heif = {suffix for suffix, kind in FORMATS.items() if kind == "HEIF"}  # of a plug-in
+    assert set(FORMATS) - registered <= {".jif"} | heif and not set(FORMATS) & set(LEFT_OUT.split())
     assert set(FORMATS.values()) >= {"JPEG", "PNG", "WebP", "AVIF", "GIF", "BMP", "TIFF", "JPEG 2000", "PNM"}
 
 
@@ -60,7 +62,7 @@ def test_every_suffix_is_read(suffix, tmp_path):
     assert [source.key(index) for index in range(len(source))] == [f"B{suffix.upper()}", f"a{suffix}"]
     pixels = decode(source.read(0)).astype(int)
     assert pixels.shape == PIXELS.shape and image_size(source.read(0)) == PIXELS.shape[:2]
-    if FORMATS[suffix] not in ("JPEG", "AVIF", "GIF"):
+    if FORMATS[suffix] not in ("JPEG", "AVIF", "GIF", "HEIF"):
         assert (pixels == PIXELS).all()
     # shards keep a suffix that their readers know, whatever the source called the image
     for name in (f"a{suffix}", f"a{suffix.upper()}", "without"):
@@ -68,15 +70,16 @@ def test_every_suffix_is_read(suffix, tmp_path):
 
 
 def test_what_is_passed_over_is_counted_and_named(tmp_path):
-    for name in ("a.heic", "b.HEIC", "c.txt", "d.txt", "e.txt", "README", "x.jxl"):
+    for name in ("a.dng", "b.DNG", "c.txt", "d.txt", "e.txt", "README", "x.jxl"):
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(UserError) as caught:
         FolderSource(tmp_path)
-    for part in ("7 other files", "2 .heic (HEIF: convert", "1 .jxl (JPEG XL", "3 .txt", "1 without a suffix"):
+    for part in ("7 other files", "2 .dng (camera raw: convert", "1 .jxl (JPEG XL", "3 .txt", "1 without a suffix"):
         assert part in str(caught.value)
     assert passed_over({".txt": 1}) == "1 other file: 1 .txt"
-    many = {f".{letter}": number for number, letter in enumerate("abcdefg", 2)} | {".heic": 1}
-    assert passed_over(many, most=2) == "36 other files: 1 .heic (HEIF: convert to JPEG or PNG), 8 .g, and 6 more kinds"
+    many = {f".{letter}": number for number, letter in enumerate("abcdefg", 2)} | {".dng": 1}
+    raw = "1 .dng (camera raw: convert to JPEG or PNG)"
+    assert passed_over(many, most=2) == f"36 other files: {raw}, 8 .g, and 6 more kinds"
 
 
 def test_pillow_without_avif_says_what_to_do():
@@ -90,3 +93,16 @@ def test_pillow_without_avif_says_what_to_do():
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     remedy = "AVIF: Pillow reads it from 11.3 on: pip install --upgrade pillow"
     assert said == f"112 other files: 12 .avif ({remedy}), 100 .txt"
+
+
+def test_without_the_extra_photos_of_phones_say_what_to_install():
+    code = (
+        "import importlib.util as util; real = util.find_spec\n"
+        "util.find_spec = lambda name, *more: None if name == 'pillow_heif' else real(name, *more)\n"
+        "from headrace.pipelines.images.formats import *\n"
+        "assert '.heic' not in IMAGE_SUFFIXES and '.avif' in IMAGE_SUFFIXES\n"
+        "print(passed_over({'.heic': 12}))"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    remedy = "HEIF: pip install 'headrace[formats]', or convert to JPEG or PNG"
+    assert said == f"12 other files: 12 .heic ({remedy})"

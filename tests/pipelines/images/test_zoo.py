@@ -155,3 +155,13 @@ def test_no_program_is_started_for_a_file(kind):
     for function in (decode, image_size):
         with pytest.raises(DecodeError, match="not an image in any known format"):
             function(buffer.getvalue())
+
+
+def test_a_cut_photo_of_a_phone_is_no_image():
+    if "HEIC" not in ZOO:
+        pytest.skip("needs the extra [formats]")
+    data = ZOO["HEIC"][0]
+    for end in (40, len(data) // 2, len(data) - 9):
+        for read in (image_size, decode):
+            with pytest.raises(DecodeError):
+                read(data[:end])

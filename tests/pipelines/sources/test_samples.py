@@ -137,6 +137,6 @@ def test_the_archives_of_imagenet_count_what_they_pass_over(tmp_path, tar_bytes,
     (tmp_path / "train.tar").write_bytes(tar_bytes(files | {"README": b"x"}))
     source, said = notes(tmp_path / "train.tar")
     assert len(source) == 3 and "passed over: 2 other files: 1 .txt, 1 without a suffix" in said
-    (tmp_path / "ILSVRC2012_img_test.tar").write_bytes(tar_bytes({"a_test_1.JPEG": encode(1), "a.heic": b""}))
+    (tmp_path / "ILSVRC2012_img_test.tar").write_bytes(tar_bytes({"a_test_1.JPEG": encode(1), "a.dng": b""}))
     source, said = notes(f"imagenet:{tmp_path}/ILSVRC2012_img_test.tar")
-    assert len(source) == 1 and "1 .heic (HEIF: convert" in said
+    assert len(source) == 1 and "1 .dng (camera raw: convert" in said

@@ -88,14 +88,15 @@ def test_images_in_one_place_need_no_word(tree):
 
 
 def test_files_passed_over_are_named_by_every_command(tree, write_files, tmp_path, capsys):
-    """48 JPEGs under all of their names, 12 files of a phone, notes."""
+    """48 JPEGs under all of their names, 12 raw files, notes."""
     suffixes = (".jpg", ".jpeg", ".jfif", ".JPE", ".jif", ".mpo")
     root = tree(*(f"{n:02}{suffixes[n % 6]}" for n in range(48)))
-    write_files(root, {f"{n}.HEIC": b"x" for n in range(12)} | {"notes.txt": b"", "._0.jpg": b"", ".DS_Store": b""})
+    write_files(root, {f"{n}.DNG": b"x" for n in range(12)} | {"notes.txt": b"", "._0.jpg": b"", ".DS_Store": b""})
     source, said = opened(root)
     assert len(source) == 48
     words = (
-        "passed over: 14 other files: 12 .heic (HEIF: convert to JPEG or PNG), 1 .txt, 1 hidden with an image's suffix"
+        "passed over: 14 other files: 12 .dng (camera raw: convert to JPEG or PNG), 1 .txt, "
+        "1 hidden with an image's suffix"
     )
     assert said == [words]
     report = check(root, decode=True)

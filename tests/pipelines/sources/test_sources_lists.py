@@ -109,5 +109,5 @@ def test_paths_that_climb_start_where_the_list_lies(photos, write_files, content
 
 
 def test_a_line_of_a_picture_that_is_not_read_says_so(photos, write_files, refused):
-    write_files(photos, {"list.txt": "b/one.jpg 1\nb/two.heic 1\n"})
-    refused(f"list:{photos}/list.txt", "list.txt:2", "HEIF: convert")
+    write_files(photos, {"list.txt": "b/one.jpg 1\nb/two.dng 1\n"})
+    refused(f"list:{photos}/list.txt", "list.txt:2", "camera raw: convert")
