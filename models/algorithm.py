@@ -93,6 +93,15 @@ class Algorithm(nn.Module):
         views = tuple(value for value in values if isinstance(value, ViewSpec))
         return InputSpec(views=views, mask=getattr(self.config, "mask", None))
 
+    @property
+    def wants(self) -> str | None:
+        """An encoder, as `headrace knn` names one, that is handed to `take_teacher` before training; None: none."""
+        return None
+
+    def take_teacher(self, module: nn.Module, view: ViewSpec, digest: str) -> None:
+        """The encoder that `wants` names, the view it is evaluated with, and a hash of weights and configuration."""
+        raise NotImplementedError
+
     def prepare(self, samples: int) -> None:
         """Called once, before a checkpoint is loaded, with the number of training samples: memory banks."""
 

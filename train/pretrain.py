@@ -53,6 +53,7 @@ from headrace.train.engine.sharding import check_shardable, gathered, shard
 from headrace.train.engine.step import Stepper
 from headrace.train.engine.trackers import make_tracker
 from headrace.train.engine.transforms import checkpoint_blocks
+from headrace.train.evaluation.embed_encoder import load_encoder
 from headrace.train.evaluation.score import knn_score
 from headrace.train.evaluation.sweep import sweep
 from headrace.train.ledger import FOLDER, Ledger, frozen_in, renewal, require_sample_loss
@@ -103,6 +104,9 @@ def pretrain(
         torch.use_deterministic_algorithms(settings.deterministic)
     torch.manual_seed(settings.seed)  # every rank starts from the same weights
     algorithm = make_algorithm(recipe.algorithm)
+    if algorithm.wants is not None:
+        teacher = load_encoder(algorithm.wants)
+        algorithm.take_teacher(teacher.module, teacher.view, teacher.digest)
     torch.backends.cudnn.benchmark = not settings.deterministic and algorithm.equal_shapes
     algorithm = synchronize_batch_norm(algorithm, process.device).to(process.device, memory_format=torch.channels_last)
     algorithm.prepare(len(source))

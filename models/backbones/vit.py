@@ -250,8 +250,11 @@ class ViT(nn.Module):
         return tuple(-(-side // self.patch_size) for side in images.shape[-2:])
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        x = self.tokens(images)
-        x = x[:, 0] if self.pool == "cls" else x[:, 1:].mean(1)
+        return self.pooled(self.tokens(images))
+
+    def pooled(self, tokens: torch.Tensor) -> torch.Tensor:
+        """What `tokens` (B, 1 + N, width) of all patches make as one vector an image, (B, width)."""
+        x = tokens[:, 0] if self.pool == "cls" else tokens[:, 1:].mean(1)
         return self.norm(x) if self.norm_at == "pooled" else x
 
     @property

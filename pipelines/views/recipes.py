@@ -117,6 +117,7 @@ VIEWS: dict[str, tuple[ViewSpec, ...]] = {
     "simmim": (ViewSpec(size=192, scale=(0.67, 1.0), antialias=False),),
     "simmim_vit": (ViewSpec(scale=(0.67, 1.0), antialias=False),),
     "maskfeat": (ViewSpec(scale=(0.5, 1.0), ratio=(0.75, 1.3333), interpolation="bicubic", antialias=False),),
+    "distill": (replace(_BYOL[0], name="image", scale=(0.2, 1.0), blur=0.5),),
     "capi": (ViewSpec(scale=(0.6, 1.0), interpolation="bicubic"),),
     "ijepa": (ViewSpec(scale=(0.3, 1.0), flip=0.0),),
     # One crop at two sizes, for the model and for the tokenizer of its targets. BEiT's jitter is published as the
@@ -139,6 +140,7 @@ VIEWS: dict[str, tuple[ViewSpec, ...]] = {
     "byol_cifar": tuple(_cifar(v) for v in _BYOL),
     "moco_cifar": (_cifar(_MOCO),),
     "lejepa_cifar": (_cifar(_LEJEPA, name="image", count=4, scale=(0.2, 1.0)),),
+    "distill_cifar": (_cifar(ViewSpec(scale=(0.2, 1.0))),),
     "capi_cifar": (_cifar(ViewSpec(scale=(0.6, 1.0))),),
     "ijepa_cifar": (_cifar(ViewSpec(scale=(0.3, 1.0), flip=0.0)),),
     "dinov2_cifar": (*(_cifar(v) for v in _DINOV2), _cifar(_DINOV2_SMALL, size=16, count=4)),

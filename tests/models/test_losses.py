@@ -280,6 +280,24 @@ def dinov3(m, v, ids, progress, mask):
     return loss + 0.1 * koleo(student, 4)
 
 
+def distill(m, v, ids, progress):
+    """lightly-train's two parts, one image and one patch at a time."""
+    images, total = v["image"][0], 0.0
+    tokens = [network.tokens(images)[:, 1:] for network in (m.teacher.module, m.backbone)]
+    t, s = unit(tokens[0].mean(1).detach()), unit(m.head(tokens[1].mean(1)))
+    others = torch.cat([t, m.queue.rows])
+    student = unit(m.local_head(tokens[1]))
+    teacher = unit(tokens[0].detach())
+    for i in range(len(ids)):
+        rows = [(others @ t[i], others @ s[i], 1.0)]
+        for n in range(student.shape[1]):
+            rows.append((teacher[i] @ teacher[i, n], student[i] @ student[i, n], 1 / student.shape[1]))
+        for a, b, weight in rows:
+            p, q = (a / 0.07).softmax(0), (b / 0.07).softmax(0)
+            total = total + weight * (p * (p / q).log()).sum()
+    return total / len(ids)
+
+
 PAPER = {name: globals()[name] for name in OPTIONS}
 
 

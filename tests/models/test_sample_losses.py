@@ -119,7 +119,7 @@ def test_it_is_the_loss_of_the_sample_alone(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["simclr", "mocov3", "swav", "barlowtwins", "deepcluster", "odc", "densecl", "dino", "lejepa"]
+    "name", ["simclr", "mocov3", "swav", "barlowtwins", "deepcluster", "odc", "densecl", "dino", "lejepa", "distill"]
 )
 def test_it_goes_with_the_sample(name):
     algorithm, output = stepped(name)

@@ -53,6 +53,7 @@ OPTIONS = {
     ),
     "simsiam": dict(view=_TWO, projection=32, bottleneck=8),
     "barlowtwins": dict(**_PAIR, projection=24),
+    "distill": dict(view=_ONE, queue=20),
     "lejepa": dict(
         large=replace(_TWO, name="large"),
         small=_SMALL,

@@ -57,6 +57,8 @@ RANDOM_CROPS = {
     ],
     "beitv2": [(1, 224, 0.2, "cubic", (0.4, 0.4, 0.4, 0, 1), 0, 0, 0)] * 2,
     "cae": [(1, 224, 0.08, "cubic", NO, 0, 0, 0), (1, 112, 0.08, "lanczos", NO, 0, 0, 0)],
+    "distill": [(1, 224, 0.2, "cubic", WEAK, 0.2, 0.5, 0)],
+    "distill_cifar": [(1, 32, 0.2, "linear", NO, 0, 0, 0)],
     "capi": [(1, 224, 0.6, "cubic", NO, 0, 0, 0)],
     "capi_cifar": [(1, 32, 0.6, "linear", NO, 0, 0, 0)],
     "ijepa": [(1, 224, 0.3, "linear", NO, 0, 0, 0)],
