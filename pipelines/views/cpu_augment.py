@@ -80,56 +80,86 @@ def _weights(length, size, radius):
 
 @_exactly
 def _byte(total):
-    return uint8(min(max(total >> _BITS, 0), 255))
+    return uint8(min(max(total >> int32(_BITS), int32(0)), int32(255)))
 
 
 @_exactly
-def _across(source, start, stride, rows, size, flip, taps, out):
-    """Rows of bytes, `stride` apart from `start` on -> rows of `size` pixels, four at a time.
+def _row(y, last, where):
+    source, start, stride, length = where
+    at = start + min(y, last) * stride
+    return source[at : at + length]
 
-    Four lanes a pixel, of which the last is the next pixel's first, because vectors of three do not exist.
+
+@_exactly
+def _across(source, start, stride, rows, size, flip, taps, turned, out):
+    """Rows of RGB bytes, `stride` apart from `start` on -> out (rows, 3 * size), eight rows and four taps at a time.
+
+    The eight bytes of a column lie together in `turned`, and are one vector. Sums have names and are stored at the end:
+    only then does LLVM see that they do not alias what is read.
     """
     first, count, weights = taps
     half = int32(1 << (_BITS - 1))
-    for y in range(0, rows, 4):
-        row0, row1 = _index(start + y * stride), _index(start + min(y + 1, rows - 1) * stride)
-        row2, row3 = _index(start + min(y + 2, rows - 1) * stride), _index(start + min(y + 3, rows - 1) * stride)
+    columns = 3 * (first[size - 1] + count[size - 1])
+    made = np.empty(24 * size, np.int32)
+    for y in range(0, rows, 8):
+        last, where = rows - 1, (source, start, stride, columns)
+        r0, r1, r2, r3 = (
+            _row(y, last, where),
+            _row(y + 1, last, where),
+            _row(y + 2, last, where),
+            _row(y + 3, last, where),
+        )
+        y4, y5, y6, y7 = y + 4, y + 5, y + 6, y + 7
+        r4, r5, r6, r7 = _row(y4, last, where), _row(y5, last, where), _row(y6, last, where), _row(y7, last, where)
+        for x in range(columns):
+            i = 8 * x
+            turned[i], turned[i + 1], turned[i + 2], turned[i + 3] = r0[x], r1[x], r2[x], r3[x]
+            turned[i + 4], turned[i + 5], turned[i + 6], turned[i + 7] = r4[x], r5[x], r6[x], r7[x]
         for x in range(size):
             tap = size - 1 - x if flip else x
-            a0 = a1 = a2 = a3 = half
-            b0 = b1 = b2 = b3 = half
-            c0 = c1 = c2 = c3 = half
-            d0 = d1 = d2 = d3 = half
-            at = _index(first[tap] * 3)
-            for k in range(count[tap]):
-                w = weights[tap, k]
-                i = row0 + at
-                a0 += int32(source[i]) * w
-                a1 += int32(source[i + _index(1)]) * w
-                a2 += int32(source[i + _index(2)]) * w
-                a3 += int32(source[i + _index(3)]) * w
-                i = row1 + at
-                b0 += int32(source[i]) * w
-                b1 += int32(source[i + _index(1)]) * w
-                b2 += int32(source[i + _index(2)]) * w
-                b3 += int32(source[i + _index(3)]) * w
-                i = row2 + at
-                c0 += int32(source[i]) * w
-                c1 += int32(source[i + _index(1)]) * w
-                c2 += int32(source[i + _index(2)]) * w
-                c3 += int32(source[i + _index(3)]) * w
-                i = row3 + at
-                d0 += int32(source[i]) * w
-                d1 += int32(source[i + _index(1)]) * w
-                d2 += int32(source[i + _index(2)]) * w
-                d3 += int32(source[i + _index(3)]) * w
-                at += _index(3)
-            j = 3 * x
-            out[y, j], out[y, j + 1], out[y, j + 2], out[y, j + 3] = _byte(a0), _byte(a1), _byte(a2), _byte(a3)
-            y1, y2, y3 = y + 1, y + 2, y + 3
-            out[y1, j], out[y1, j + 1], out[y1, j + 2], out[y1, j + 3] = _byte(b0), _byte(b1), _byte(b2), _byte(b3)
-            out[y2, j], out[y2, j + 1], out[y2, j + 2], out[y2, j + 3] = _byte(c0), _byte(c1), _byte(c2), _byte(c3)
-            out[y3, j], out[y3, j + 1], out[y3, j + 2], out[y3, j + 3] = _byte(d0), _byte(d1), _byte(d2), _byte(d3)
+            for c in range(3):
+                i = _index(8 * (3 * first[tap] + c))
+                j = _index(8 * (3 * x + c))
+                s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = half
+                for k in range(0, count[tap], 4):
+                    w0, w1, w2, w3 = weights[tap, k], weights[tap, k + 1], weights[tap, k + 2], weights[tap, k + 3]
+                    s0 = int32(s0 + int32(turned[i + _index(0)]) * w0 + int32(turned[i + _index(24)]) * w1)
+                    s1 = int32(s1 + int32(turned[i + _index(1)]) * w0 + int32(turned[i + _index(25)]) * w1)
+                    s2 = int32(s2 + int32(turned[i + _index(2)]) * w0 + int32(turned[i + _index(26)]) * w1)
+                    s3 = int32(s3 + int32(turned[i + _index(3)]) * w0 + int32(turned[i + _index(27)]) * w1)
+                    s4 = int32(s4 + int32(turned[i + _index(4)]) * w0 + int32(turned[i + _index(28)]) * w1)
+                    s5 = int32(s5 + int32(turned[i + _index(5)]) * w0 + int32(turned[i + _index(29)]) * w1)
+                    s6 = int32(s6 + int32(turned[i + _index(6)]) * w0 + int32(turned[i + _index(30)]) * w1)
+                    s7 = int32(s7 + int32(turned[i + _index(7)]) * w0 + int32(turned[i + _index(31)]) * w1)
+                    s0 = int32(s0 + int32(turned[i + _index(48)]) * w2 + int32(turned[i + _index(72)]) * w3)
+                    s1 = int32(s1 + int32(turned[i + _index(49)]) * w2 + int32(turned[i + _index(73)]) * w3)
+                    s2 = int32(s2 + int32(turned[i + _index(50)]) * w2 + int32(turned[i + _index(74)]) * w3)
+                    s3 = int32(s3 + int32(turned[i + _index(51)]) * w2 + int32(turned[i + _index(75)]) * w3)
+                    s4 = int32(s4 + int32(turned[i + _index(52)]) * w2 + int32(turned[i + _index(76)]) * w3)
+                    s5 = int32(s5 + int32(turned[i + _index(53)]) * w2 + int32(turned[i + _index(77)]) * w3)
+                    s6 = int32(s6 + int32(turned[i + _index(54)]) * w2 + int32(turned[i + _index(78)]) * w3)
+                    s7 = int32(s7 + int32(turned[i + _index(55)]) * w2 + int32(turned[i + _index(79)]) * w3)
+                    i += _index(96)
+                made[j + _index(0)] = s0
+                made[j + _index(1)] = s1
+                made[j + _index(2)] = s2
+                made[j + _index(3)] = s3
+                made[j + _index(4)] = s4
+                made[j + _index(5)] = s5
+                made[j + _index(6)] = s6
+                made[j + _index(7)] = s7
+        if y + 8 <= rows:
+            o0, o1, o2, o3 = out[y], out[y + 1], out[y + 2], out[y + 3]
+            o4, o5, o6, o7 = out[y + 4], out[y + 5], out[y + 6], out[y + 7]
+            for x in range(3 * size):
+                i = 8 * x
+                o0[x], o1[x], o2[x] = _byte(made[i]), _byte(made[i + 1]), _byte(made[i + 2])
+                o3[x], o4[x], o5[x] = _byte(made[i + 3]), _byte(made[i + 4]), _byte(made[i + 5])
+                o6[x], o7[x] = _byte(made[i + 6]), _byte(made[i + 7])
+        else:
+            for r in range(rows - y):
+                for x in range(3 * size):
+                    out[y + r, x] = _byte(made[8 * x + r])
 
 
 @_exactly
@@ -155,7 +185,7 @@ def _down(source, start, stride, rows, size, taps, out):
             else:
                 for x in range(columns):
                     rest = int32(r0[x]) * w0 + int32(r1[x]) * w1 + int32(r2[x]) * w2 + int32(r3[x]) * w3
-                    line[x] = _byte(total[x] + rest)
+                    line[x] = _byte(int32(total[x] + rest))
 
 
 @_exactly
@@ -169,24 +199,16 @@ def _crop(pixels, box, size, radius, flip, scratch, out):
     source = pixels.reshape(pixels.size)
     start = top * stride + 3 * left
     across, down = _weights(width, size, radius), _weights(height, size, radius)
-    padded = 3 * size + 1  # a row with room for the fourth lane of its last pixel
-    rows = scratch[: (height + 8) * padded].reshape(height + 8, padded)
+    turned = scratch[: 8 * 3 * (width + size + 8)]
+    rest = scratch[turned.size :]
     if height - size > 2 * max(width - size, 0):
-        rows = scratch[: (size + 8) * padded].reshape(size + 8, padded)
-        columns = scratch[rows.size : rows.size + 3 * width * size + 1]
-        _down(source, start, stride, height, size, down, columns[: 3 * width * size])
-        _across(columns, 0, 3 * width, size, size, flip, across, rows)
-        for y in range(size):
-            row, line = rows[y], out[3 * size * y : 3 * size * (y + 1)]
-            for x in range(3 * size):
-                line[x] = row[x]
+        columns = rest[: 3 * width * size]
+        _down(source, start, stride, height, size, down, columns)
+        _across(columns, 0, 3 * width, size, size, flip, across, turned, out.reshape(size, 3 * size))
         return
-    last = scratch[rows.size : rows.size + 3 * width + 1]  # a copy of the last row: what is behind it is not ours
-    for i in range(3 * width):
-        last[i] = source[start + (height - 1) * stride + i]
-    _across(source, start, stride, height - 1, size, flip, across, rows)
-    _across(last, 0, 0, 1, size, flip, across, rows[height - 1 :])
-    _down(scratch, 0, padded, height, size, down, out)
+    rows = rest[: 3 * size * height]
+    _across(source, start, stride, height, size, flip, across, turned, rows.reshape(height, 3 * size))
+    _down(rows, 0, 3 * size, height, size, down, out)
 
 
 # ---- crop and resize of planes: half the bytes, and every pass on whole vectors
@@ -669,9 +691,9 @@ _held = threading.local()
 def _scratch(height: int, width: int, size: int, reach: int) -> tuple[np.ndarray, np.ndarray]:
     """Bytes and floats enough to crop from images of that size and finish views: this thread's own, kept."""
     values = 3 * size * size
-    # a crop, the rows of a resize and a copy of one of the source; planes and two more with a blur's border, or what
+    # a crop, the rows of a resize and eight of them turned; planes and two more with a blur's border, or what
     # eight rows of planes take
-    wanted = 2 * values + (height + width + 16) * (3 * size + 1), values + 6 * size
+    wanted = 2 * values + 3 * (height + width) * size + 24 * (width + size + 8), values + 6 * size
     wanted = wanted[0], max(wanted[1] + 2 * (size + 2 * max(reach, 6)) ** 2, 16 * (width + 8) + 48 * size)
     bytes_, floats = getattr(_held, "arrays", (np.empty(0, np.uint8), np.empty(0, np.float32)))
     if bytes_.size < wanted[0]:
