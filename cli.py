@@ -14,6 +14,7 @@ COMMANDS = {
     "pixels": ("pipelines.pixels.command", "the pixels of shards, decoded once and for all, beside them"),
     "check": ("pipelines.check", "whether a data set is sound: tars, indexes, checksums, images"),
     "know": ("tools.know.know", "what is in a data set: near duplicates, leaks, outliers; columns to filter by"),
+    "curate": ("tools.know.curate", "a balanced choice of a data set's images, by an encoder: columns to read them by"),
     "pretrain": ("train.pretrain_command", "a recipe -> a pre-trained encoder"),
     "recipes": ("train.recipe.listing", "what can be trained, one line a recipe"),
     "embed": ("train.evaluation.embed_store", "features of a data set, as numpy arrays"),

@@ -4,4 +4,6 @@ know.py        the command: one pass over the images, then all that follows from
 findings.py    measurements -> near duplicates, outliers, images that are in other sets: what goes into table and JSON
 rules.py       when an image is unusual: filters with numbers of the set's own
 know_page.py   the same as a page    histograms.py   how many images have which value
+curate.py      the other command: a balanced choice, by an encoder
+hierarchy.py   clusters of clusters, and what is drawn evenly from them    kmeans.py   clusters
 """

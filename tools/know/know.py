@@ -56,8 +56,8 @@ def know(
     require_part(part)
     out, source = Path(out).expanduser(), _opened(os.fspath(data), "data")
     others = [_opened(name, "--against") for name in against]
-    table = _table(os.fspath(data), out / "columns")
-    places = [table, *(_table(other, out / f"against-{number}") for number, other in enumerate(against))]
+    table = table_of(os.fspath(data), out / "columns")
+    places = [table, *(table_of(other, out / f"against-{number}") for number, other in enumerate(against))]
     found = [_measured(*job, workers, part, progress) for job in zip((source, *others), places)]
     if any(one is None for one in found):
         return None
@@ -91,7 +91,7 @@ def _opened(name: str, what: str) -> ByteSource:
     return source
 
 
-def _table(name: str, elsewhere: Path) -> Path:
+def table_of(name: str, elsewhere: Path) -> Path:
     """Where the columns of a source go: beside its images, if there is one place for it that can be written to."""
     beside = folder_beside(name)
     nearest = beside if beside.is_dir() else beside.parent
