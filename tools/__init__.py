@@ -2,7 +2,7 @@
 
 look/              at data and encoders: views, features, attention, reconstructions, as pictures
 runs/              at runs: reports, comparisons, curves
-know/              at a data set: near duplicates, leaks, outliers
+know/              at a data set: near duplicates, leaks, outliers, and a balanced choice of it
 doctor/            where the time goes between disk and model
 exchange/          weights and configurations of other libraries, in and out
 models_api.py      list_models, get_model

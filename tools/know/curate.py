@@ -77,7 +77,8 @@ def main(argv: list[str] | None = None) -> int:
     add_arguments(parser)
     add = parser.add_argument
     add("data", help="shards, a folder, or another source of images")
-    add("--levels", type=positive, nargs="+", metavar="K", help="clusters of each level, from the lowest (by the number of images)")  # fmt: skip
+    text = "clusters of each level, from the lowest (by the number of images)"
+    add("--levels", type=positive, nargs="+", metavar="K", help=text)
     add("--keep", type=share, default=0.25, metavar="SHARE", help="of the images that are curated (%(default)s)")
     add("--seed", type=int, default=0, help="(%(default)s)")
     add("--features", type=new_folder, default="features", help="folder of cached features (features)")
@@ -98,9 +99,8 @@ def main(argv: list[str] | None = None) -> int:
     columns = columns_for(features, rows_of(source, features.place), len(source), levels, count, given.seed)
     table = table_of(given.data, given.out / "columns")
     write_columns(table, source, columns)
-    print(
-        f"{table}: curated ({count:,} of {len(source):,} images) and balance, by {' > '.join(map(str, levels))} clusters"
-    )
+    counts = f"{count:,} of {len(source):,} images"
+    print(f"{table}: curated ({counts}) and balance, by {' > '.join(map(str, levels))} clusters")
     if source.classes is not None:
         labels = np.array([source.label(index) for index in range(len(source))])
         before, after = class_entropy(labels), class_entropy(labels[columns["curated"]])

@@ -51,7 +51,7 @@ def assigned(points: torch.Tensor, centroids: torch.Tensor) -> Clusters:
 
 
 def _start(points: torch.Tensor, k: int, generator: torch.Generator) -> torch.Tensor:
-    """k-means++ (Arthur, Vassilvitskii 2007): each further one in proportion to its squared distance from the others."""
+    """k-means++ (Arthur, Vassilvitskii 2007): each further one in proportion to its squared distance from these."""
     chosen = torch.randperm(len(points), generator=generator)[: k * _SAMPLE].sort().values
     sample = points[chosen].float()
     first = int(torch.randint(len(sample), (1,), generator=generator))

@@ -29,9 +29,8 @@ def test_kmeans_is_as_good_as_another_library():
     theirs = cluster.KMeans(12, n_init=1, random_state=0).fit(points.numpy()).inertia_
     assert float(found.distances.sum()) < 1.15 * theirs
     for number in range(12):  # a fixed point of Lloyd's iterations
-        assert found.centroids[number].numpy() == pytest.approx(
-            points[found.nearest == number].mean(0).numpy(), abs=1e-4
-        )
+        mean = points[found.nearest == number].mean(0)
+        assert found.centroids[number].numpy() == pytest.approx(mean.numpy(), abs=1e-4)
 
 
 def test_kmeans_in_blocks_and_again(monkeypatch):
