@@ -28,6 +28,9 @@ def imported(path: str, where: str, wanted: Callable[[Any], bool] = callable, wh
     except ImportError as error:
         hint = "is it installed, in this folder, or on PYTHONPATH?"
         raise UserError(f"{where}: cannot import {module_name!r} of {path!r}: {error}; {hint}") from error
+    except (Exception, SystemExit) as error:
+        fault = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise UserError(f"{where}: {module_name!r} of {path!r} ends with {fault} when imported; mend it") from error
     found = getattr(module, attribute, None)
     if not wanted(found):
         names = [name for name, value in vars(module).items() if wanted(value)]

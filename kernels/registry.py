@@ -168,6 +168,8 @@ class Operator:
     def run(self, implementation: str, function: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Call a function as an implementation of this operator: without a backward it gets the reference's."""
         result = function(*args, **kwargs)
+        if not all(isinstance(output, torch.Tensor) for output in (result if isinstance(result, tuple) else (result,))):
+            raise UserError(f"kernels: {implementation} gives {type(result).__name__} for {self.name}, not tensors")
         if torch.is_grad_enabled() and any(args[i].requires_grad for i in self.gradient_positions if _given(args, i)):
             if not any(output.requires_grad for output in (result if isinstance(result, tuple) else (result,))):
                 _note_forward_only(self.name, implementation)
@@ -210,9 +212,23 @@ def resolve(op: Operator, choice: Choice) -> Implementation:
         return built_in[choice]
     if "." in choice or ":" in choice:
         found = imported(choice, "kernels", lambda value: callable(value) or isinstance(value, Implementation))
-        return found if isinstance(found, Implementation) else Implementation(choice, found)
+        return found if isinstance(found, Implementation) else Implementation(choice, _fitting(op, choice, found))
     instead = nearest(choice, built_in)
     raise UserError(f"kernels: {op.name} has no implementation {choice!r}{instead}, or give a path pkg.mod:fn")
+
+
+def _fitting(op: Operator, name: str, function: Callable) -> Callable:
+    """The function, which must take the arguments of the operator's reference. Raises `UserError`."""
+    asked = inspect.signature(op.reference)
+    plain = [p.name for p in asked.parameters.values() if p.kind is not p.KEYWORD_ONLY]
+    named = {p.name: None for p in asked.parameters.values() if p.kind is p.KEYWORD_ONLY}
+    try:
+        inspect.signature(function).bind(*plain, **named)
+    except TypeError as fault:
+        raise UserError(f"kernels: {name} does not take what {op.name} is called with, {asked}: {fault}") from None
+    except ValueError:  # some builtins do not say what they take
+        pass
+    return function
 
 
 def configure(choices: Mapping[str, Choice]) -> None:

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..kernels.token_mix import separate, unmix
 from ..kernels.token_select import token_select
+from ..schema.bounds import Count
 from .backbones.transformer import Block, init_transformer, positions_of, sincos_positions
 
 
@@ -20,9 +21,9 @@ class MAEDecoder(nn.Module):
 
     @dataclass(frozen=True)
     class Config:
-        width: int = 512
-        depth: int = 8
-        heads: int = 16
+        width: Count = 512
+        depth: Count = 8
+        heads: Count = 16
 
         def __post_init__(self) -> None:
             if self.width % self.heads or self.width % 4:

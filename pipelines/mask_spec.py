@@ -70,6 +70,8 @@ class CellMask(MaskSpec):
         _share("ratio", self.ratio)
         if self.grid[0] % self.cell or self.grid[1] % self.cell:
             raise ValueError(f"cell: {self.cell} does not divide a {self.grid[0]}x{self.grid[1]} grid")
+        if self.hidden == self.patches:
+            raise ValueError(f"ratio: {self.ratio} of {self.patches // self.cell**2} cells leaves none visible")
 
     @property
     def hidden(self) -> int:

@@ -51,6 +51,8 @@ class RandAugment:
     def __post_init__(self) -> None:
         if self.operations < 1 or not 0 <= self.chance <= 1:
             raise ValueError("operations, chance: needs one operation or more, and a probability in [0, 1]")
+        if not all(0 <= value <= 255 for value in self.fill):
+            raise ValueError(f"fill: levels lie in 0 to 255, not {', '.join(map(str, self.fill))}")
         if not 0 <= self.level <= 10 or self.spread < 0:
             raise ValueError(
                 f"level, spread: a level lies in [0, 10], a spread is not negative: {self.level}, {self.spread}"

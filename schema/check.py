@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from .tree import dotted, from_plain, hint, merge, plain, plain_node, text_of
 from .yaml_nodes import Node, message
@@ -46,6 +46,10 @@ class Checker:
                 self.problem(item.origin, dotted(key, name), f"unknown key{hint(name, known)}")
 
     def value(self, node: Node, kind: Any, key: str, default: Any = MISSING) -> Any:
+        if get_origin(kind) is Annotated:
+            kind, bounds = get_args(kind)
+            value = self.value(node, kind, key, default)
+            return value if value is None or bounds.hold(value) else self.needs(node, key, bounds.words)
         origin, args = get_origin(kind), get_args(kind)
         if origin in (Union, UnionType):
             members = [member for member in args if member is not NoneType]
@@ -142,7 +146,7 @@ class Checker:
             spelled = self.spellings[kind](node)
             node.value.update(spelled.value)  # in the tree, too, which knows where values were written
         before = len(self.problems)
-        hints = get_type_hints(kind)
+        hints = get_type_hints(kind, include_extras=True)
         fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
         self.unknown(node, fields, key)
         values = {}

@@ -28,7 +28,7 @@ ALLOWED = {  # room -> what it may import of headrace, besides itself and what l
     " pipelines.sharding.progress",
     "pipelines/loaders": "pipelines.images pipelines.sources pipelines.plan pipelines.pixels pipelines.views"
     " pipelines.spec pipelines.rng pipelines.order pipelines.identity kernels",
-    "models": "kernels pipelines.spec pipelines.rng pipelines.views.recipes pipelines.views.masks"
+    "models": "schema kernels pipelines.spec pipelines.rng pipelines.views.recipes pipelines.views.masks"
     " pipelines.views.mixing",
     "train": "schema train pipelines models kernels",
     "train/recipe": "schema pipelines models",
@@ -204,6 +204,7 @@ LIGHT = {  # what answers at once -> what it must not import
     "--help": "torch numpy yaml",
     "recipes": "torch numpy",
     "pretrain --help": "torch numpy yaml",
+    "pretrain mae_vit-tiny --smoke train.max_steps=1": "torch._dynamo torch._inductor sympy torchvision matplotlib",
     "pretrain mae_vit-tiny --show": "torch._dynamo torch._inductor sympy torchvision numba nvidia.dali matplotlib",
 }
 

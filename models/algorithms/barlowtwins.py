@@ -12,6 +12,7 @@ from ...kernels.cross_correlation import cross_correlation
 from ...kernels.ranks import all_reduce_sum, world_size
 from ...pipelines.spec import Batch, ViewSpec
 from ...pipelines.views.recipes import view
+from ...schema.bounds import Count, NotNegative
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones import BackboneConfig, ResNet, build_backbone
 from ..heads import projection_mlp
@@ -34,8 +35,8 @@ class BarlowTwins(Algorithm):
         first: ViewSpec = view("barlow.first")
         second: ViewSpec = view("barlow.second")
         backbone: BackboneConfig = ResNet.Config("resnet50")
-        projection: int = 8192  # width of all layers of the projector
-        off_diagonal: float = 0.0051  # lambda, the weight of the elements beside the diagonal
+        projection: Count = 8192  # width of all layers of the projector
+        off_diagonal: NotNegative = 0.0051  # lambda, the weight of the elements beside the diagonal
 
         def smoke(self) -> BarlowTwins.Config:
             return tiny(self, projection=32)

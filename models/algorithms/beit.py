@@ -10,6 +10,7 @@ from torch import nn
 
 from ...pipelines.spec import Batch, ViewSpec
 from ...pipelines.views.recipes import view as named
+from ...schema.bounds import Count
 from ..algorithm import Progress, StepOutput
 from ..backbones.transformer import Block, init_trunc_normal
 from ..backbones.vit import ViT
@@ -36,11 +37,11 @@ class BEiT(MaskedWords):
         view: ViewSpec = named("beit.image")
         target_view: ViewSpec = named("beit.target")
         backbone: ViT.Config = BACKBONE
-        hidden_patches: int = 75
-        smallest_block: int = 16  # patches
-        largest_block: int | None = None
+        hidden_patches: Count = 75
+        smallest_block: Count = 16  # patches
+        largest_block: Count | None = None
         weights: Weights = Weights()  # of the tokenizer
-        tokenizer_width: int = 256
+        tokenizer_width: Count = 256
 
         def __post_init__(self) -> None:
             self.check_words(STRIDE)

@@ -10,6 +10,7 @@ from torch import nn
 
 from ...pipelines.spec import Batch, ViewSpec
 from ...pipelines.views.recipes import view as named
+from ...schema.bounds import Count, Natural
 from ..algorithm import Progress, StepOutput
 from ..backbones.transformer import Block, drop_rates
 from ..backbones.vit import ViT
@@ -35,11 +36,11 @@ class BEiTv2(MaskedWords):
         view: ViewSpec = named("beitv2.image")
         target_view: ViewSpec = named("beitv2.target")
         backbone: ViT.Config = replace(BACKBONE, drop_path=0.0)
-        early_block: int = 8  # 0-based; its patch tokens go to the second prediction
-        neck_depth: int = 2
-        hidden_patches: int = 75
-        smallest_block: int = 16  # patches
-        largest_block: int | None = 75
+        early_block: Natural = 8  # 0-based; its patch tokens go to the second prediction
+        neck_depth: Natural = 2
+        hidden_patches: Count = 75
+        smallest_block: Count = 16  # patches
+        largest_block: Count | None = 75
         tokenizer: ViT.Config = ENCODER
         weights: Weights = Weights()  # of the tokenizer
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from ...pipelines.spec import Batch, ViewSpec
 from ...pipelines.views.recipes import view
+from ...schema.bounds import Count, Momentum
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones import BackboneConfig, ResNet, build_backbone
 from ..heads import projection_mlp
@@ -32,9 +33,9 @@ class BYOL(Algorithm):
         first: ViewSpec = view("byol.first")
         second: ViewSpec = view("byol.second")
         backbone: BackboneConfig = ResNet.Config("resnet50", zero_init_residual=False)
-        hidden: int = 4096  # of projector and predictor
-        projection: int = 256
-        momentum: float = 0.99  # of the teacher at the start; 1 at the end
+        hidden: Count = 4096  # of projector and predictor
+        projection: Count = 256
+        momentum: Momentum = 0.99  # of the teacher at the start; 1 at the end
 
         def smoke(self) -> BYOL.Config:
             return tiny(self, hidden=32, projection=16)

@@ -11,6 +11,7 @@ from torch import nn
 
 from ...pipelines.spec import Batch, ViewSpec
 from ...pipelines.views.recipes import view as named
+from ...schema.bounds import Count, NotNegative
 from ..algorithm import Progress, StepOutput
 from ..backbones.transformer import Block, init_transformer, positions_of
 from ..backbones.vit import ViT
@@ -37,14 +38,14 @@ class CAE(MaskedWords):
         view: ViewSpec = named("cae.image")
         target_view: ViewSpec = named("cae.target")
         backbone: ViT.Config = ViT.Config("vit_base", qkv_bias="qv", layer_scale=0.1)
-        regressor_depth: int = 4
-        decoder_depth: int = 4
-        alignment: float = 2.0  # weight of the distance
-        hidden_patches: int = 75
-        smallest_block: int = 16  # patches
-        largest_block: int | None = None
+        regressor_depth: Count = 4
+        decoder_depth: Count = 4
+        alignment: NotNegative = 2.0  # weight of the distance
+        hidden_patches: Count = 75
+        smallest_block: Count = 16  # patches
+        largest_block: Count | None = None
         weights: Weights = Weights()  # of the tokenizer
-        tokenizer_width: int = 256
+        tokenizer_width: Count = 256
 
         def __post_init__(self) -> None:
             self.check_words(STRIDE)

@@ -13,6 +13,7 @@ from ...errors import UserError
 from ...pipelines.spec import Batch, ViewSpec
 from ...pipelines.views.mixing import Mixing, draw_mix, mix
 from ...pipelines.views.recipes import view
+from ...schema.bounds import Count, NotNegative
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones import AnyBackboneConfig, build_backbone
 from ..backbones.vit import ViT
@@ -36,13 +37,13 @@ class Classifier(Algorithm):
         name: Literal["classifier"] = "classifier"
         view: ViewSpec = view("finetune_mae")
         backbone: AnyBackboneConfig = ViT.Config("vit_base")
-        classes: int = 1000
+        classes: Count = 1000
         weights: str | None = None  # encoder.safetensors of a run; null: from scratch
         # parameters of the encoder, by regular expressions searched in their names, that start anew all the same
         fresh: tuple[str, ...] = ()
         frozen: bool = False  # linear probing
         head_norm: bool = False  # batch normalisation without affine before the linear layer (MAE's probe)
-        head_std: float = 0.01  # of the linear layer's truncated normal start
+        head_std: NotNegative = 0.01  # of the linear layer's truncated normal start
         mixing: Mixing = Mixing()
         ema: float | None = None  # of all weights, what is evaluated: 0.99996 averages over some 25,000 steps
 

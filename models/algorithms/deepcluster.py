@@ -13,6 +13,7 @@ from torch import nn
 from ...kernels.ranks import all_reduce_sum, world_size
 from ...pipelines.spec import Batch, ViewSpec
 from ...pipelines.views.recipes import view
+from ...schema.bounds import Count
 from ..algorithm import Algorithm, Embed, Progress, StepOutput
 from ..backbones import BackboneConfig, ResNet, build_backbone
 from ..clustering import cluster_sizes, kmeans, pca_whiten, unit_rows
@@ -39,8 +40,8 @@ class DeepCluster(Algorithm):
         name: Literal["deepcluster"] = "deepcluster"
         view: ViewSpec = view("deepcluster")
         backbone: BackboneConfig = ResNet.Config("resnet50", zero_init_residual=False)
-        clusters: int = 10_000
-        components: int = 256  # principal components that are clustered
+        clusters: Count = 10_000
+        components: Count = 256  # principal components that are clustered
 
         def __post_init__(self) -> None:
             if self.view.count != 1:

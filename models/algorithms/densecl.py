@@ -13,6 +13,7 @@ from torch import nn
 from ...kernels.info_nce import info_nce_queue
 from ...pipelines.spec import Batch, ViewSpec
 from ...pipelines.views.recipes import view
+from ...schema.bounds import Count, Momentum, Natural, Positive
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones import ResNet
 from ..distributed import shuffle_across_ranks, unshuffle_across_ranks
@@ -39,13 +40,13 @@ class DenseCL(Algorithm):
         name: Literal["densecl"] = "densecl"
         view: ViewSpec = view("densecl")
         backbone: ResNet.Config = ResNet.Config("resnet50", zero_init_residual=False)
-        hidden: int = 2048
-        projection: int = 128
-        queue: int = 65536  # of each of the two queues
-        momentum: float = 0.999
-        temperature: float = 0.2
+        hidden: Count = 2048
+        projection: Count = 128
+        queue: Count = 65536  # of each of the two queues
+        momentum: Momentum = 0.999
+        temperature: Positive = 0.2
         dense_weight: float = 0.5
-        dense_from: int = 0  # optimizer steps before which the dense loss has no weight
+        dense_from: Natural = 0  # optimizer steps before which the dense loss has no weight
 
         def __post_init__(self) -> None:
             if self.view.count != 2:

@@ -11,6 +11,7 @@ from torchvision.models.detection.image_list import ImageList
 
 from ...errors import UserError
 from ...pipelines.spec import Batch
+from ...schema.bounds import Count
 from ..algorithm import Progress, StepOutput
 from ..backbones import ResNet
 from ..dense.algorithm import OnMaps
@@ -30,17 +31,17 @@ class Detector(OnMaps):
     @dataclass(frozen=True)
     class Config(OnMaps.Config):
         name: Literal["detector"] = "detector"
-        classes: int = 80
+        classes: Count = 80
         masks: bool = True  # Mask R-CNN; false: Faster R-CNN
         # fpn: a pyramid of all stages; c4: of a ResNet, whose last stage sees regions of the map before it
         head: Literal["fpn", "c4"] = "fpn"
         # batch normalisation: fpn, in pyramid and heads, with four convolutions for boxes; c4, after the last stage
         norm: bool = True
-        width: int = 256  # of the pyramid and of what stands on it; four times that in the box branch's layers
-        regions: int = 512  # of an image that the heads learn from, a quarter of them with an object
-        short: tuple[int, ...] = (640, 672, 704, 736, 768, 800)  # sides that training images are scaled to, drawn
-        long: int = 1333  # that no image exceeds
-        test_short: int = 800
+        width: Count = 256  # of the pyramid and of what stands on it; four times that in the box branch's layers
+        regions: Count = 512  # of an image that the heads learn from, a quarter of them with an object
+        short: tuple[Count, ...] = (640, 672, 704, 736, 768, 800)  # sides that training images are scaled to, drawn
+        long: Count = 1333  # that no image exceeds
+        test_short: Count = 800
 
         def __post_init__(self) -> None:
             if self.classes < 1:

@@ -12,6 +12,7 @@ from torch import nn
 from ...kernels.prototype_ce import prototype_ce
 from ...pipelines.spec import Batch, ViewSpec
 from ...pipelines.views.recipes import view
+from ...schema.bounds import Count, Momentum, Natural, Positive
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones import BackboneConfig, ViT, build_backbone
 from ..distributed import gather_with_gradient
@@ -37,16 +38,16 @@ class DINO(Algorithm):
         second: ViewSpec = view("dino_2x224_8x96.second")
         small: ViewSpec = view("dino_2x224_8x96.small")
         backbone: BackboneConfig = ViT.Config("vit_base", pool="cls", positions="learned", drop_path=0.1)
-        hidden: int = 2048
-        bottleneck: int = 256
-        prototypes: int = 65536
-        momentum: float = 0.996  # of the teacher at the start; 1 at the end
-        temperature: float = 0.1  # of the student
-        teacher_temperature: float = 0.04
-        teacher_temperature_from: float = 0.04  # at the start of a linear warm-up, one step an epoch
-        teacher_warmup: int = 0  # epochs of that warm-up
-        center_momentum: float = 0.9
-        freeze_prototypes: int = 1  # epochs
+        hidden: Count = 2048
+        bottleneck: Count = 256
+        prototypes: Count = 65536
+        momentum: Momentum = 0.996  # of the teacher at the start; 1 at the end
+        temperature: Positive = 0.1  # of the student
+        teacher_temperature: Positive = 0.04
+        teacher_temperature_from: Positive = 0.04  # at the start of a linear warm-up, one step an epoch
+        teacher_warmup: Natural = 0  # epochs of that warm-up
+        center_momentum: Momentum = 0.9
+        freeze_prototypes: Natural = 1  # epochs
 
         def __post_init__(self) -> None:
             for key in ("temperature", "teacher_temperature", "teacher_temperature_from"):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ...pipelines.spec import Batch, PublishedBlocksMask, TargetBlocksMask, ViewSpec
 from ...pipelines.views.recipes import view
+from ...schema.bounds import Count, Momentum, Part
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones.transformer import Block, init_trunc_normal, positions_of, sincos_positions
 from ..backbones.vit import ViT
@@ -28,9 +29,9 @@ class Predictor(nn.Module):
 
     @dataclass(frozen=True)
     class Config:
-        width: int = 384
-        depth: int = 12
-        heads: int = 16
+        width: Count = 384
+        depth: Count = 12
+        heads: Count = 16
 
         def __post_init__(self) -> None:
             if self.width % self.heads or self.width % 4:
@@ -77,9 +78,9 @@ class IJEPA(Algorithm):
         backbone: ViT.Config = ViT.Config("vit_huge", patch_size=14, class_token=False)
         predictor: Predictor.Config = Predictor.Config()
         masks: Literal["unbiased", "published"] = "unbiased"
-        targets: int = 4  # blocks
-        kept: float = 0.23  # of unbiased masks: the share of patches that the encoder sees
-        momentum: float = 0.996  # of the teacher at the start; 1 at the end, in a straight line
+        targets: Count = 4  # blocks
+        kept: Part = 0.23  # of unbiased masks: the share of patches that the encoder sees
+        momentum: Momentum = 0.996  # of the teacher at the start; 1 at the end, in a straight line
 
         def __post_init__(self) -> None:
             if self.view.count != 1 or self.view.size % self.backbone.patch_size:

@@ -14,6 +14,7 @@ from ...kernels.sigreg import sigreg
 from ...pipelines.rng import uniform
 from ...pipelines.spec import Batch, ViewSpec
 from ...pipelines.views.recipes import view
+from ...schema.bounds import Count, Positive
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones import BackboneConfig, ViT, build_backbone
 from ..distributed import gather_with_gradient
@@ -40,14 +41,14 @@ class LeJEPA(Algorithm):
         backbone: BackboneConfig = ViT.Config(
             "vit_large", patch_size=14, pool="cls", positions="learned", drop_path=0.1
         )
-        embedding: int | None = 512  # width of a linear layer before the projector; null: none
-        hidden: int = 2048  # of the projector
-        projection: int = 512
+        embedding: Count | None = 512  # width of a linear layer before the projector; null: none
+        hidden: Count = 2048  # of the projector
+        projection: Count = 512
         regularizer: Literal["sigreg", "visreg"] = "sigreg"
         weight: float = 0.05  # of the regulariser; the views' distance has the rest of 1
-        directions: int = 1024
-        points: int = 17  # of sigreg's integral
-        t_max: float = 3.0
+        directions: Count = 1024
+        points: Count = 17  # of sigreg's integral
+        t_max: Positive = 3.0
 
         def __post_init__(self) -> None:
             if self.large.count + (self.small.count if self.small else 0) < 2:

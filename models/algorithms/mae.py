@@ -10,6 +10,7 @@ import torch
 
 from ...kernels.patch_loss import patch_loss
 from ...pipelines.spec import Batch, Mask, RandomMask, ViewSpec
+from ...schema.bounds import Part
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones.vit import ViT
 from ..decoders import MAEDecoder
@@ -33,7 +34,7 @@ class MAE(Algorithm):
         view: ViewSpec = ViewSpec(size=224, scale=(0.2, 1.0), interpolation="bicubic")
         backbone: ViT.Config = ViT.Config(name="vit_base")
         decoder: MAEDecoder.Config = MAEDecoder.Config()
-        mask_ratio: float = 0.75
+        mask_ratio: Part = 0.75
         normalize_pixels: bool = True
 
         def __post_init__(self) -> None:

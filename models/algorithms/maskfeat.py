@@ -12,6 +12,7 @@ from torch import nn
 from ...kernels.hog import hog
 from ...pipelines.spec import Batch, BlockMask, Mask, ViewSpec
 from ...pipelines.views.recipes import view
+from ...schema.bounds import Count
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones.vit import ViT
 from ..reconstruct import Restored
@@ -37,8 +38,8 @@ class MaskFeat(Algorithm):
         name: Literal["maskfeat"] = "maskfeat"
         view: ViewSpec = view("maskfeat")
         backbone: ViT.Config = ViT.Config("vit_base", positions="learned")
-        hidden_patches: int = 78
-        smallest_block: int = 15  # patches
+        hidden_patches: Count = 78
+        smallest_block: Count = 15  # patches
 
         def __post_init__(self) -> None:
             if self.view.count != 1 or self.view.size % PATCH or self.backbone.patch_size != PATCH:

@@ -11,6 +11,7 @@ import torch
 from ...kernels.patch_loss import patch_loss
 from ...pipelines.spec import Batch, Mask, SharedMask, ViewSpec
 from ...pipelines.views.recipes import view
+from ...schema.bounds import NotNegative, Part
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones.mixmim import MixMIMTransformer
 from ..decoders import MAEDecoder, MixMIMDecoder
@@ -37,8 +38,8 @@ class MixMIM(Algorithm):
         view: ViewSpec = view("mixmim")
         backbone: MixMIMTransformer.Config = MixMIMTransformer.Config()
         decoder: MAEDecoder.Config = MAEDecoder.Config()
-        mask_ratio: float = 0.5
-        mask_spread: float = 0.0  # the ratio of a step is mask_ratio + U(0, mask_spread)
+        mask_ratio: Part = 0.5
+        mask_spread: NotNegative = 0.0  # the ratio of a step is mask_ratio + U(0, mask_spread)
         mask_per_sample: bool = False  # a mask for each pair of images instead of one for the batch
         normalize_pixels: bool = True
 
@@ -48,6 +49,12 @@ class MixMIM(Algorithm):
                     f"view: needs one view whose size is a multiple of {STRIDE}, "
                     f"got {self.view.count} of {self.view.size} px"
                 )
+            try:
+                mask = self.mask
+            except ValueError as fault:  # "ratio, spread: ..."
+                raise ValueError(f"mask_ratio, mask_{str(fault).removeprefix('ratio, ')}") from None
+            if int(mask.patches * mask.ratio) < 1:
+                raise ValueError(f"mask_ratio: {self.mask_ratio} of {mask.patches} patches hides none")
 
         @property
         def mask(self) -> SharedMask:

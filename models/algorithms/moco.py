@@ -14,6 +14,7 @@ from torch import nn
 from ...kernels.info_nce import info_nce_queue
 from ...pipelines.spec import Batch, ViewSpec
 from ...pipelines.views.recipes import view
+from ...schema.bounds import Count, Momentum, Positive
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones import BackboneConfig, ResNet, build_backbone
 from ..distributed import shuffle_across_ranks, unshuffle_across_ranks
@@ -39,11 +40,11 @@ class MoCo(Algorithm):
         name: Literal["moco"] = "moco"
         view: ViewSpec = view("moco_v2")
         backbone: BackboneConfig = ResNet.Config("resnet50", zero_init_residual=False)
-        hidden: int | None = 2048  # width of the projection head's hidden layer; null: a linear head
-        projection: int = 128
-        queue: int = 65536
-        momentum: float = 0.999  # of the key encoder
-        temperature: float = 0.2
+        hidden: Count | None = 2048  # width of the projection head's hidden layer; null: a linear head
+        projection: Count = 128
+        queue: Count = 65536
+        momentum: Momentum = 0.999  # of the key encoder
+        temperature: Positive = 0.2
 
         def __post_init__(self) -> None:
             if self.view.count != 2:

@@ -13,6 +13,7 @@ from torch import nn
 from ...kernels.info_nce import info_nce
 from ...pipelines.spec import Batch, ViewSpec
 from ...pipelines.views.recipes import view
+from ...schema.bounds import Count, Momentum, Positive
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones import BackboneConfig, ViT, build_backbone
 from ..distributed import gather_with_gradient, rank
@@ -37,10 +38,10 @@ class MoCoV3(Algorithm):
         first: ViewSpec = view("moco_v3_vit.first")
         second: ViewSpec = view("moco_v3_vit.second")
         backbone: BackboneConfig = ViT.Config("vit_small", heads=12, pool="cls", freeze_patch_embed=True)
-        hidden: int = 4096
-        projection: int = 256
-        momentum: float = 0.99  # of the key encoder at the start; 1 at the end
-        temperature: float = 0.2
+        hidden: Count = 4096
+        projection: Count = 256
+        momentum: Momentum = 0.99  # of the key encoder at the start; 1 at the end
+        temperature: Positive = 0.2
 
         def __post_init__(self) -> None:
             if self.temperature <= 0:

@@ -12,6 +12,7 @@ from torch import nn
 from ...errors import UserError
 from ...pipelines.spec import Batch, ViewSpec
 from ...pipelines.views.recipes import view
+from ...schema.bounds import Count
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones import ResNet
 from ..distributed import shared_count
@@ -31,7 +32,7 @@ class MultiHead(Algorithm):
         name: Literal["multihead"] = "multihead"
         view: ViewSpec = view("linear_stages_train")
         backbone: ResNet.Config = ResNet.Config("resnet50")
-        classes: int = 1000
+        classes: Count = 1000
         weights: str | None = None  # encoder.safetensors of a run; null: random features
 
         def __post_init__(self) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 
 from ...pipelines.spec import Batch, ViewSpec
 from ...pipelines.views.recipes import view
+from ...schema.bounds import Count, Momentum, Positive
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones import BackboneConfig, ResNet, build_backbone
 from ..distributed import gather_with_gradient
@@ -33,11 +34,11 @@ class NPID(Algorithm):
         name: Literal["npid"] = "npid"
         view: ViewSpec = view("npid")
         backbone: BackboneConfig = ResNet.Config("resnet50", zero_init_residual=False)
-        projection: int = 128
-        temperature: float = 0.07
-        negatives: int = 65536  # drawn for each sample
+        projection: Count = 128
+        temperature: Positive = 0.07
+        negatives: Count = 65536  # drawn for each sample
         exclude_self: bool = False  # a sample is never its own negative
-        momentum: float = 0.5  # of the bank
+        momentum: Momentum = 0.5  # of the bank
 
         def __post_init__(self) -> None:
             if self.temperature <= 0 or self.negatives < 1:

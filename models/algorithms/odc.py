@@ -13,6 +13,7 @@ from torch import nn
 from ...kernels.ranks import world_size
 from ...pipelines.spec import Batch, ViewSpec
 from ...pipelines.views.recipes import view
+from ...schema.bounds import Chance, Count, Momentum, Natural
 from ..algorithm import Algorithm, Embed, Progress, StepOutput
 from ..backbones import BackboneConfig, ResNet, build_backbone
 from ..clustering import bisect, cluster_sizes, cluster_sums, kmeans, members, unit_rows
@@ -39,15 +40,15 @@ class ODC(Algorithm):
         name: Literal["odc"] = "odc"
         view: ViewSpec = view("odc")
         backbone: BackboneConfig = ResNet.Config("resnet50", zero_init_residual=False)
-        hidden: int = 512
-        projection: int = 256
-        dropout: float = 0.5
-        clusters: int = 10_000
-        momentum: float = 0.5  # of the memory
-        centroids_every: int = 10  # optimizer steps
-        min_size: int = 20
-        repairs: int = 4  # how many small clusters a step refills, the smallest first
-        split_samples: int = 8192  # at most so many members of a cluster take part in its split
+        hidden: Count = 512
+        projection: Count = 256
+        dropout: Chance = 0.5
+        clusters: Count = 10_000
+        momentum: Momentum = 0.5  # of the memory
+        centroids_every: Count = 10  # optimizer steps
+        min_size: Count = 20
+        repairs: Natural = 4  # how many small clusters a step refills, the smallest first
+        split_samples: Count = 8192  # at most so many members of a cluster take part in its split
 
         def __post_init__(self) -> None:
             if self.view.count != 1:

@@ -9,6 +9,7 @@ import torch
 
 from ...pipelines.spec import ViewSpec
 from ...pipelines.views.recipes import view
+from ...schema.bounds import Positive
 from ..targets.lowpass import low_pass
 from .mae import MAE
 
@@ -20,7 +21,7 @@ class PixMIM(MAE):
     class Config(MAE.Config):
         name: Literal["pixmim"] = "pixmim"
         view: ViewSpec = view("pixmim")
-        radius: float = 40.0  # of the frequencies that are kept, in cycles across an image
+        radius: Positive = 40.0  # of the frequencies that are kept, in cycles across an image
 
     def target(self, images: torch.Tensor) -> torch.Tensor:
         view = self.config.view

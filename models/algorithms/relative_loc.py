@@ -12,6 +12,7 @@ from torch import nn
 
 from ...pipelines.spec import Batch, ViewSpec
 from ...pipelines.views.recipes import view
+from ...schema.bounds import Chance, Count
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones import BackboneConfig, ResNet, build_backbone
 from ..heads import classifier
@@ -34,8 +35,8 @@ class RelativeLoc(Algorithm):
         name: Literal["relative_loc"] = "relative_loc"
         view: ViewSpec = view("relative_loc")
         backbone: BackboneConfig = ResNet.Config("resnet50", zero_init_residual=False)
-        hidden: int = 4096
-        dropout: float = 0.5
+        hidden: Count = 4096
+        dropout: Chance = 0.5
 
         def __post_init__(self) -> None:
             if self.view.parts != "patches" or self.view.count != 1:

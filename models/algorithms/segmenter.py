@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from ...errors import UserError
 from ...pipelines.spec import Batch
+from ...schema.bounds import Chance, Count, Natural, NotNegative, Positive
 from ..algorithm import Progress, StepOutput
 from ..backbones import ResNet
 from ..dense.algorithm import OnMaps
@@ -29,20 +30,20 @@ class Segmenter(OnMaps):
     @dataclass(frozen=True)
     class Config(OnMaps.Config):
         name: Literal["segmenter"] = "segmenter"
-        classes: int = 21
+        classes: Count = 21
         head: Literal["fcn", "upernet"] = "fcn"  # fcn takes a ResNet, and dilates it
-        channels: int = 512  # of the head
-        convs: int = 2  # of fcn
+        channels: Count = 512  # of the head
+        convs: Natural = 2  # of fcn
         concat: bool = True  # fcn: the map meets the convolutions' result once more
-        dropout: float = 0.1
-        auxiliary: float = 0.4  # weight of the auxiliary loss; 0: none
-        auxiliary_channels: int = 256
+        dropout: Chance = 0.1
+        auxiliary: NotNegative = 0.4  # weight of the auxiliary loss; 0: none
+        auxiliary_channels: Count = 256
         align_corners: bool = False
-        crop: int = 512  # of training images, in pixels
-        scale: tuple[int, int] = (2048, 512)  # long and short side that images are made to fit in, at ratio 1
+        crop: Count = 512  # of training images, in pixels
+        scale: tuple[Count, Count] = (2048, 512)  # long and short side that images are made to fit in, at ratio 1
         ratio: tuple[float, float] = (0.5, 2.0)  # of that in training
-        largest_share: float = 0.75  # a crop where one class has more is drawn again, ten times at the most
-        slide: int | None = None  # tests move a window of `crop` by so many pixels; null: whole images
+        largest_share: Positive = 0.75  # a crop where one class has more is drawn again, ten times at the most
+        slide: Count | None = None  # tests move a window of `crop` by so many pixels; null: whole images
 
         def __post_init__(self) -> None:
             if not 2 <= self.classes <= IGNORED:

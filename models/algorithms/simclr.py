@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from ...kernels.info_nce import info_nce
 from ...pipelines.spec import Batch, ViewSpec
 from ...pipelines.views.recipes import view
+from ...schema.bounds import Count, Positive
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones import BackboneConfig, ResNet, build_backbone
 from ..distributed import gather_with_gradient, rank
@@ -32,9 +33,9 @@ class SimCLR(Algorithm):
         name: Literal["simclr"] = "simclr"
         view: ViewSpec = view("simclr")
         backbone: BackboneConfig = ResNet.Config("resnet50")
-        hidden: int = 2048  # width of the projection head
-        projection: int = 128
-        temperature: float = 0.1
+        hidden: Count = 2048  # width of the projection head
+        projection: Count = 128
+        temperature: Positive = 0.1
 
         def __post_init__(self) -> None:
             if self.view.count != 2:

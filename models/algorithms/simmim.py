@@ -13,6 +13,7 @@ from torch import nn
 from ...kernels.patch_loss import patch_loss
 from ...pipelines.spec import Batch, CellMask, Mask, ViewSpec
 from ...pipelines.views.recipes import view
+from ...schema.bounds import Count, Part
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones.swin import Swin
 from ..backbones.transformer import init_trunc_normal
@@ -35,8 +36,8 @@ class SimMIM(Algorithm):
         name: Literal["simmim"] = "simmim"
         view: ViewSpec = view("simmim")
         backbone: Swin.Config | ViT.Config = Swin.Config(name="swin_base", window=6)
-        mask_ratio: float = 0.6
-        cell: int = 32  # pixels on the side of what is hidden as a whole
+        mask_ratio: Part = 0.6
+        cell: Count = 32  # pixels on the side of what is hidden as a whole
 
         def __post_init__(self) -> None:
             if self.view.count != 1 or self.view.size % self.cell:
@@ -44,6 +45,10 @@ class SimMIM(Algorithm):
                 raise ValueError(f"view: needs one view whose size is a multiple of cell ({self.cell}), got {got}")
             if self.cell % self.output:
                 raise ValueError(f"cell: {self.cell} px are no multiple of the {self.output} px that a token predicts")
+            try:
+                _ = self.mask
+            except ValueError as fault:  # "ratio: ..."
+                raise ValueError(f"mask_{fault}") from None
 
         @property
         def token(self) -> int:

@@ -12,6 +12,7 @@ from torch import nn
 
 from ...pipelines.spec import Batch, ViewSpec
 from ...pipelines.views.recipes import view
+from ...schema.bounds import Count
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones import BackboneConfig, ResNet, build_backbone
 from ..heads import projection_mlp
@@ -33,8 +34,8 @@ class SimSiam(Algorithm):
         name: Literal["simsiam"] = "simsiam"
         view: ViewSpec = view("simsiam")
         backbone: BackboneConfig = ResNet.Config("resnet50")
-        projection: int = 2048  # width of all layers of the projector
-        bottleneck: int = 512  # of the predictor
+        projection: Count = 2048  # width of all layers of the projector
+        bottleneck: Count = 512  # of the predictor
 
         def __post_init__(self) -> None:
             if self.view.count != 2:

@@ -17,6 +17,7 @@ from ...kernels.ranks import world_size
 from ...kernels.sinkhorn import sinkhorn
 from ...pipelines.spec import Batch, ViewSpec
 from ...pipelines.views.recipes import view
+from ...schema.bounds import Count, Natural, Positive
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones import BackboneConfig, ResNet, build_backbone
 from ..distributed import rank
@@ -41,15 +42,15 @@ class SwAV(Algorithm):
         large: ViewSpec = view("swav_2x224_6x96.large")
         small: ViewSpec = view("swav_2x224_6x96.small")
         backbone: BackboneConfig = ResNet.Config("resnet50")
-        hidden: int = 2048
-        projection: int = 128
-        prototypes: int = 3000
-        temperature: float = 0.1
-        epsilon: float = 0.05  # of Sinkhorn's entropy
-        iterations: int = 3
-        queue: int = 3840  # embeddings of each large crop, of all processes together; 0: none
-        queue_from: int = 15  # the epoch, from 0
-        freeze_prototypes: int = 5005  # optimizer steps
+        hidden: Count = 2048
+        projection: Count = 128
+        prototypes: Count = 3000
+        temperature: Positive = 0.1
+        epsilon: Positive = 0.05  # of Sinkhorn's entropy
+        iterations: Count = 3
+        queue: Natural = 3840  # embeddings of each large crop, of all processes together; 0: none
+        queue_from: Natural = 15  # the epoch, from 0
+        freeze_prototypes: Natural = 5005  # optimizer steps
 
         def __post_init__(self) -> None:
             if self.large.count != 2:

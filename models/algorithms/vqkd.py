@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...pipelines.spec import Batch, ViewSpec
+from ...schema.bounds import Count, NotNegative
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones.transformer import Block, init_trunc_normal
 from ..smoke import PATCH, SIZE, tiny_backbone, tiny_view
@@ -36,9 +37,9 @@ class VQKD(Algorithm):
         fixed_size: ClassVar[str] = "CLIP's tower sees one size"
         view: ViewSpec = ViewSpec(scale=(0.08, 1.0), interpolation="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
         backbone: ViT.Config = ENCODER
-        decoder_depth: int = 1
-        codes: int = CODES
-        commitment: float = 1.0
+        decoder_depth: Count = 1
+        codes: Count = CODES
+        commitment: NotNegative = 1.0
         clip: CLIPShape = CLIPShape()
         weights: Weights = Weights()  # of CLIP's vision tower
 

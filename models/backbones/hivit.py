@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...kernels.token_select import visible_patches
+from ...schema.bounds import Chance, Count, NotNegative
 from .transformer import (
     Block,
     RelativeBias,
@@ -76,14 +77,14 @@ class HiViT(nn.Module):
     @dataclass(frozen=True)
     class Config:
         name: Literal["hivit_tiny", "hivit_small", "hivit_base", "hivit_large"] = "hivit_base"
-        patch_size: int = 16
-        width: int | None = None  # these three replace the named size's own figures
-        depths: tuple[int, int, int] | None = None
-        heads: int | None = None
+        patch_size: Count = 16
+        width: Count | None = None  # these three replace the named size's own figures
+        depths: tuple[Count, Count, Count] | None = None
+        heads: Count | None = None
         positions: Literal["sincos", "learned", "none"] = "sincos"  # enter at the main stage only
         relative_bias: bool = False  # a table for each block of the main stage
-        layer_scale: float | None = None
-        drop_path: float = 0.0
+        layer_scale: NotNegative | None = None
+        drop_path: Chance = 0.0
 
         @property
         def shape(self) -> tuple[int, tuple[int, int, int], int]:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ...kernels.token_mix import mix
+from ...schema.bounds import Chance, Count
 from .transformer import init_transformer, resize_positions, sincos_positions
 from .windows import EPS, PatchEmbed, WindowConfig, WindowEncoder, WindowStages, enlarge, window_sizes
 
@@ -29,11 +30,11 @@ class MixMIMTransformer(WindowEncoder):
     @dataclass(frozen=True)
     class Config(WindowConfig):
         name: Literal["mixmim_base", "mixmim_large", "mixmim_huge"] = "mixmim_base"
-        windows: tuple[int, int, int, int] = (14, 14, 14, 7)  # 16, 16, 24, 12 for images of 384 px
-        width: int | None = None  # these three replace the named size's own figures
-        depths: tuple[int, int, int, int] | None = None
-        heads: tuple[int, int, int, int] | None = None
-        drop_path: float = 0.0
+        windows: tuple[Count, Count, Count, Count] = (14, 14, 14, 7)  # 16, 16, 24, 12 for images of 384 px
+        width: Count | None = None  # these three replace the named size's own figures
+        depths: tuple[Count, Count, Count, Count] | None = None
+        heads: tuple[Count, Count, Count, Count] | None = None
+        drop_path: Chance = 0.0
 
         sizes = _SIZES
         multiple = 4  # for fixed positions

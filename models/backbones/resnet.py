@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ...schema.bounds import Count
+
 _SIZES = {  # kind of block, blocks of each stage, groups, width of a group where the stage is 64 wide
     "resnet18": ("BasicBlock", (2, 2, 2, 2), 1, 64),
     "resnet34": ("BasicBlock", (3, 4, 6, 3), 1, 64),
@@ -31,7 +33,7 @@ class ResNet(nn.Module):
         name: Literal[
             "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d"
         ] = "resnet18"
-        width: int = 64  # channels of the stem; 128 and 256 are the "2x" and "4x" of SimCLR, BYOL and SwAV
+        width: Count = 64  # channels of the stem; 128 and 256 are the "2x" and "4x" of SimCLR, BYOL and SwAV
         v1d: bool = False  # a stem of three 3x3 convolutions, and shortcuts that average before they project
         small_image_stem: bool = False  # a 3x3 convolution of stride 1 and no pooling, for images of 32 to 64 px
         sobel: bool = False  # edges instead of colours: the stem sees two derivatives of the grey image

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from ...schema.bounds import Chance, Count
 from .transformer import init_trunc_normal
 from .windows import EPS, PatchEmbed, WindowConfig, WindowEncoder, WindowStages, window_sizes
 
@@ -25,12 +26,13 @@ class Swin(WindowEncoder):
     @dataclass(frozen=True)
     class Config(WindowConfig):
         name: Literal["swin_tiny", "swin_small", "swin_base", "swin_large"] = "swin_base"
-        window: int = 7  # shrinks to the map of a stage where that is smaller
-        windows: tuple[int, int, int, int] | None = None  # of each stage, instead; maps that are smaller are padded
-        width: int | None = None  # these three replace the named size's own figures
-        depths: tuple[int, int, int, int] | None = None
-        heads: tuple[int, int, int, int] | None = None
-        drop_path: float = 0.1
+        window: Count = 7  # shrinks to the map of a stage where that is smaller
+        # of each stage, instead; maps that are smaller are padded
+        windows: tuple[Count, Count, Count, Count] | None = None
+        width: Count | None = None  # these three replace the named size's own figures
+        depths: tuple[Count, Count, Count, Count] | None = None
+        heads: tuple[Count, Count, Count, Count] | None = None
+        drop_path: Chance = 0.1
 
         sizes = _SIZES
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...kernels.token_select import visible_patches
+from ...schema.bounds import Chance, Count, Natural, NotNegative, Positive
 from .transformer import (
     MLP,
     Block,
@@ -48,25 +49,25 @@ class ViT(nn.Module):
         name: Literal["vit_tiny", "vit_small", "vit_medium", "vit_base", "vit_large", "vit_huge", "vit_giant"] = (
             "vit_tiny"
         )
-        patch_size: int = 16
-        width: int | None = None  # each of these replaces the named size's own figure
-        depth: int | None = None
-        heads: int | None = None
-        hidden: int | None = None
+        patch_size: Count = 16
+        width: Count | None = None  # each of these replaces the named size's own figure
+        depth: Count | None = None
+        heads: Count | None = None
+        hidden: Count | None = None
         pool: Literal["mean", "cls"] = "mean"  # of the patch tokens, or the class token
         norm: Literal["tokens", "pooled"] = "tokens"  # where the last norm stands: before pooling, or after
         positions: Literal["sincos", "learned", "rotary", "none"] = "sincos"  # of the patches; other tokens have none
         antialias: bool = False  # a table of positions is resized as by timm, and by DINOv2 with registers
-        resize_offset: float = 0.0  # or as by DINO and DINOv2 without registers: 0.1
+        resize_offset: NotNegative = 0.0  # or as by DINO and DINOv2 without registers: 0.1
         class_token: bool = True  # without: the mean of the patch tokens stands in its place in what is returned
-        registers: int = 0  # tokens beside the class token that only blocks see (arXiv 2309.16588)
+        registers: Natural = 0  # tokens beside the class token that only blocks see (arXiv 2309.16588)
         relative_bias: Literal["shared", "block"] | None = None  # one table for all blocks, or one for each
         qkv_bias: QKVBias = "all"
-        layer_scale: float | None = None  # initial value of the branches' factors (DeiT III, BEiT)
+        layer_scale: NotNegative | None = None  # initial value of the branches' factors (DeiT III, BEiT)
         mlp: MLP = "gelu"
         pre_norm: bool = False  # a norm before the blocks, and no bias of the patch projection (CLIP)
-        norm_eps: float = 1e-6
-        drop_path: float = 0.0  # of the last block; linear from 0 at the first
+        norm_eps: Positive = 1e-6
+        drop_path: Chance = 0.0  # of the last block; linear from 0 at the first
         # linear; uniform: the same in all blocks; subsets: so, and branches are computed for the samples that keep them
         drop_path_form: Literal["linear", "uniform", "subsets"] = "linear"
         # xavier: MAE's; dinov2, dinov3: N(0, 0.02) and torch's own for patches, tokens N(0, 1e-6) or N(0, 0.02)

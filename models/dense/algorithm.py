@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from ...pipelines.spec import IMAGENET_MEAN, IMAGENET_STD, InputSpec, ViewSpec
+from ...schema.bounds import Chance, Count, Positive
 from ..algorithm import Algorithm
 from ..backbones import AnyBackboneConfig
 from ..weights import load_weights
@@ -21,12 +22,12 @@ class OnMaps(Algorithm):
     @dataclass(frozen=True)
     class Config(Algorithm.Config):
         backbone: AnyBackboneConfig | None = None  # null: that of the encoder which the command is given
-        image_size: int = 224  # what the encoder was trained on
-        drop_path: float | None = None  # of the encoder, in place of its own
+        image_size: Count = 224  # what the encoder was trained on
+        drop_path: Chance | None = None  # of the encoder, in place of its own
         weights: str | None = None  # encoder.safetensors; null: from scratch
         fresh: tuple[str, ...] = ()  # parameters of the encoder that start anew all the same
         mean: tuple[float, float, float] = IMAGENET_MEAN
-        std: tuple[float, float, float] = IMAGENET_STD
+        std: tuple[Positive, Positive, Positive] = IMAGENET_STD
 
     def prepare(self, samples: int) -> None:
         if self.config.weights is not None:

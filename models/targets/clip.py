@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ...schema.bounds import Count
 from ..backbones.transformer import Block
 from ..backbones.vit import ViT
 from .frozen import Frozen, Weights
@@ -36,10 +37,10 @@ class CLIPShape:
 
     size: int = 224
     patch_size: int = 16
-    width: int = 768
-    depth: int = 12
-    heads: int = 12
-    features: int = 512
+    width: Count = 768
+    depth: Count = 12
+    heads: Count = 12
+    features: Count = 512
 
     @property
     def vit(self) -> ViT.Config:

@@ -21,9 +21,10 @@ import os
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from ...errors import UserError
+from ..images.budget import reserve
+from ..images.decode import TooManyPixels, open_image
 from . import voc
 from .files import FileSource
 from .folder import images_under
@@ -42,12 +43,15 @@ CITYSCAPES_CATEGORIES = (
 def read_mask(file: Path) -> np.ndarray:
     """(H, W) uint8 class indices: gray values, or the entries of a palette, not its colours. Raises `UserError`."""
     try:
-        with Image.open(file) as image:
-            if image.mode not in ("L", "P"):
-                raise ValueError(f"pixels of kind {image.mode}, not one index each")
+        image = open_image(file.read_bytes())
+        if image.mode not in ("L", "P"):
+            raise ValueError(f"pixels of kind {image.mode}, not one index each")
+        with reserve(image.width * image.height):
             return np.array(image)
     except FileNotFoundError:
         raise UserError(f"{file}: does not exist; unpack the masks there") from None
+    except TooManyPixels as fault:
+        raise UserError(f"{file}: {fault}") from None
     except Exception as fault:  # Pillow raises almost anything on damaged files
         raise UserError(f"{file}: no readable mask ({fault}); unpack it again") from None
 

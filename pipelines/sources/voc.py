@@ -5,7 +5,8 @@ ROOT/VOC<year>/ImageSets/Main/<split>.txt              an id per line
 ROOT/VOC<year>/ImageSets/Main/<class>_<split>.txt      ``id code``: 1 present, -1 absent, 0 difficult
 ROOT/VOC<year>/Annotations/<id>.xml                    objects with their boxes
 
-2007: trainval 5,011 images, test 4,952. ROOT is the folder VOCdevkit, or the one that holds it.
+2007: trainval 5,011 images, test 4,952. ROOT is the folder VOCdevkit, or the one that holds it. A set of one's own in
+this form, with names of its own, is read for its boxes; it needs no ``<class>_<split>.txt``.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import unicodedata
 from functools import cached_property
 from pathlib import Path
 from xml.etree import ElementTree
@@ -43,13 +45,11 @@ class VocSource(FileSource):
     Raises `UserError` where the list or the images are missing.
     """
 
-    categories = CATEGORIES
-
     def __init__(self, path: str | os.PathLike, *, year: str = "2007", split: str = "trainval") -> None:
         root = devkit(Path(path))
         choice(path, "year", year, YEARS)
         choice(path, "split", split, ("train", "val", "trainval", "test"))
-        self._split, self.ids = split, []  # "<year>/<id>"
+        self._split, self._years, self.ids = split, YEARS[year], []  # "<year>/<id>"
         if not any((root / f"VOC{one}").is_dir() for one in YEARS[year]) and (root / "JPEGImages").is_dir():
             raise UserError(
                 f"{path}: is the folder of one year; call it VOC{YEARS[year][0]}, and give the one around it"
@@ -85,6 +85,18 @@ class VocSource(FileSource):
                     targets[at, column] = _CODES[code.strip()]
         return targets
 
+    @cached_property
+    def categories(self) -> list[str]:
+        """VOC's twenty; or, where an annotation of any split names another, all names that there are, sorted."""
+        folders = [self.root / f"VOC{year}/Annotations" for year in self._years]
+        files = [file for folder in folders for file in sorted(folder.glob("*.xml"))]
+        names = {_name(one, where) for file in files for one, where in _objects(file)}
+        return CATEGORIES if names <= {*CATEGORIES} else sorted(names)
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {name: label for label, name in enumerate(self.categories)}
+
     def boxes(self, index: int) -> Boxes:
         """The objects in the image's XML file. VOC counts pixels from 1, and boxes include the last; here edges from 0.
 
@@ -92,19 +104,11 @@ class VocSource(FileSource):
         """
         year, name = self.ids[index].split("/")
         file = self.root / f"VOC{year}/Annotations/{name}.xml"
-        try:
-            objects = ElementTree.parse(file).getroot().findall("object")
-        except OSError as fault:
-            raise UserError(
-                f"{file}: no annotation of VOC ({fault.strerror}); each image in the list needs one"
-            ) from None
-        except ElementTree.ParseError as fault:
-            raise UserError(f"{file}: no annotation of VOC: no XML ({fault}); mend it, or unpack it again") from None
-        found = [_object(one, f"{file}: no annotation of VOC: object {n}") for n, one in enumerate(objects, 1)]
-        boxes = np.array([edges for edges, _ in found], np.float32).reshape(-1, 4)
+        objects = _objects(file)
+        boxes = np.array([_edges(*one) for one in objects], np.float32).reshape(-1, 4)
         boxes[:, :2] -= 1
-        difficult = np.array([one.findtext("difficult", "0").strip() == "1" for one in objects], bool)
-        return Boxes(boxes, np.array([label for _, label in found], np.int64), difficult)
+        difficult = np.array([one.findtext("difficult", "0").strip() == "1" for one, _ in objects], bool)
+        return Boxes(boxes, np.array([self._places[_name(*one)] for one in objects], np.int64), difficult)
 
     def countable(self, index: int) -> np.ndarray:
         """(N,) bool: which objects of an image can be learned from: not difficult, at least a pixel wide and high."""
@@ -120,17 +124,31 @@ def _check_suffix(source: VocSource) -> None:
         raise UserError(f"{others[0]}: images of VOC end in .jpg; make them JPEGs, or give the set in COCO's form")
 
 
-def _object(one: ElementTree.Element, where: str) -> tuple[list[float], int]:
-    """The edges of an object's box as its file has them, and its category."""
-    name = (one.findtext("name") or "").strip()
-    if name not in CATEGORIES:
-        what = f"is called {name!r}, none of VOC's twenty categories" if name else "has no <name>"
-        raise UserError(f"{where} {what}; sets with categories of their own are read in COCO's form, coco:PATH")
+def _objects(file: Path) -> list[tuple[ElementTree.Element, str]]:
+    """The objects of an annotation file, each with the beginning of a message about it. Raises `UserError`."""
+    try:
+        objects = ElementTree.parse(file).getroot().findall("object")
+    except OSError as fault:
+        raise UserError(f"{file}: no annotation of VOC ({fault.strerror}); each image in the list needs one") from None
+    except (ElementTree.ParseError, ValueError, LookupError) as fault:  # an encoding that nobody knows
+        raise UserError(f"{file}: no annotation of VOC: no XML ({fault}); mend it, or unpack it again") from None
+    return [(one, f"{file}: no annotation of VOC: object {number}") for number, one in enumerate(objects, 1)]
+
+
+def _name(one: ElementTree.Element, where: str) -> str:
+    name = unicodedata.normalize("NFC", (one.findtext("name") or "").strip())
+    if not name:
+        raise UserError(f"{where} has no <name>; mend it")
+    return name
+
+
+def _edges(one: ElementTree.Element, where: str) -> list[float]:
+    """The edges of an object's box as its file has them."""
     texts = {edge: one.findtext(f"bndbox/{edge}") for edge in _EDGES}
     for edge, text in texts.items():
         if not _is_number(text):
             raise UserError(f"{where} has no number in <bndbox><{edge}> but {text!r}; mend it")
-    return list(map(float, texts.values())), CATEGORIES.index(name)
+    return list(map(float, texts.values()))
 
 
 def _is_number(text: str | None) -> bool:

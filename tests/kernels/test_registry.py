@@ -97,14 +97,33 @@ def test_a_misspelt_environment_is_an_error(monkeypatch, setting, words):
         ({"patch_loss": "tritn"}, "did you mean 'triton'?"),
         ({"patch_loss": "no_such_package.fn"}, "cannot import 'no_such_package'"),
         ({"patch_loss": "math:sqrtt"}, "'math' has no function 'sqrtt'; did you mean 'sqrt'?"),
+        ({"patch_loss": "math:sqrt"}, "math:sqrt does not take what patch_loss is called with"),
+        ({"patch_loss": "os.system"}, "os.system does not take what patch_loss is called with"),
+        ({"patch_loss": "os.path"}, "'os' has no function 'path'"),
+        ({"patch_loss": "headrace.errors.UserError.args"}, "cannot import 'headrace.errors.UserError'"),
+        ({"patch_loss": "raises_at_once.fn"}, "'raises_at_once' of 'raises_at_once.fn' ends with RuntimeError: no"),
+        ({"patch_loss": "no_python.fn"}, "'no_python' of 'no_python.fn' ends with SyntaxError"),
+        ({"patch_loss": "exits.fn"}, "'exits' of 'exits.fn' ends with SystemExit: 3 when imported; mend it"),
     ],
 )
-def test_a_misspelt_configuration_is_an_error_and_changes_nothing(choices, words):
+def test_a_misspelt_configuration_is_an_error_and_changes_nothing(choices, words, tmp_path, monkeypatch):
+    texts = {"raises_at_once": "raise RuntimeError('no\\nway')", "no_python": "f(:", "exits": "exit(3)"}
+    for name, text in texts.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
     configure({"patch_loss": marked(2)})
     with pytest.raises(UserError) as error:
         configure(choices)
-    assert words in str(error.value)
+    assert words in str(error.value) and "\n" not in str(error.value)
     assert value() == 2
+
+
+def test_what_gives_no_tensors_is_no_implementation():
+    with (
+        use("patch_loss", lambda *given, **named: None),
+        pytest.raises(UserError, match="gives NoneType for patch_loss"),
+    ):
+        value()
 
 
 def test_an_explicit_choice_never_falls_back(monkeypatch):

@@ -5,5 +5,6 @@ loader.py     images with annotations -> batches, by worker processes; the same,
 image.py      decoding, resizing, flips, colours
 segment.py    headrace segment      masks.py   its samples      confusion.py   mIoU
 detect.py     headrace detect       boxes.py   its samples      coco.py, voc.py   average precision
+names.py      categories of the two sets, by name
 picture.py    predictions beside the truth
 """

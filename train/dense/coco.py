@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ...errors import UserError
-from ...pipelines.images.decode import DecodeError
+from ...pipelines.images.decode import DecodeError, check_size
 from ...pipelines.sources.coco import CocoSource
 
 _FIGURES = ("AP", "AP50", "AP75", "AP small", "AP medium", "AP large")
@@ -31,6 +31,7 @@ def decoded(segment: list | dict, width: int, height: int) -> np.ndarray:
     Raises `DecodeError` for others: pycocotools compares run lengths that do not add up to an image for ever.
     """
     mask = _tools()[2]
+    check_size(width, height)  # of what the file says; an image that was read is within the limit
     try:
         if isinstance(segment, list):
             parts = mask.frPyObjects(segment, height, width) if segment else []

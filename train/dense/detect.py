@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ..recipe.recipe import Recipe
 from .boxes import Annotated, Picture, collate_for, multiple_of, padded
 from .coco import coco_figures, coco_results, coco_truth, encoded
 from .loader import AnnotatedLoader, each_once
+from .names import places, renamed
 from .picture import draw_boxes
 from .run import Task, gathered_lists, run
 from .voc import voc_figures
@@ -63,12 +65,12 @@ def predict(detector: Detector, sample: dict, device: torch.device) -> dict[str,
 
 
 def score(
-    trained: Detector, source: Any, recipe: Recipe, process: Launch, threads: int
+    trained: Detector, source: Any, recipe: Recipe, process: Launch, threads: int, names: Sequence[str]
 ) -> tuple[list[dict], dict] | None:
     share = {"threads": threads, "rank": process.rank, "world": process.world}
-    own = []
+    own, table = [], places(names, source.categories)
     for index, sample in each_once(source, Picture(trained.config), **share):
-        found = predict(trained, sample, process.device)
+        found = renamed(predict(trained, sample, process.device), table)
         if "masks" in found:
             found["runs"] = encoded(found.pop("masks"))
         own.append((index, found))
@@ -91,10 +93,10 @@ def figures(source: Any, found: list[dict]) -> list[dict]:
     return [{**own, "AP (COCO)": coco["AP"], "AP75 (COCO)": coco["AP75"]}]
 
 
-def draw(trained: Detector, source: Any, device: torch.device, file: Path) -> None:
-    found = []
+def draw(trained: Detector, source: Any, device: torch.device, file: Path, names: Sequence[str]) -> None:
+    found, table = [], places(names, source.categories)
     for index, sample in itertools.islice(each_once(source, Picture(trained.config), threads=1, rank=0, world=1), 6):
-        one = predict(trained, sample, device)
+        one = renamed(predict(trained, sample, device), table)
         sure = one["scores"] >= 0.5
         found.append((index, {key: value[sure] for key, value in one.items()}))
     draw_boxes(source, found, file)

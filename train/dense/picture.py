@@ -24,10 +24,10 @@ def colours(count: int) -> np.ndarray:
     return np.asarray(Image.fromarray(bands[None], "HSV").convert("RGB"))[0]
 
 
-def draw_masks(source: Any, found: Sequence[tuple[int, torch.Tensor, torch.Tensor]], file: Path) -> None:
+def draw_masks(source: Any, found: Sequence[tuple[int, torch.Tensor, torch.Tensor]], file: Path, classes: int) -> None:
     """A row for each (index, predicted (H, W), true (H, W)): the image, the prediction over it, the truth over it."""
     table = np.full((256, 3), 255, np.uint8)
-    table[: len(source.categories)] = colours(len(source.categories))
+    table[:classes] = colours(classes)
     rows = []
     for index, *masks in found:
         image = read_image(source, index)

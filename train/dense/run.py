@@ -15,7 +15,7 @@ import torch.distributed as dist
 import yaml
 from safetensors import SafetensorError, safe_open
 
-from ...errors import UserError
+from ...errors import UserError, notice
 from ...models.algorithm import Algorithm
 from ...models.algorithms import find_algorithm, inputs_of
 from ...pipelines.loaders.quarantine import MAX_BAD
@@ -26,12 +26,13 @@ from ..engine import checkpoint
 from ..engine.distributed import Launch, launch, pick_device
 from ..engine.run_directory import has_ended
 from ..evaluation.embed import evaluation_view
-from ..evaluation.embed_encoder import Encoder, digest, encoder_file, inherited
+from ..evaluation.embed_encoder import Encoder, digest, inherited, started_with
 from ..evaluation.evaluate import Stopwatch, add_results, record, table
 from ..pretrain import pretrain
 from ..recipe import config
 from ..recipe.recipe import Recipe, load_recipe
 from .loader import workers_watched
+from .names import match
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,11 @@ class Task:
     testable: Callable[[Any], Any]  # raises `UserError` for annotations of data.val that tests could not use
     learnable: Callable[[Any], Any]  # training source -> the part of it that can be learned from
     batches: Callable[..., Loader]  # as `pretrain` takes it
-    # (trained algorithm, source, recipe, process, threads) -> (rows of the table, what else is recorded), on the first
-    # process; every process takes its share of the work
+    # (trained algorithm, source, recipe, process, threads, names of its classes) -> (rows of the table, what else is
+    # recorded), on the first process; every process takes its share of the work
     score: Callable[..., tuple[list[dict], dict] | None]
-    draw: Callable[..., None]  # (trained algorithm, source, device, file): predictions as a picture
+    # (trained algorithm, source, device, file, names of its classes): predictions as a picture
+    draw: Callable[..., None]
 
 
 def run(task: Task, argv: list[str] | None) -> int:
@@ -76,8 +78,13 @@ def run(task: Task, argv: list[str] | None) -> int:
     check(task, recipe, arguments.recipe)
     train, val = open_sets(task, recipe)
     given = [f"algorithm.classes={len(train.categories)}"]
-    if arguments.encoder != "scratch":
-        weights = encoder_file(arguments.encoder, recipe.out)
+    with started_with(arguments.encoder, recipe.out, keep=not arguments.show) as weights:
+        return _run(task, arguments, given, (train, val), weights)
+
+
+def _run(task: Task, arguments: argparse.Namespace, given: list, sets: tuple[Any, Any], weights: Path | None) -> int:
+    train, val = sets
+    if weights is not None:
         given += [*inherited(weights), *of_encoder(weights)]
     recipe = load_recipe(arguments.recipe, [*given, *arguments.overrides])
     if arguments.show:
@@ -97,11 +104,11 @@ def run(task: Task, argv: list[str] | None) -> int:
         path, state = checkpoint.find(out)
         trained = checkpoint.algorithm_of(state, path).to(device).eval()
         threads = recipe.data.threads or process.cores
-        scored = task.score(trained, val, recipe, process, threads)
+        scored = task.score(trained, val, recipe, process, threads, train.categories)
         if not process.is_main:
             return 0
         if arguments.picture is not None:
-            task.draw(trained, val, device, arguments.picture)
+            task.draw(trained, val, device, arguments.picture, train.categories)
     rows, more = scored
     view = evaluation_view(inputs_of(trained.config).views[0])
     table(f"{task.name} {recipe.name}, {arguments.encoder}, {len(val):,} images", rows)
@@ -135,16 +142,13 @@ def check(task: Task, recipe: Recipe, given: str) -> None:
 
 
 def open_sets(task: Task, recipe: Recipe) -> tuple[Any, Any]:
-    """Both sources, with annotations of the same categories. Raises `UserError` before anything is computed."""
+    """Both sources, with annotations; see `names.match`. Raises `UserError` before anything is computed."""
     sources = open_source(recipe.data.train), open_source(recipe.data.val)
     for key, source in zip(("data.train", "data.val"), sources):
         if not task.fits(source):
             raise UserError(f"{key}: {source.name} has no {task.what}; give {task.kinds}")
-    train, val = ([*source.categories] for source in sources)
-    if train != val:
-        other = next((pair for pair in zip(train, val) if pair[0] != pair[1]), None)
-        how = f"{other[1]!r} in place of {other[0]!r}" if other else f"{len(val)} in place of {len(train)}"
-        raise UserError(f"data.val: {sources[1].name} has other categories than {sources[0].name}: {how}")
+    if said := match(*sources):
+        notice(said)
     task.testable(sources[1])
     return sources
 

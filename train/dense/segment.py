@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ import torch.distributed as dist
 from ...models.algorithms.segmenter import Segmenter
 from ...models.dense.heads import enlarged
 from ...pipelines.order import Order
+from ...pipelines.sources.segmentation import IGNORED
 from ..engine.distributed import Launch
 from ..recipe.recipe import Recipe
 from .confusion import class_ious, confusion, segmentation_figures
 from .loader import AnnotatedLoader, each_once
 from .masks import Scene, collate
+from .names import places
 from .picture import draw_masks
 from .run import Task, run, to_patches
 
@@ -74,22 +77,35 @@ def window_starts(side: int, window: int, stride: int) -> list[int]:
 
 
 def score(
-    trained: Segmenter, source: Any, recipe: Recipe, process: Launch, threads: int
+    trained: Segmenter, source: Any, recipe: Recipe, process: Launch, threads: int, names: Sequence[str]
 ) -> tuple[list[dict], dict] | None:
     share = {"threads": threads, "rank": process.rank, "world": process.world}
-    classes = trained.config.classes
+    classes, table = trained.config.classes, _numbers(source, names)
     matrix = torch.zeros(classes, classes, dtype=torch.int64, device=process.device)
     for _, sample in each_once(source, Scene(trained.config), **share):
-        truth = sample["mask"].to(process.device)
+        truth = table[sample["mask"].long()].to(process.device)
         matrix += confusion(predict(trained, sample["image"].to(process.device), truth.shape), truth, classes)
     if process.world > 1:
         dist.all_reduce(matrix)
-    ious = dict(zip(source.categories, class_ious(matrix.cpu())))
+    ious = dict(zip(names, class_ious(matrix.cpu())))
     return [segmentation_figures(matrix.cpu())], {"IoU": ious}
 
 
-def draw(trained: Segmenter, source: Any, device: torch.device, file: Path) -> None:
-    found = []
+def draw(trained: Segmenter, source: Any, device: torch.device, file: Path, names: Sequence[str]) -> None:
+    found, table = [], _numbers(source, names)
     for index, sample in itertools.islice(each_once(source, Scene(trained.config), threads=1, rank=0, world=1), 6):
-        found.append((index, predict(trained, sample["image"].to(device), sample["mask"].shape).cpu(), sample["mask"]))
-    draw_masks(source, found, file)
+        found.append(
+            (
+                index,
+                predict(trained, sample["image"].to(device), sample["mask"].shape).cpu(),
+                table[sample["mask"].long()],
+            )
+        )
+    draw_masks(source, found, file, len(names))
+
+
+def _numbers(source: Any, names: Sequence[str]) -> torch.Tensor:
+    """(256,) uint8: the classes of a source's masks as numbers of the segmenter's `names`, of the others `IGNORED`."""
+    table = torch.full((256,), IGNORED, dtype=torch.uint8)
+    table[: len(source.categories)] = torch.from_numpy(places(source.categories, names)).to(torch.uint8)
+    return table

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,6 +125,31 @@ def encoder_file(name: str | Path, folder: Path) -> Path:
         raise UserError(f"{folder}: the encoder could not be copied there ({fault})") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def started_with(name: str | Path, folder: Path, keep: bool = True) -> Iterator[Path | None]:
+    """`encoder_file`, or None for scratch, for as long as a run is made of it.
+
+    Where that is refused before the run has a checkpoint, or nothing is to be kept, what was written is taken away.
+    """
+    if name == "scratch":
+        yield None
+        return
+    present, saved = set(folder.glob("start-*")), checkpoints(folder)
+    made, refused = [path for path in (folder, *folder.parents) if not path.exists()], False
+    try:
+        yield encoder_file(name, folder)
+    except UserError:
+        refused = checkpoints(folder) == saved
+        raise
+    finally:
+        if refused or not keep:
+            for path in {*folder.glob("start-*")} - present:
+                path.unlink(missing_ok=True)
+            with suppress(OSError):  # it holds more
+                for path in made:
+                    path.rmdir()
 
 
 def inherited(file: Path) -> list[tuple[str, Any]]:

@@ -15,7 +15,7 @@ from ..engine.run_directory import has_ended
 from ..pretrain import pretrain
 from ..recipe.recipe import Recipe, load_recipe
 from .embed import Features, embed, evaluation_view
-from .embed_encoder import Encoder, digest, encoder_file, inherited
+from .embed_encoder import Encoder, digest, inherited, started_with
 from .evaluate import Stopwatch, accuracies, add_results, record, say_left_out, table
 from .labels import labelled, labelled_sets, remarks
 
@@ -38,12 +38,12 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError("data.train, data.val: fine-tuning needs both, labelled images to learn from and to classify")
     sources = labelled_sets(recipe.data.train, recipe.data.val, ("data.train", "data.val"))
     first, given = [], [f"algorithm.classes={len(sources[0].classes)}"]
-    if arguments.encoder != "scratch":
-        weights = encoder_file(arguments.encoder, recipe.out)
-        first = inherited(weights)
-        given.append(f"algorithm.weights={weights}")
-    recipe = load_recipe(arguments.recipe, [*first, *arguments.overrides, *given])
-    return run_classifier(recipe, f"finetune {recipe.name}", arguments.encoder, sources, arguments.results)
+    with started_with(arguments.encoder, recipe.out) as weights:
+        if weights is not None:
+            first = inherited(weights)
+            given.append(("algorithm.weights", str(weights)))
+        recipe = load_recipe(arguments.recipe, [*first, *arguments.overrides, *given])
+        return run_classifier(recipe, f"finetune {recipe.name}", arguments.encoder, sources, arguments.results)
 
 
 def run_classifier(

@@ -7,7 +7,7 @@ import argparse
 from ...errors import UserError
 from ...places import place
 from ..engine.distributed import launch, pick_device
-from .embed_encoder import encoder_file, saved_algorithm
+from .embed_encoder import saved_algorithm, started_with
 from .embed_store import stored_features
 from .evaluate import (
     Stopwatch,
@@ -87,20 +87,21 @@ def _published(arguments: argparse.Namespace) -> int:
     algorithm = saved_algorithm(arguments.encoder)
     sources = labelled_sets(arguments.train, arguments.val)
     protocol = protocol_of(algorithm) if arguments.protocol == "auto" else arguments.protocol
-    recipe = linear_recipe(
-        algorithm,
-        protocol,
-        encoder_file(arguments.encoder, arguments.out),
-        train=arguments.train,
-        val=arguments.val,
-        out=arguments.out,
-        classes=len(sources[0].classes),
-        batch_size=arguments.head_batch,
-        epochs=arguments.epochs,
-        seed=arguments.seed,
-        device=arguments.device,
-        loader=arguments.loader,
-        threads=arguments.threads,
-        max_bad=arguments.max_bad,
-    )
-    return run_classifier(recipe, f"linear {protocol}", arguments.encoder, sources, arguments.results)
+    with started_with(arguments.encoder, arguments.out) as weights:
+        recipe = linear_recipe(
+            algorithm,
+            protocol,
+            weights,
+            train=arguments.train,
+            val=arguments.val,
+            out=arguments.out,
+            classes=len(sources[0].classes),
+            batch_size=arguments.head_batch,
+            epochs=arguments.epochs,
+            seed=arguments.seed,
+            device=arguments.device,
+            loader=arguments.loader,
+            threads=arguments.threads,
+            max_bad=arguments.max_bad,
+        )
+        return run_classifier(recipe, f"linear {protocol}", arguments.encoder, sources, arguments.results)

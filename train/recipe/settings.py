@@ -13,6 +13,7 @@ from ...lengths import length_in_steps
 from ...outside import called
 from ...pipelines.images.rules import MAX_PIXELS, Rules
 from ...pipelines.plan.spec import MixSpec, SetSpec
+from ...schema.bounds import Momentum, NotNegative, Positive
 from .schedules import SCHEDULES, milestone_in_steps, own_factors
 
 
@@ -152,7 +153,7 @@ class OptimSettings:
     power: float = 0.9  # of poly: 1 is a straight line
     # of multistep: the epochs, or "18000 steps", after which the rate is multiplied by `gamma`
     milestones: tuple[float | str, ...] = ()
-    gamma: float = 0.1
+    gamma: Positive = 0.1
     weight_decay: float = 0.05
     weight_decay_end: float | None = None  # where a half cosine takes it over the run (DINO: 0.04 -> 0.4)
     # without weight decay and layer-wise adaptation: "vectors" (biases, norms, tokens: at most one dimension above 1),
@@ -220,7 +221,7 @@ class OptimSettings:
 @dataclass(frozen=True)
 class SGDSettings(OptimSettings):
     name: Literal["sgd"] = "sgd"
-    momentum: float = 0.9
+    momentum: Momentum = 0.9
     nesterov: bool = False
 
 
@@ -228,15 +229,15 @@ class SGDSettings(OptimSettings):
 class AdamWSettings(OptimSettings):
     name: Literal["adamw"] = "adamw"
     betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
+    eps: NotNegative = 1e-8
 
 
 @dataclass(frozen=True)
 class LARSSettings(OptimSettings):
     name: Literal["lars"] = "lars"
-    momentum: float = 0.9
-    trust: float = 1e-3  # the trust coefficient
-    eps: float = 1e-8
+    momentum: Momentum = 0.9
+    trust: Positive = 1e-3  # the trust coefficient
+    eps: NotNegative = 1e-8
     # paper: arXiv 1708.03888, the rate inside the momentum, |w| / (|g| + decay |w|) (SimCLR, BYOL, SwAV as published by
     # MMSelfSup); update: the rate outside, |w| / |g + decay w| (the authors' MoCo v3, Barlow Twins, MAE linear probing)
     form: Literal["paper", "update"] = "paper"
@@ -246,7 +247,7 @@ class LARSSettings(OptimSettings):
 class LAMBSettings(OptimSettings):
     name: Literal["lamb"] = "lamb"
     betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-6
+    eps: NotNegative = 1e-6
 
 
 @dataclass(frozen=True)

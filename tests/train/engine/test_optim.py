@@ -10,7 +10,8 @@ from torch import nn
 from headrace.errors import UserError
 from headrace.lengths import length_in_steps
 from headrace.models.algorithms.mae import MAE
-from headrace.train.engine.optim import Schedules, build_optimizer, parameter_groups, peak_lr
+from headrace.train.engine.lars import LAMB, LARS
+from headrace.train.engine.optim import Schedules, build_optimizer, eager, parameter_groups, peak_lr
 from headrace.train.recipe.schedules import half_cosine, learning_rates
 from headrace.train.recipe.settings import (
     AdamWSettings,
@@ -305,3 +306,35 @@ def test_settings_without_effect_are_refused(wrong, message):
         AdamWSettings(**wrong)
     with pytest.raises(ValueError, match="regular expression"):
         GroupRule("(")
+
+
+EAGER = [
+    (torch.optim.AdamW, {"fused": True}),
+    (torch.optim.SGD, {"momentum": 0.9, "nesterov": True, "fused": True}),
+    (LARS, {}),
+    (LAMB, {}),
+]
+
+
+@pytest.mark.parametrize("kind, options", EAGER, ids=lambda value: getattr(value, "__name__", ""))
+def test_an_eager_optimizer_takes_the_steps_of_its_kind(kind, options):
+    """Bit for bit, through a state that is saved and loaded."""
+
+    def trained(kind):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(7, 5), torch.nn.Linear(5, 3))
+        groups = [{"params": [*model[0].parameters()]}, {"params": [*model[1].parameters()], "weight_decay": 0.1}]
+        optimizer = kind(groups, lr=1e-3, **options)
+        for step in range(6):
+            optimizer.zero_grad()
+            model(torch.randn(9, 7)).square().mean().backward()
+            optimizer.step()
+            if step == 2:
+                state = optimizer.state_dict()
+                optimizer = kind([{"params": group["params"]} for group in groups], lr=0.3, **options)
+                optimizer.load_state_dict(state)
+        return [*model.parameters()], optimizer
+
+    (ours, optimizer), (theirs, _) = trained(eager(kind)), trained(kind)
+    assert all(torch.equal(a, b) and a.isfinite().all() for a, b in zip(ours, theirs))
+    assert isinstance(optimizer, kind) and type(optimizer).__name__ == kind.__name__

@@ -255,6 +255,11 @@ def test_command(colours, tmp_path, monkeypatch, capsys):
     save_file({name: value + 1 for name, value in began.items()}, tmp_path / "mae" / "encoder.safetensors")
     with pytest.raises(UserError, match="another algorithm section"):
         finetune.main([*command, "train.out=whole"])
+    assert len([*(tmp_path / "whole").glob("start-*")]) == 1  # and leaves nothing of itself, here or in a new folder
+    for refused in ("train.accumulate=3", "algorithm.backbone.depth=3", "optim.lr=x"):
+        with pytest.raises(UserError):
+            finetune.main([*command, refused, "train.out=new/run"])
+    assert not (tmp_path / "new/run").exists()
     with pytest.raises(UserError, match="trains no classifier"):
         finetune.main(["mae_vit-tiny", "mae", f"data.train={colours}/train", f"data.val={colours}/val"])
     with pytest.raises(UserError, match="data.train, data.val"):
