@@ -16,6 +16,7 @@ from ...kernels.sinkhorn.reference import all_reduce
 from ...pipelines.rng import uniform
 from ...pipelines.spec import Batch, InverseBlockMask, ViewSpec
 from ...pipelines.views.recipes import view
+from ...schema.bounds import Count, Momentum, NotNegative, Part, Positive
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones.capi import CAPIBlock, CAPIEncoder, init_capi
 from ..heads import UnitLinear
@@ -42,15 +43,15 @@ class CAPI(Algorithm):
         name: Literal["capi"] = "capi"
         view: ViewSpec = view("capi")
         backbone: CAPIEncoder.Config = CAPIEncoder.Config()
-        predictor_depth: int = 12
-        clusters: int = 16384
-        mask_ratio: float = 0.65
+        predictor_depth: Count = 12
+        clusters: Count = 16384
+        mask_ratio: Part = 0.65
         predicted: float = 0.05  # of the hidden patches
-        temperature: float = 0.12  # of student and clusters
-        target_temperature: float = 0.06
-        iterations: int = 3  # of Sinkhorn
-        momentum: float = 0.999  # of the teacher when `momentum_warmup` ends; 1 at the start
-        momentum_warmup: float = 0.1  # share of the run
+        temperature: Positive = 0.12  # of student and clusters
+        target_temperature: Positive = 0.06
+        iterations: Count = 3  # of Sinkhorn
+        momentum: Momentum = 0.999  # of the teacher when `momentum_warmup` ends; 1 at the start
+        momentum_warmup: NotNegative = 0.1  # share of the run
 
         def __post_init__(self) -> None:
             if self.view.count != 1 or self.view.size % self.backbone.patch_size:

@@ -9,6 +9,7 @@ import torch
 
 from ...kernels.prototype_ce import prototype_ce
 from ...pipelines.spec import Batch
+from ...schema.bounds import Count, Momentum, NotNegative
 from ..algorithm import Progress, StepOutput
 from ..backbones.vit import ViT
 from ..self_distillation.center import Center, spread
@@ -38,9 +39,9 @@ class DINOv2(SelfDistillation):
             resize_offset=0.1,
         )
         targets: Literal["centering", "sinkhorn"] = "centering"
-        center_momentum: float = 0.9
-        koleo: float = 0.1  # its weight
-        koleo_group: int = 64  # images among which neighbours are looked for, of the global batch
+        center_momentum: Momentum = 0.9
+        koleo: NotNegative = 0.1  # its weight
+        koleo_group: Count = 64  # images among which neighbours are looked for, of the global batch
 
         deal: ClassVar[Literal["between"]] = "between"
 

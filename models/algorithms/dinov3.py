@@ -11,6 +11,7 @@ from torch import nn
 from ...kernels.prototype_ce import prototype_ce
 from ...pipelines.rng import uniform
 from ...pipelines.spec import Batch
+from ...schema.bounds import Count, NotNegative, Positive
 from ..algorithm import Progress, StepOutput
 from ..backbones.vit import ViT
 from ..heads import Prototypes
@@ -43,9 +44,9 @@ class DINOv3(SelfDistillation):
             init="dinov3",
         )
         patch_head: PatchHead = PatchHead()
-        koleo: float = 0.1  # its weight
-        koleo_group: int = 64  # images among which neighbours are looked for, of the global batch
-        rotary_rescale: float = 1.0
+        koleo: NotNegative = 0.1  # its weight
+        koleo_group: Count = 64  # images among which neighbours are looked for, of the global batch
+        rotary_rescale: Positive = 1.0
         # precision of rotary tables in training: float32, or bfloat16, in which the authors' runs had them
         rotary_tables: Literal["as_written", "as_run"] = "as_written"
         untie_norms: bool = False  # class token and registers of small crops pass a last norm of their own in training

@@ -10,6 +10,7 @@ import torch
 from ...kernels.prototype_ce import prototype_ce
 from ...pipelines.spec import Batch, CropMask, ViewSpec
 from ...pipelines.views.recipes import view
+from ...schema.bounds import Count, Momentum, Natural
 from ..algorithm import Progress, StepOutput
 from ..backbones.vit import ViT
 from ..heads import DINOHead
@@ -34,10 +35,10 @@ class IBOT(SelfDistillation):
         second: ViewSpec = view("ibot_2x224_10x96.second")
         small: ViewSpec = view("ibot_2x224_10x96.small")
         backbone: ViT.Config = ViT.Config("vit_small", pool="cls", positions="learned", drop_path=0.1, init="dinov3")
-        prototypes: int = 8192
-        momentum: float = 0.996
-        center_momentum: float = 0.9
-        freeze_prototypes: int = 1  # epochs
+        prototypes: Count = 8192
+        momentum: Momentum = 0.996
+        center_momentum: Momentum = 0.9
+        freeze_prototypes: Natural = 1  # epochs
 
         @property
         def mask(self) -> CropMask:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...schema.bounds import Chance, Count, Natural
 from .transformer import drop_path, rotate, whole_patches
 
 
@@ -66,12 +67,12 @@ class CAPIEncoder(nn.Module):
 
     @dataclass(frozen=True)
     class Config:
-        width: int = 1024
-        depth: int = 24
-        heads: int = 16
-        patch_size: int = 14
-        registers: int = 16
-        drop_path: float = 0.2
+        width: Count = 1024
+        depth: Count = 24
+        heads: Count = 16
+        patch_size: Count = 14
+        registers: Natural = 16
+        drop_path: Chance = 0.2
         rotary: Literal["rotation", "released"] = "rotation"
 
         def __post_init__(self) -> None:

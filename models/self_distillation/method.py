@@ -14,6 +14,7 @@ from ...kernels.sinkhorn import sinkhorn
 from ...lengths import length_in_steps
 from ...pipelines.spec import Batch, CropMask, Mask, ViewSpec
 from ...pipelines.views.recipes import view
+from ...schema.bounds import Count, Momentum, NotNegative, Part, Positive
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones.vit import ViT
 from ..heads import DINOHead, Prototypes
@@ -28,9 +29,9 @@ from .schedules import line
 class PatchHead:
     """A head of its own for patches."""
 
-    hidden: int = 2048
-    bottleneck: int = 256
-    prototypes: int = 65536
+    hidden: Count = 2048
+    bottleneck: Count = 256
+    prototypes: Count = 65536
 
 
 @dataclass(frozen=True)
@@ -41,19 +42,19 @@ class SelfDistillationConfig(Algorithm.Config):
     second: ViewSpec = view("dinov2.second")
     small: ViewSpec = view("dinov2.small")
     backbone: ViT.Config = ViT.Config("vit_large", pool="cls", positions="learned")
-    hidden: int = 2048
-    bottleneck: int = 256
-    prototypes: int = 65536
+    hidden: Count = 2048
+    bottleneck: Count = 256
+    prototypes: Count = 65536
     patch_head: PatchHead | None = None  # None: the class token's head also serves the patches
-    momentum: float = 0.992  # of the teacher at the start
+    momentum: Momentum = 0.992  # of the teacher at the start
     momentum_end: float = 1.0  # where a half cosine takes it
-    temperature: float = 0.1  # of the student
-    teacher_temperature: float = 0.07
-    teacher_temperature_from: float = 0.04  # at the start of a straight line
+    temperature: Positive = 0.1  # of the student
+    teacher_temperature: Positive = 0.07
+    teacher_temperature_from: Positive = 0.04  # at the start of a straight line
     teacher_warmup: float | str = "30 epochs"  # its length: "500 steps", or a share of the run
     mask_chance: float = 0.5  # the share of large crops that are masked
-    mask_ratio: tuple[float, float] = (0.1, 0.5)  # the share of their patches that is hidden
-    patch_weight: float = 1.0  # of the loss of masked patches
+    mask_ratio: tuple[Part, Part] = (0.1, 0.5)  # the share of their patches that is hidden
+    patch_weight: NotNegative = 1.0  # of the loss of masked patches
 
     deal: ClassVar[Literal["drawn", "between", "upper"]] = "upper"
 
