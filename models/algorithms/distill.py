@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ...errors import UserError
 from ...pipelines.spec import Batch, ViewSpec
 from ...pipelines.views.recipes import view
+from ...schema.bounds import Count, Positive
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones import AnyBackboneConfig, ResNet, ViT, build_backbone
 from ..distributed import gather_with_gradient
@@ -42,9 +43,9 @@ class Distill(Algorithm):
         # a run directory, a checkpoint, an encoder.safetensors, timm:NAME, torchvision:NAME; or "untrained": a random
         # encoder of the student's kind, to try a recipe out
         teacher: str = UNTRAINED
-        features: int = 768  # of the teacher
-        queue: int = 8192  # features of earlier images, of all processes together
-        temperature: float = 0.07
+        features: Count = 768  # of the teacher
+        queue: Count = 8192  # features of earlier images, of all processes together
+        temperature: Positive = 0.07
         local: float = 1.0  # weight of the patches' part; 0: without
         cache: str | None = None  # a folder for the teacher's features, computed once for each view that is drawn
 
