@@ -1,0 +1,204 @@
+"""Methods at equal CPU time: ``python -m headrace.benchmarks.contenders --train DIR --val DIR [--minutes 5]``.
+
+Labelled images of 32 px, such as CIFAR-10's. Every method trains a small encoder, a narrow ResNet-18 or a vision
+transformer of four blocks, for as many steps as it takes in `--minutes` of CPU time of this machine, by the commands of
+any user; then k-NN and a linear classifier score it, and the meters of its last steps are noted. A student learns from
+the best of them (``distill``), and the first method trains once more with smaller views at first (``progressive``).
+
+``--qualities`` trains every method well and badly instead and prints, for each meter, Spearman's correlation with the
+linear classifier's accuracy. ``--cost`` times the meters beside a step. Rows go to the ledger ``contenders.jsonl``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from headrace.errors import run_command
+from headrace.train import pretrain
+from headrace.train.engine.metrics import read_metrics
+from headrace.train.evaluation.evaluate import positive
+from headrace.train.evaluation.labels import labelled, labelled_sets
+
+from .accuracy import Scores, subset
+from .record import add_out, append
+
+_VIT = ("algorithm.backbone.width=96", "algorithm.backbone.depth=4", "algorithm.backbone.heads=3")
+_RESNET = ("algorithm.backbone.width=16",)
+METHODS: dict[str, tuple[str, tuple[str, ...], float]] = {  # recipe, overrides, rate for 128 images a step
+    "simclr": ("simclr_resnet18_cifar10", (*_RESNET, "algorithm.hidden=128", "algorithm.projection=64"), 0.1),
+    "dino": ("dino_vit-tiny_cifar10", (*_VIT, "algorithm.hidden=256", "algorithm.prototypes=1024"), 1e-3),
+    "mae": ("mae_vit-tiny_cifar10", (*_VIT, "algorithm.decoder={width: 64, depth: 1, heads: 2}"), 1e-3),
+    "lejepa": ("lejepa_resnet18_cifar10", (*_RESNET, "algorithm.hidden=256"), 2e-3),
+    "lejepa-vit": ("lejepa_vit-tiny_cifar10", (*_VIT, "algorithm.hidden=256"), 1e-3),
+    "ijepa": ("ijepa_vit-tiny_cifar10", (*_VIT, "algorithm.predictor={width: 48, depth: 2, heads: 3}"), 1e-3),
+    "capi": (
+        "capi_vit-tiny_cifar10",
+        (
+            "algorithm.backbone={width: 96, depth: 4, heads: 3}",
+            "algorithm.predictor_depth=2",
+            "algorithm.clusters=256",
+        ),
+        1e-3,
+    ),
+}
+METERS = ("spread", "rank", "alpha", "lidar", "patch_spread")
+QUALITIES = {"good": (1.0, 1.0), "short": (0.2, 1.0), "slow": (1.0, 0.03), "hot": (1.0, 10.0)}  # time, rate
+_TRIAL = 12  # steps whose time says how many there are in a minute
+
+
+class Bench:
+    """The sets, and what is done with them; `minutes` of CPU time a run."""
+
+    def __init__(self, scores: Scores, minutes: float, batch: int, folder: Path) -> None:
+        self.scores, self.minutes, self.batch, self.folder = scores, minutes, batch, folder
+
+    def run(self, name: str, recipe: str, overrides: Sequence[str], rate: float, seed: int, share: float = 1.0) -> dict:
+        """Trains for `share` of the minutes; a row of figures."""
+        out = self.scores.work / f"{name}-{seed}"
+        settings = [f"data.train={self.scores.train}", "train.precision=fp32", "optim.warmup=0.1", f"optim.lr={rate}"]
+        settings += ["optim.lr_batch=null", f"train.batch_size={self.batch}", f"train.seed={seed}", *overrides]
+        trial = self._seconds(recipe, [*settings, f"train.max_steps={_TRIAL}", f"train.out={out}-trial"])
+        steps = max(20, int(share * 60 * self.minutes / (trial / _TRIAL)))
+        seconds = self._seconds(recipe, [*settings, f"train.max_steps={steps}", f"train.out={out}"])
+        last = [row["metrics"] for row in read_metrics(out)[-5:]]
+        meters = {key: round(float(np.mean([row[key] for row in last])), 4) for key in METERS if key in last[-1]}
+        figures = {"contender": name, "seed": seed, "steps": steps, "cpu_seconds": round(seconds, 1)}
+        row = figures | self.scores.frozen(str(out)) | meters
+        settings = {"recipe": recipe, "overrides": [*overrides], "rate": rate, "batch": self.batch}
+        append("contenders", {"job": f"{self.minutes:g} CPU minutes", **row, "config": settings}, folder=self.folder)
+        print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+        return row | {"out": str(out)}
+
+    def _seconds(self, recipe: str, arguments: list[str]) -> float:
+        began = time.process_time()
+        pretrain.main([recipe, *arguments])
+        return time.process_time() - began
+
+
+def compared(bench: Bench, names: Sequence[str], seeds: int) -> Iterator[dict]:
+    """All methods with one seed, the best two with `seeds`; then a student of the best, from scratch beside it, and the
+    first with views that grow."""
+    rows = [bench.run(name, *METHODS[name], seed=0) for name in names]
+    yield from rows
+    best = sorted(rows, key=lambda row: -row["knn"])[:2]
+    for row in best:
+        for seed in range(1, seeds):
+            yield bench.run(row["contender"], *METHODS[row["contender"]], seed=seed)
+    width = 96 if any(part in METHODS[best[0]["contender"]][1] for part in _VIT) else 128
+    teacher = (f"algorithm.teacher={best[0]['out']}", f"algorithm.features={width}", "algorithm.queue=4096")
+    yield bench.run("distill", "distill_resnet18_cifar10", (*_RESNET, *teacher), 2e-3, seed=0)
+    recipe, overrides, rate = METHODS[names[0]]
+    growing = "algorithm.view.size={0: 16, 40%: 24, 70%: 32}"
+    yield bench.run(f"{names[0]}-progressive", recipe, (*overrides, growing), rate, seed=0)
+
+
+def qualities(bench: Bench, names: Sequence[str]) -> Iterator[dict]:
+    """Every method in each of the `QUALITIES`."""
+    for name in names:
+        recipe, overrides, rate = METHODS[name]
+        for quality, (share, factor) in QUALITIES.items():
+            yield bench.run(f"{name}-{quality}", recipe, overrides, rate * factor, seed=0, share=share) | {"of": name}
+
+
+def correlations(rows: Sequence[dict]) -> dict[str, dict[str, float]]:
+    """Of each meter, Spearman's correlation with the linear accuracy: over all rows, and the mean within methods."""
+    found = {}
+    for meter in METERS:
+        known = [row for row in rows if meter in row]
+        inside = [[row for row in known if row["of"] == name] for name in sorted({row["of"] for row in known})]
+        within = [spearman(group, meter) for group in inside if len(group) > 2]
+        within = [value for value in within if value == value]
+        found[meter] = {"runs": len(known), "all": spearman(known, meter)}
+        found[meter]["within"] = float(np.mean(within)) if within else float("nan")
+    return found
+
+
+def spearman(rows: Sequence[dict], meter: str) -> float:
+    """The correlation of ranks, equal values sharing theirs; NaN where either does not vary."""
+    if len(rows) < 3:
+        return float("nan")
+    a, b = (_ranks([row[key] for row in rows]) for key in (meter, "linear"))
+    a, b = a - a.mean(), b - b.mean()
+    size = float(np.sqrt((a @ a) * (b @ b)))
+    return float(a @ b) / size if size else float("nan")
+
+
+def _ranks(values: Sequence[float]) -> np.ndarray:
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+
+
+def cost() -> dict[str, float]:
+    """CPU seconds of a step of `mae_vit-tiny_cifar10`'s model with 128 images, of the meters, and their share of the
+    ten steps between two logging steps."""
+    import torch
+
+    from headrace.models.algorithm import Progress, StepOutput
+    from headrace.models.algorithms import make_algorithm
+    from headrace.models.meters import meters
+    from headrace.pipelines.spec import Batch
+    from headrace.pipelines.views.masks import draw_mask
+    from headrace.train.recipe.recipe import load_recipe
+
+    algorithm, ids = make_algorithm(load_recipe("mae_vit-tiny_cifar10", []).algorithm), torch.arange(128)
+    mask = draw_mask(algorithm.inputs().mask, 0, 0, ids)
+    batch = Batch({"image": torch.randn(1, 128, 3, 32, 32)}, ids, None, mask, 0, 0)
+    features = torch.randn(4, 256, 768)
+    output = StepOutput(features.sum(), embedding=features[0], views=features, patches=torch.randn(16, 196, 768))
+    seconds = {"step_s": [], "meters_s": []}
+    for _ in range(5):
+        began = time.process_time()
+        algorithm(batch, Progress(0, 10, 10)).loss.backward()
+        seconds["step_s"].append(time.process_time() - began)
+        began = time.process_time()
+        meters(output)
+        seconds["meters_s"].append(time.process_time() - began)
+    found = {key: float(np.median(values)) for key, values in seconds.items()}
+    return found | {"share": found["meters_s"] / (10 * found["step_s"])}
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m headrace.benchmarks.contenders", description=__doc__.split(":")[0])
+    parser.add_argument("--train", help="labelled images of 32 px to learn from")
+    parser.add_argument("--val", help="images of the same classes to classify")
+    parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS), help="these methods alone")
+    parser.add_argument("--minutes", type=float, default=5.0, help="CPU minutes of each training (%(default)s)")
+    parser.add_argument("--seeds", type=positive, default=3, help="of the two best (%(default)s)")
+    parser.add_argument("--train-images", type=positive, default=10_000, help="how many are used (%(default)s)")
+    parser.add_argument("--val-images", type=positive, default=2_000, help="how many are used (%(default)s)")
+    parser.add_argument("--batch", type=positive, default=128, help="images of a step (%(default)s)")
+    parser.add_argument("--qualities", action="store_true", help="calibrate the meters")
+    parser.add_argument("--cost", action="store_true", help="time the meters; needs no images")
+    add_out(parser)
+    args = parser.parse_args(argv)
+    if args.cost:
+        row = {key: float(f"{value:.4g}") for key, value in cost().items()}
+        append("contenders", {"job": "cost of meters", **row}, folder=args.out)
+        print(", ".join(f"{key} {value}" for key, value in row.items()))
+        return 0
+    if not (args.train and args.val):
+        parser.error("--train and --val are needed")
+    with tempfile.TemporaryDirectory(prefix="headrace-contenders-") as name:
+        work, sources = Path(name), labelled_sets(args.train, args.val)
+        counts = (args.train_images, args.val_images)
+        sets = [subset(labelled(source), n, work / part) for source, n, part in zip(sources, counts, ("train", "val"))]
+        bench = Bench(Scores(*sets, work, args.batch, 20, 1), args.minutes, args.batch, args.out)
+        if not args.qualities:
+            list(compared(bench, args.only, args.seeds))
+            return 0
+        found = correlations(list(qualities(bench, args.only)))
+    append("contenders", {"job": "meters and accuracy", "correlations": found}, folder=args.out)
+    print(json.dumps(found, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(lambda: main(sys.argv[1:])))
