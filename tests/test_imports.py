@@ -32,6 +32,7 @@ ALLOWED = {  # room -> what it may import of headrace, besides itself and what l
     " pipelines.views.mixing",
     "train": "schema train pipelines models kernels",
     "train/recipe": "schema pipelines models",
+    "train/foreign": "train.recipe pipelines models",
     "train/engine": "train.recipe pipelines models kernels",
     "train/evaluation": "train.recipe train.engine train.pretrain pipelines models kernels",
     "train/dense": "train.recipe train.engine train.evaluation train.pretrain pipelines models kernels",

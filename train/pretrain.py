@@ -56,6 +56,7 @@ from headrace.train.engine.transforms import checkpoint_blocks
 from headrace.train.evaluation.embed_encoder import load_encoder
 from headrace.train.evaluation.score import knn_score
 from headrace.train.evaluation.sweep import sweep
+from headrace.train.init import Guard, initialise
 from headrace.train.ledger import FOLDER, Ledger, frozen_in, renewal, require_sample_loss
 from headrace.train.precision import resolved
 from headrace.train.pretrain_command import main
@@ -107,6 +108,11 @@ def pretrain(
     if algorithm.wants is not None:
         teacher = load_encoder(algorithm.wants)
         algorithm.take_teacher(teacher.module, teacher.view, teacher.digest)
+    fresh = settings.resume in ("auto", "never") and not checkpoint.checkpoints(out)
+    if settings.init is not None and fresh:  # elsewhere the checkpoint's weights take their place
+        report = initialise(algorithm, settings.init)
+        if process.is_main:
+            say(report)
     torch.backends.cudnn.benchmark = not settings.deterministic and algorithm.equal_shapes
     algorithm = synchronize_batch_norm(algorithm, process.device).to(process.device, memory_format=torch.channels_last)
     algorithm.prepare(len(source))
@@ -172,6 +178,10 @@ def pretrain(
             )
             if resumed:
                 restore(resumed, stepper, loader)
+            if settings.guard is not None:
+                score = Guard(score, settings.guard, lambda: _weights(recipe, process, algorithm), out, bool(resumed))
+                if process.is_main:
+                    say(f"train.guard: k-NN accuracy {score.start:.4f} at the start")
             embed = partial(sweep, source=source, process=process, batch_size=settings.batch_size, threads=threads)
             embed = partial(embed, quarantine=quarantine, pixels=recipe.data.pixels)
             finished = _train(
@@ -185,6 +195,12 @@ def pretrain(
         finally:
             loader.close()
     return out
+
+
+def _weights(recipe: Recipe, process: Launch, algorithm: Algorithm) -> dict:
+    """Weights and recipe, of which a file makes a checkpoint for everything but resuming; {} on other processes."""
+    weights = gathered(algorithm.state_dict())
+    return {"model": weights, "config": recipe.plain()} if process.is_main else {}
 
 
 def _views(

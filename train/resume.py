@@ -32,7 +32,7 @@ MAY_CHANGE = (
     *("train.epochs", "train.max_steps"),
     *("train.out", "train.resume", "train.accept_changes", "train.replan"),
     *("train.save_every", "train.keep", "train.keep_every", "train.log_every", "train.knn_every", "train.trackers"),
-    *("train.profile", "train.timeout", "train.max_skipped", "train.ledger"),
+    *("train.profile", "train.timeout", "train.max_skipped", "train.ledger", "train.guard"),
     *("train.device", "train.deterministic", "train.checkpointing", "train.compile"),
     *("train.shard", "train.unused_parameters"),
     *("data.train", "data.val", "data.loader", "data.pixels", "data.threads", "data.hw_decoder_load", "data.max_bad"),

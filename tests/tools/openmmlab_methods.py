@@ -19,7 +19,7 @@ from headrace.models.decoders import MAEDecoder
 from headrace.models.targets.frozen import Weights
 from headrace.pipelines.spec import Batch, Mask, ViewSpec
 from headrace.pipelines.views.recipes import view
-from headrace.tools.exchange.weights.methods import METHODS, load_method
+from headrace.train.foreign.methods import METHODS, load_method
 
 WIDTH, DEPTH, HEADS, PATCH = 24, 3, 2, 8
 SIZE, GRID = 32, 4  # pixels, patches

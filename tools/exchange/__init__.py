@@ -1,6 +1,6 @@
 """Weights and configurations of other libraries.
 
-import_weights.py      foreign checkpoints in; weights/: how other code bases name and lay out weights, as data
+import_weights.py      foreign checkpoints in, as train/foreign/ reads them
 export.py              encoders out; targets/: what they are called there; onnx_file.py: as a graph
 import_config.py       OpenMMLab's configurations as recipes
 static_config.py       reads them without running them

@@ -21,12 +21,12 @@ from ...models.backbones import ResNet
 from ...places import new_folder
 from ...train.engine.checkpoint import checkpoints
 from ...train.evaluation.embed_encoder import saved_algorithm
+from ...train.foreign import resnet
+from ...train.foreign.convert import to_layout
 from ...train.recipe import config
 from . import onnx_file
 from .targets import LIBRARIES, detectron2, target
 from .targets.exported import Exported
-from .weights import resnet
-from .weights.convert import to_layout
 
 TARGETS = (*LIBRARIES, "detectron2", "safetensors", "onnx")
 _IMPORTS = {

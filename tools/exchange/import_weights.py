@@ -13,11 +13,11 @@ from ...errors import UserError
 from ...models.algorithms.classifier import Classifier
 from ...places import new_folder, place
 from ...train.engine import checkpoint
+from ...train.foreign.convert import NORMALIZATIONS, Imported, Options, convert
+from ...train.foreign.methods import import_method
+from ...train.foreign.read import read_tensors
+from ...train.foreign.shapes import Wishes
 from ...train.recipe import config
-from .weights.convert import NORMALIZATIONS, Imported, Options, convert
-from .weights.methods import import_method
-from .weights.read import read_tensors
-from .weights.shapes import Wishes
 
 
 def import_checkpoint(path: Path, options: Options | None = None) -> Imported:

@@ -65,6 +65,9 @@ class TrainSettings:
     keep: int = 2  # how many of the newest checkpoints stay
     keep_every: int | None = None  # those of steps that this divides stay, too
     resume: str = "auto"  # auto: from the newest readable checkpoint in `out`, if any; never; or a path
+    # what a new run begins with: a run directory, a checkpoint, an encoder.safetensors, or timm:NAME
+    init: str | None = None
+    guard: float | None = None  # with knn_every: the fall of k-NN accuracy since the start at which the run stops
     accept_changes: bool = False  # continue although recipe or images are others than the checkpoint's
     replan: bool = False  # continue although data.train and data.mix, and they alone, plan another mixture from here on
     log_every: int = 10
@@ -90,6 +93,8 @@ class TrainSettings:
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise ValueError(f"{key}: must be at least 1, not {value}")
+        if self.guard is not None and (not 0 <= self.guard <= 1 or self.knn_every is None):
+            raise ValueError("guard: a fall of the accuracy in [0, 1], looked at every train.knn_every epochs")
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate: {self.accumulate} does not divide a batch of {self.batch_size}")
         if self.profile is not None and not re.fullmatch(r"\d+:\d+", self.profile):

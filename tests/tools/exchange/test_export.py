@@ -36,13 +36,13 @@ from headrace.tools import models_api, models_command
 from headrace.tools.exchange.export import Part, export, main, part_of
 from headrace.tools.exchange.import_weights import import_checkpoint, save_algorithm
 from headrace.tools.exchange.import_weights import main as import_main
-from headrace.tools.exchange.weights.convert import Options
-from headrace.tools.exchange.weights.read import read_tensors
-from headrace.tools.exchange.weights.shapes import Wishes, sizes_of
 from headrace.tools.params import main as params_main
 from headrace.tools.predict import main as predict_main
 from headrace.train import pretrain
 from headrace.train.evaluation.embed_encoder import load_encoder
+from headrace.train.foreign.convert import Options
+from headrace.train.foreign.read import read_tensors
+from headrace.train.foreign.shapes import Wishes, sizes_of
 
 LIBRARIES = {
     "timm": [

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from headrace.tools.exchange.import_weights import import_checkpoint
-from headrace.tools.exchange.weights.convert import Options, convert
-from headrace.tools.exchange.weights.shapes import Wishes
+from headrace.train.foreign.convert import Options, convert
+from headrace.train.foreign.shapes import Wishes
 
 HEADS = Wishes(heads=2)
 CLS = replace(HEADS, pool="cls")

@@ -7,10 +7,10 @@ import torch
 from tiny_encoders import PLAIN, SIZE, encoder
 
 from headrace.errors import UserError
-from headrace.tools.exchange.weights import vit
-from headrace.tools.exchange.weights.convert import Options, convert, to_layout
-from headrace.tools.exchange.weights.read import AVERAGE, TRAINED, read_tensors
-from headrace.tools.exchange.weights.shapes import Wishes
+from headrace.train.foreign import vit
+from headrace.train.foreign.convert import Options, convert, to_layout
+from headrace.train.foreign.read import AVERAGE, TRAINED, read_tensors
+from headrace.train.foreign.shapes import Wishes
 
 
 def test_a_run_of_mmengine(tmp_path):

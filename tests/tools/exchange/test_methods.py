@@ -10,11 +10,11 @@ from headrace.errors import UserError
 from headrace.models.algorithms import find_algorithm
 from headrace.models.algorithms.mae import MAE
 from headrace.tools.exchange.import_weights import main
-from headrace.tools.exchange.weights import mixmim, resnet, swin, vit
-from headrace.tools.exchange.weights.convert import to_layout
-from headrace.tools.exchange.weights.methods import METHODS, load_method
-from headrace.tools.exchange.weights.recognise import recognise
 from headrace.train.engine.checkpoint import load_algorithm
+from headrace.train.foreign import mixmim, resnet, swin, vit
+from headrace.train.foreign.convert import to_layout
+from headrace.train.foreign.methods import METHODS, load_method
+from headrace.train.foreign.recognise import recognise
 from headrace.train.recipe.recipe import load_recipe
 
 

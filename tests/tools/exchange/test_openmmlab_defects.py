@@ -39,8 +39,8 @@ from headrace.models.algorithms.beitv2 import BEiTv2  # noqa: E402
 from headrace.models.algorithms.mixmim import MixMIM  # noqa: E402
 from headrace.pipelines.spec import BlockMask  # noqa: E402
 from headrace.pipelines.views.masks import draw_mask  # noqa: E402
-from headrace.tools.exchange.weights.convert import Options, convert  # noqa: E402
-from headrace.tools.exchange.weights.shapes import Wishes  # noqa: E402
+from headrace.train.foreign.convert import Options, convert  # noqa: E402
+from headrace.train.foreign.shapes import Wishes  # noqa: E402
 
 START = Progress(0, 1, 1)
 

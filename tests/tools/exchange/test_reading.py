@@ -21,7 +21,7 @@ import torch
 
 from headrace.errors import UserError, run_command
 from headrace.tools.exchange.import_weights import main as import_main
-from headrace.tools.exchange.weights.read import read_tensors
+from headrace.train.foreign.read import read_tensors
 
 
 class Payload:

@@ -29,10 +29,10 @@ from headrace.errors import UserError
 from headrace.models.backbones.hivit import HiViT
 from headrace.models.backbones.transformer import sincos_positions
 from headrace.models.backbones.vit import ViT
-from headrace.tools.exchange.weights import hivit, hugging_face, mixmim, resnet, swin, vit
-from headrace.tools.exchange.weights.convert import Options, convert, to_layout
-from headrace.tools.exchange.weights.recognise import FIXED, recognise
-from headrace.tools.exchange.weights.shapes import Wishes
+from headrace.train.foreign import hivit, hugging_face, mixmim, resnet, swin, vit
+from headrace.train.foreign.convert import Options, convert, to_layout
+from headrace.train.foreign.recognise import FIXED, recognise
+from headrace.train.foreign.shapes import Wishes
 
 CASES = [
     (PLAIN, vit.TIMM),

@@ -8,8 +8,8 @@ import torch
 
 from headrace.models.algorithms import find_algorithm
 from headrace.models.targets.frozen import without_weights
-from headrace.tools.exchange.weights import swin, vit
 from headrace.train.engine.optim import parameter_groups
+from headrace.train.foreign import swin, vit
 from headrace.train.recipe.recipe import load_recipe
 
 

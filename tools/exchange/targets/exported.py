@@ -8,7 +8,7 @@ from torch import nn
 
 from ....errors import UserError
 from ....models.backbones import ResNet, ViT
-from ..weights.names import Layout
+from ....train.foreign.names import Layout
 
 
 @dataclass(frozen=True)

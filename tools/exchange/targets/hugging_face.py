@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from ....models.backbones import ResNet, ViT
 from ....models.backbones.swin import Swin
-from ..weights import hugging_face as layouts
-from ..weights.names import Layout
+from ....train.foreign import hugging_face as layouts
+from ....train.foreign.names import Layout
 from .exported import Exported, beyond_plain, call, one_window, refuse, standard_resnet
 
 

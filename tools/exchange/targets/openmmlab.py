@@ -9,8 +9,8 @@ from ....models.backbones import ResNet, ViT
 from ....models.backbones.hivit import HiViT
 from ....models.backbones.mixmim import MixMIMTransformer
 from ....models.backbones.swin import Swin
-from ..weights import hivit, mixmim, resnet, swin, vit
-from ..weights.names import Layout
+from ....train.foreign import hivit, mixmim, resnet, swin, vit
+from ....train.foreign.names import Layout
 from .exported import Exported, model, one_window, refuse, standard_resnet
 
 

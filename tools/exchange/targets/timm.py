@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from ....models.backbones import ResNet, ViT
 from ....models.backbones.swin import Swin
-from ..weights import resnet, swin, vit
+from ....train.foreign import resnet, swin, vit
 from .exported import Code, Exported, layer_norm, model, one_window, refuse, standard_resnet
 
 

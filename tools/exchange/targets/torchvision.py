@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ....models.backbones import ResNet, ViT
 from ....models.backbones.swin import Swin
-from ..weights import resnet, swin, vit
+from ....train.foreign import resnet, swin, vit
 from .exported import Exported, beyond_plain, model, one_window, refuse, standard_resnet
 
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from ....errors import UserError
-from ....models.algorithms.classifier import Classifier
-from ....models.weights import adapt
-from ....pipelines.spec import ViewSpec
+from ...errors import UserError
+from ...models.algorithms.classifier import Classifier
+from ...models.weights import adapt
+from ...pipelines.spec import ViewSpec
 from .names import Layout, Names, unwrapped
 from .read import AVERAGE, TRAINED
 from .recognise import recognise

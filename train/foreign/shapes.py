@@ -8,13 +8,13 @@ from typing import get_args, get_type_hints
 
 import torch
 
-from ....errors import UserError
-from ....models.backbones.hivit import HiViT
-from ....models.backbones.mixmim import MixMIMTransformer
-from ....models.backbones.resnet import ResNet
-from ....models.backbones.swin import Swin
-from ....models.backbones.transformer import sincos_positions
-from ....models.backbones.vit import ViT
+from ...errors import UserError
+from ...models.backbones.hivit import HiViT
+from ...models.backbones.mixmim import MixMIMTransformer
+from ...models.backbones.resnet import ResNet
+from ...models.backbones.swin import Swin
+from ...models.backbones.transformer import sincos_positions
+from ...models.backbones.vit import ViT
 
 State = dict[str, torch.Tensor]
 

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from ....models.targets import clip
+from ...models.targets import clip
 from .names import Layout, blocks
 
 _INDEX = ("relative_position_index",)

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from ....errors import UserError
+from ...errors import UserError
 from .pickled import Unknown, unpickle
 from .sharded import refuse_parts, refuse_pieces
 

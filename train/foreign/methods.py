@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import torch
 
-from ....errors import UserError
-from ....models.algorithm import Algorithm
-from ....models.algorithms import find_algorithm
-from ....train.recipe.recipe import load_recipe
+from ...errors import UserError
+from ...models.algorithm import Algorithm
+from ...models.algorithms import find_algorithm
+from ..recipe.recipe import load_recipe
 from .convert import Imported, encoder_tensors, one_line, some
 from .names import Names, Pair, unwrapped
 from .recognise import recognise

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ....errors import UserError
+from ...errors import UserError
 from .pickled import Unknown
 
 _DEEPSPEED = (

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from ....errors import UserError
+from ...errors import UserError
 from . import hivit, hugging_face, mixmim, resnet, swin, vit
 from .names import Layout
 from .read import TRAINED
