@@ -150,7 +150,7 @@ def search(counts: list[int], repeat: int) -> Iterator[dict]:
             pairs = sum(len(a) for a, _ in near_pairs(hashes, RADIUS))
             seconds.append(time.process_time() - began)
             peaks.append(memory.megabytes() - before)
-        row = {"job": "search", "contender": "headrace", "hashes": count, "pairs": pairs}
+        row = {"job": f"all pairs of {count:,}", "contender": "headrace", "hashes": count, "pairs": pairs}
         yield row | spread("cpu_seconds", seconds) | {"megabytes": max(peaks)}
 
 

@@ -261,7 +261,7 @@ TABLES: dict[str, Callable[[Path], list[str]]] = {
     "overhead": _of("overhead"),
     "shard": _of("shard", shard),
     "know-planted": _of("know", plain, lambda row: row["job"] == "planted"),
-    "know-search": _of("know", plain, lambda row: row["job"] in ("search", "beside")),
+    "know-search": _of("know", plain, lambda row: row["job"] == "beside" or row["job"].startswith("all pairs")),
     "know-shard": _of("know", plain, lambda row: row["job"].startswith("shard")),
     "pixels": _of("pixels"),
     "speedrun": _of("speedrun"),
