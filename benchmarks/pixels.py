@@ -43,7 +43,7 @@ class Contender:
     def __init__(self, build: Path, data: Path, job: str, kind: str, args: argparse.Namespace) -> None:
         command = [sys.executable, str(_WORKER), str(data), job, kind, str(args.workers), str(args.batch)]
         own = {"PYTHONPATH": str(build), "OMP_NUM_THREADS": "1"}
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "encoding": "utf-8"}
         self._process = subprocess.Popen(command, env=os.environ | own, **pipes)
         self._answer()
 
