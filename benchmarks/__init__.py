@@ -17,6 +17,7 @@ In a checkout where headrace is installed, ``python -m benchmarks.NAME`` is the 
     augment_gpu.py, loaders_gpu.py    augmentation on a GPU, and loaders for one
     overhead.py    what the loop costs beside the model
     shard.py       how fast a folder becomes tars
+    remote.py      shards behind an address beside the same on a disk
     visibility.py  which patches I-JEPA's masks let an encoder see, as a picture
     know.py        which near duplicates are found, and how fast
     faults.py      what becomes of a run that something happens to    processes.py, preload.py    runs as processes

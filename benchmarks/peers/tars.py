@@ -25,14 +25,14 @@ def write(data: Path, out: Path) -> None:
                 tar.write({"__key__": f"{index:08}", "jpg": source.read(index).tobytes(), "cls": 0})
 
 
-def webdataset(tars: Path, views, workers: int, batch: int) -> Iterator:
+def webdataset(tars: Path | list[str], views, workers: int, batch: int) -> Iterator:
     torch.set_num_threads(1)
     rgb, make = torchvision.io.ImageReadMode.RGB, Views(views, tensors)
 
     def finish(encoded: bytes):
         return make(torchvision.io.decode_image(torch.frombuffer(bytearray(encoded), dtype=torch.uint8), rgb))
 
-    urls = sorted(str(path) for path in tars.glob("*.tar"))
+    urls = sorted(str(path) for path in tars.glob("*.tar")) if isinstance(tars, Path) else tars
     samples = wds.WebDataset(urls, shardshuffle=100, resampled=True).shuffle(200).to_tuple("jpg", "cls")
     collate = torch.utils.data.default_collate
     batches = samples.map_tuple(finish, int).batched(batch, partial=False, collation_fn=collate)

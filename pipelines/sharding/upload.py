@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from ..remote.stores import Missing, Store, read
 from ..sources.shards import INDEX_FILE, MANIFEST, as_manifest
 
 _SENT = "sent.json"  # beside the staged data set: what has been written to the store, {name: bytes}
+_REPORT = 5.0  # seconds between two counts
 _PATIENCE = 300.0  # seconds that a store may be silent
 
 
@@ -45,6 +47,7 @@ def upload(folder: Path, store: Store, say: Callable[[str], None] = lambda line:
     there = dict(insist(store.names, store.address, _PATIENCE))
     record = folder.with_name(f"{folder.name}.{_SENT}")
     sent = json.loads(record.read_bytes()) if record.exists() else {}
+    told = time.monotonic()
     for number, name in enumerate([*names, INDEX_FILE, MANIFEST], 1):
         file = folder / name
         size = file.stat().st_size
@@ -57,5 +60,7 @@ def upload(folder: Path, store: Store, say: Callable[[str], None] = lambda line:
             raise UserError(f"{store.address}/{name}: cannot be written ({fault}); {hint}") from None
         sent[name] = size
         record.write_text(json.dumps(sent), encoding="utf-8")
-        say(f"uploading: {number:,} of {len(names) + 2:,} files")
+        if time.monotonic() - told > _REPORT:
+            told = time.monotonic()
+            say(f"uploading: {number:,} of {len(names) + 2:,} files")
     record.unlink(missing_ok=True)
