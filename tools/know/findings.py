@@ -53,6 +53,8 @@ class Findings:
     groups: list[np.ndarray] = field(default_factory=list)  # of near duplicates, each in ascending order
     rules: list[tuple[Rule, np.ndarray]] = field(default_factory=list)  # with the images it holds for
     overlaps: list[Overlap] = field(default_factory=list)
+    conflicts: list[np.ndarray] = field(default_factory=list)  # groups whose images have several labels
+    few: list[tuple[str, int]] = field(default_factory=list)  # classes of few images, and how many
 
     @property
     def where(self) -> str:
@@ -86,7 +88,18 @@ class Findings:
                 }
                 for other in self.overlaps
             ],
+            "labels": {
+                "conflicts": [
+                    [{"key": key(int(i)), "class": self.class_of(int(i))} for i in g] for g in self.conflicts
+                ],
+                "few": [{"class": name, "images": count} for name, count in self.few],
+            },
         }
+
+    def class_of(self, index: int) -> str | None:
+        """Its name; None without a label."""
+        label = self.source.label(index)
+        return self.source.classes[label] if self.source.classes and label >= 0 else None
 
 
 def find(
@@ -102,6 +115,8 @@ def find(
     for _, rows in found.rules:
         outlier[rows] = True
     columns["outlier"] = outlier
+    if source.classes is not None:
+        _look_at_labels(found)
     if others:
         columns["leaked"] = np.zeros(len(source), bool)
     for other, theirs, about in others:
@@ -109,6 +124,19 @@ def find(
         columns["leaked"][pairs[:, 0]] = True
         found.overlaps.append(Overlap(other, pairs, about))
     return found
+
+
+def _look_at_labels(found: Findings) -> None:
+    """Near duplicates of several classes, of which all labels but one are wrong; classes of less than a tenth of the
+    median class's images."""
+    source = found.source
+    labels = np.array([source.label(index) for index in range(len(source))])
+    found.conflicts = [group for group in found.groups if len(np.unique(labels[group][labels[group] >= 0])) > 1]
+    found.columns["label_conflict"] = np.zeros(len(source), bool)
+    for group in found.conflicts:
+        found.columns["label_conflict"][group] = True
+    counts = np.bincount(labels[labels >= 0], minlength=len(source.classes))
+    found.few = [(source.classes[n], int(counts[n])) for n in np.flatnonzero(counts < np.median(counts) / 10)]
 
 
 def _is_figure(name: str) -> bool:

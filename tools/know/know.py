@@ -171,6 +171,11 @@ def in_words(findings: Findings) -> list[str]:
     lines.append(f"near duplicates: {len(findings.groups):,} groups, {extra:,} images more than needed")
     for other in findings.overlaps:
         lines.append(f"in {other.source.name}: {other.theirs:,} of its {len(other.source):,} images")
+    if findings.source.classes is not None:
+        few = ", ".join(f"{name} ({count:,})" for name, count in findings.few[:10])
+        lines.append(
+            f"labels: {len(findings.conflicts):,} groups of several classes; classes of few images: {few or 'none'}"
+        )
     told = [f"{rule.name} {len(rows):,}" for rule, rows in findings.rules if len(rows)]
     lines.append(f"unusual: {', '.join(told) or 'none'}")
     if findings.where:

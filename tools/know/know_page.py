@@ -49,6 +49,7 @@ def render_know(findings: Findings, table: Path | None, pictures: bool = True) -
         _recipe(findings, table),
         *(_overlap(source, other, show) for other in findings.overlaps),
         _groups(findings, show),
+        _labels(findings, show),
         _rules(findings, show),
         _histograms(findings),
         _unreadable(findings),
@@ -109,6 +110,25 @@ def _overlap(source, other: Overlap, show: _Pictures) -> str:
         cards.append(f"<div>{gallery(figures)}</div>")
     note = f"{other.theirs:,} of its {len(other.source):,} images are here, or nearly." + _of(len(other.pairs), _PAIRS)
     return page.section(name, copied("not leaked") + _cards(cards), note)
+
+
+def _labels(findings: Findings, show: _Pictures) -> str:
+    if findings.source.classes is None:
+        return ""
+    few = ", ".join(f"{name} ({count:,})" for name, count in findings.few) or "none"
+    note = f"Classes of less than a tenth of the median's images: {few}. "
+    if not findings.conflicts:
+        return page.section("Labels", "", note + "No group of near duplicates has several classes.")
+    cards = []
+    for group in findings.conflicts[:_GROUPS]:
+        figures = [
+            show.figure(findings.source, i, findings.class_of(i) or "no label") for i in group[:_MEMBERS].tolist()
+        ]
+        cards.append(f"<div>{gallery(figures)}</div>")
+    note += f"{len(findings.conflicts):,} groups of near duplicates have several classes." + _of(
+        len(findings.conflicts), _GROUPS
+    )
+    return page.section("Labels", copied("not label_conflict") + _cards(cards), note)
 
 
 def _rules(findings: Findings, show: _Pictures) -> str:

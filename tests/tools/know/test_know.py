@@ -188,6 +188,19 @@ def test_a_killed_run_goes_on_where_it_was(set_of, tmp_path):
     assert len(found.groups) == 16 and found.columns["duplicate"].sum() == 1200 - 16
 
 
+def test_labels_that_contradict_each_other(set_of, capsys):
+    files = {f"a/{n}.jpg": picture(n, (40, 30)) for n in range(20, 32)} | {"c/z.jpg": DOG}
+    files |= {f"b/{n}.jpg": picture(n, (40, 30)) for n in range(40, 52)} | {"a/x.jpg": CAT, "b/y.jpg": jpeg(CAT, 50)}
+    code, said, found = run(capsys, set_of(files))
+    assert found["labels"]["conflicts"] == [[{"key": "a/x.jpg", "class": "a"}, {"key": "b/y.jpg", "class": "b"}]]
+    assert found["labels"]["few"] == [{"class": "c", "images": 1}]
+    assert "labels: 1 groups of several classes; classes of few images: c (1)" in said
+    source = open_source("own")
+    marked = np.flatnonzero(np.load("own/columns/label_conflict.npy"))
+    assert [source.key(i) for i in marked] == ["a/x.jpg", "b/y.jpg"]
+    assert_stands_alone(open("know/know.html").read())
+
+
 def test_nothing_to_leave_out(set_of, capsys):
     code, said, found = run(capsys, set_of({"1.jpg": CAT, "2.jpg": DOG}), "--no-pictures")
     assert found["where"] == "" and "where:" not in said
