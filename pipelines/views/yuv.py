@@ -39,10 +39,9 @@ def _split(pixels, across, down, flat):
     rows, columns = (height + 1) // 2, (width + 1) // 2
     source = pixels.reshape(3 * height * width)
     for i in range(height * width):
-        r, g, b = np.uint32(source[3 * i]), np.uint32(source[3 * i + 1]), np.uint32(source[3 * i + 2])
-        flat[i] = (np.uint32(19595) * r + np.uint32(38470) * g + np.uint32(7471) * b + np.uint32(32768)) >> np.uint32(
-            16
-        )
+        r, g, b = int32(source[3 * i]), int32(source[3 * i + 1]), int32(source[3 * i + 2])
+        light = int32(int32(19595) * r + int32(38470) * g + int32(7471) * b + int32(32768))  # else of 64 bits
+        flat[i] = uint8(light >> int32(16))
     cb = flat[height * width : height * width + rows * columns]
     cr = flat[height * width + rows * columns :]
     near, far = (float32(0.75), float32(-0.25)) if down else (_HALF, float32(0))
