@@ -87,13 +87,14 @@ def compile_build(build: Build, target: Target) -> Figures:
     options = {"num_warps": build.warps, "num_stages": build.stages, "enable_fp_fusion": True}
     compiled = triton.compile(source, target=GPUTarget(target.backend, target.arch, target.warp_size), options=options)
     if target.backend == "cuda":
-        registers, stack = _cubin_figures(compiled.asm["cubin"])
+        registers, stack = binary_figures(compiled.asm["cubin"])
     else:
         registers, stack = _amdgcn_figures(compiled.asm["amdgcn"])
     return Figures(registers, stack, compiled.metadata.shared)
 
 
-def _cubin_figures(cubin: bytes) -> tuple[int, int]:
+def binary_figures(cubin: bytes) -> tuple[int, int]:
+    """(registers, bytes of stack) of a kernel for one of NVIDIA's GPUs."""
     import triton
 
     bundled = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"

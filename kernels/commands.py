@@ -23,7 +23,7 @@ def main(argv: Sequence[str]) -> int:
     """Run `headrace kernels <argv>`. Returns 0, 1 when a check failed, 2 when the request makes no sense."""
     parser = argparse.ArgumentParser(prog="headrace kernels", description=__doc__)
     parser.set_defaults(run=_list)
-    commands = parser.add_subparsers(metavar="list | check | bench | tune")
+    commands = parser.add_subparsers(metavar="list | check | bench | roofline | tune")
     lister = commands.add_parser("list", help="what each operator runs on a device, and why (the default)")
     checker = commands.add_parser("check", help="compare implementations with the reference")
     checker.set_defaults(run=_check)
@@ -51,10 +51,16 @@ def main(argv: Sequence[str]) -> int:
     timer.set_defaults(run=_bench)
     timer.add_argument("op", help="operator")
     timer.add_argument("impl", nargs="*", help="built-in name or pkg.mod:fn; everything built-in when left out")
+    bounds = commands.add_parser("roofline", help="how fast each workload can be at best, from the compiled code")
+    bounds.set_defaults(run=_roofline)
+    bounds.add_argument("op", nargs="*", help="operators; all of them when left out")
+    bounds.add_argument("--target", choices=("sm_80", "sm_90", "sm_100"), action="append", help="default: sm_90")
+    bounds.add_argument("--workload", default="", help="only those with this in their name")
+    bounds.add_argument("--kernels", action="store_true", help="a line for each launch as well")
     tuner = commands.add_parser("tune", help="find the fastest tiles of an operator's Triton kernels on this GPU")
     tuner.set_defaults(run=_tune)
     tuner.add_argument("op", help="operator")
-    for command in (parser, lister, checker, timer, tuner):
+    for command in (parser, lister, checker, timer, bounds, tuner):
         default = ("cuda" if torch.cuda.is_available() else "cpu") if command is parser else argparse.SUPPRESS
         command.add_argument("--device", choices=("cpu", "cuda"), default=default)
     args = parser.parse_args(argv)
@@ -202,6 +208,62 @@ def _bench(args: argparse.Namespace) -> int:
         if about and implementation.name in said:
             records.record_benchmark(about, said[implementation.name])
     return 1 if any(row.us_p50 is None and row.impl in args.impl for row in rows) else 0
+
+
+def _roofline(args: argparse.Namespace) -> int:
+    from .proof import roofline
+
+    header = (
+        "GPU",
+        "operator",
+        "workload",
+        "phase",
+        "launches",
+        "issue",
+        "bytes",
+        "flops",
+        "bound",
+        "predicted",
+        "target",
+        "",
+    )
+    lines, missed = [], 0
+    for target in args.target or ["sm_90"]:
+        for row in roofline.rows(target, args.op, args.workload):
+            times = (row.issue, row.bytes, row.flops, row.bound, row.predicted, row.target)
+            misses = 0 < row.target < row.bound  # 0: what has no floor of its own, such as a queue's gradient
+            missed += misses
+            cells = (target, row.operator, row.workload, row.phase, str(len(row.kernels)))
+            lines.append(
+                (
+                    *cells,
+                    *(f"{time:.0f}" if time >= 10 else f"{time:.1f}" for time in times),
+                    "misses" if misses else "",
+                )
+            )
+            for kernel in row.kernels if args.kernels else ():
+                about = (
+                    f"{kernel.registers} registers, {kernel.resident} warps resident, {kernel.instructions:.0f} a warp"
+                )
+                lines.append(
+                    (
+                        "",
+                        "",
+                        f"  {kernel.name} {kernel.grid}",
+                        about,
+                        "",
+                        f"{kernel.issue:.1f}",
+                        "",
+                        "",
+                        "",
+                        f"{kernel.predicted:.1f}",
+                        "",
+                        "",
+                    )
+                )
+    print(table(header, lines))
+    print(f"microseconds; {missed} of {sum(bool(line[0]) for line in lines)} bounds are above their target")
+    return 0
 
 
 def _tune(args: argparse.Namespace) -> int:

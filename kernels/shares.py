@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from .tiles import processors
+
 
 def shares(rows: int, items: int, block: int, device: torch.device) -> tuple[int, int]:
     """(how many shares, of how many items): `rows` programs each reduce a share of `items`, block by block.
@@ -11,8 +13,7 @@ def shares(rows: int, items: int, block: int, device: torch.device) -> tuple[int
     Shares are whole blocks; there are enough for four programs on each processor, and none is empty but the only one of
     no items. On a CPU, where Triton's interpreter runs, there are a few, so that putting them together is tested.
     """
-    processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
     blocks = -(-items // block)
-    wanted = max(1, min(-(-4 * processors // max(rows, 1)), blocks))
+    wanted = max(1, min(-(-4 * processors(device, 2) // max(rows, 1)), blocks))
     share = max(1, -(-blocks // wanted)) * block
     return max(1, -(-items // share)), share

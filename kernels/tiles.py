@@ -26,7 +26,7 @@ from . import records
 Tile = dict[str, Any]
 _trial: dict[tuple[str, str], Tile] = {}  # (operator, key) -> what `tune` is trying
 _asked: dict[tuple[str, str], Tile] = {}  # (operator, key) -> what the last launch was given
-_pretended = ""  # an architecture whose GPU need not be present
+_pretended, _pretended_processors = "", 0  # the architecture of a GPU that need not be present
 
 
 def tile(op: str, key: str, default: Tile) -> Tile:
@@ -57,15 +57,24 @@ def _table(op: str) -> dict[str, dict[str, Tile]]:
     return getattr(sys.modules[f"{__package__}.{op}.triton_impl"], "TILES", {})
 
 
+def processors(device: torch.device, otherwise: int) -> int:
+    """A GPU's multiprocessors. On a CPU, where kernels are interpreted or executed, few programs shall have much to do
+    each, so that putting shares together is tested: `otherwise`."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).multi_processor_count
+    return _pretended_processors or otherwise
+
+
 @contextmanager
-def pretended(architecture: str) -> Iterator[None]:
-    """Inside the block `tile` answers as on a GPU of that architecture that nobody has tuned."""
-    global _pretended
-    before, _pretended = _pretended, architecture
+def pretended(architecture: str, processors: int = 0) -> Iterator[None]:
+    """Inside the block `tile` answers as on a GPU of that architecture that nobody has tuned; with `processors` given,
+    work is shared out for so many."""
+    global _pretended, _pretended_processors
+    before, _pretended, _pretended_processors = (_pretended, _pretended_processors), architecture, processors
     try:
         yield
     finally:
-        _pretended = before
+        _pretended, _pretended_processors = before
 
 
 def overlay_path(device: int | None) -> Path:

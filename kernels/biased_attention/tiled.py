@@ -2,7 +2,8 @@
 
 A tile is a block of queries times a block of keys. The two operators differ in where the tokens of a block lie and
 where the bias of a pair does: in the order of memory and in a dense matrix, or as a table of segments says and in a
-table of relative positions (WINDOW > 0). `triton_impl.py` launches them.
+table of relative positions (WINDOW > 0). Both biases are first laid out alike, by `bias_kernel`. `triton_impl.py`
+launches them.
 """
 
 from __future__ import annotations
@@ -39,8 +40,31 @@ def _length(segments, segment, TOKENS: tl.constexpr, SPAN: tl.constexpr, WINDOW:
 
 
 @triton.jit
-def _bias_tile(bias, head, query_place, key, key_place, TOKENS: tl.constexpr, WINDOW: tl.constexpr):
-    """The bias of queries and keys that broadcast to a tile, in units of log2(e); -inf for keys that do not exist."""
+def bias_kernel(
+    bias,
+    segments,
+    tiles,
+    PITCH: tl.constexpr,
+    TOKENS: tl.constexpr,
+    WINDOW: tl.constexpr,
+    HEADS: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """The bias as the other kernels read it, vectors at a time: for each segment and head a matrix of PITCH x PITCH in
+    units of log2(e), -inf for keys that do not exist. A row per query; TRANSPOSED, a row per key."""
+    program = tl.program_id(0)
+    row = program % (PITCH // ROWS) * ROWS + tl.arange(0, ROWS)
+    column = program // (PITCH // ROWS) % (PITCH // COLUMNS) * COLUMNS + tl.arange(0, COLUMNS)
+    matrix = program // ((PITCH // ROWS) * (PITCH // COLUMNS))
+    head, segment = matrix % HEADS, matrix // HEADS
+    token, place = _entries(segments, segment, row, TOKENS, WINDOW)
+    other, other_place = _entries(segments, segment, column, TOKENS, WINDOW)
+    if TRANSPOSED:
+        query_place, key, key_place = other_place[None, :], token[:, None], place[:, None]
+    else:
+        query_place, key, key_place = place[:, None], other[None, :], other_place[None, :]
     if WINDOW > 0:
         SIDE: tl.constexpr = 2 * WINDOW - 1
         # The row of a pair is a difference of two numbers plus that of no offset.
@@ -49,7 +73,15 @@ def _bias_tile(bias, head, query_place, key, key_place, TOKENS: tl.constexpr, WI
         value = tl.load(bias + head * (SIDE * SIDE) + (to - start))
     else:
         value = tl.load(bias + head * (TOKENS * TOKENS) + (query_place * TOKENS + key_place))
-    return tl.where(key >= 0, value.to(tl.float32) * LOG2E, float("-inf"))
+    value = tl.where(key >= 0, value.to(tl.float32) * LOG2E, float("-inf"))
+    own = tiles + matrix.to(tl.int64) * (PITCH * PITCH)
+    tl.store(own + row[:, None] * PITCH + column[None, :], value)
+
+
+@triton.jit
+def _tile(tiles, segment, head, row, column, HEADS: tl.constexpr, PITCH: tl.constexpr):
+    own = tiles + tl.cast(segment * HEADS + head, tl.int64) * (PITCH * PITCH)
+    return tl.load(own + row[:, None] * PITCH + column[None, :])
 
 
 @triton.jit
@@ -74,7 +106,7 @@ def _program(batch, segments_count, BLOCKS: tl.constexpr, HEADS: tl.constexpr, W
 @triton.jit(do_not_specialize=["batch"])
 def forward_kernel(
     qkv,
-    bias,
+    tiles,
     segments,
     out,
     logsum,
@@ -85,6 +117,7 @@ def forward_kernel(
     TOKENS: tl.constexpr,
     SPAN: tl.constexpr,
     WINDOW: tl.constexpr,
+    PITCH: tl.constexpr,
     HEADS: tl.constexpr,
     D: tl.constexpr,
     QUERIES: tl.constexpr,
@@ -96,7 +129,8 @@ def forward_kernel(
     if block * QUERIES < length:
         channel = tl.arange(0, D)[None, :]
         source = qkv + image * (MAP * 3 * HEADS * D) + head * D
-        query, query_place = _entries(segments, segment, block * QUERIES + tl.arange(0, QUERIES), TOKENS, WINDOW)
+        row = block * QUERIES + tl.arange(0, QUERIES)
+        query = _entries(segments, segment, row, TOKENS, WINDOW)[0]
         real = (query >= 0)[:, None]
         q = tl.load(source + query[:, None] * (3 * HEADS * D) + channel, mask=real, other=0.0)
         # Not -inf, from which the first tile of a row that a bias of -inf hides would make NaN.
@@ -104,12 +138,12 @@ def forward_kernel(
         total = tl.zeros((QUERIES,), tl.float32)
         result = tl.zeros((QUERIES, D), tl.float32)
         for start in range(0, length, KEYS):
-            key, key_place = _entries(segments, segment, start + tl.arange(0, KEYS), TOKENS, WINDOW)
+            key = _entries(segments, segment, start + tl.arange(0, KEYS), TOKENS, WINDOW)[0]
             offset = key[:, None] * (3 * HEADS * D) + channel
             k = tl.load(source + HEADS * D + offset, mask=(key >= 0)[:, None], other=0.0)
             v = tl.load(source + 2 * HEADS * D + offset, mask=(key >= 0)[:, None], other=0.0)
-            scores = tl.dot(q, tl.trans(k), input_precision="ieee") * (scale * LOG2E) + _bias_tile(
-                bias, head, query_place[:, None], key[None, :], key_place[None, :], TOKENS, WINDOW
+            scores = tl.dot(q, tl.trans(k), input_precision="ieee") * (scale * LOG2E) + _tile(
+                tiles, segment, head, row, start + tl.arange(0, KEYS), HEADS, PITCH
             )
             higher = tl.maximum(top, tl.max(scores, 1))
             shrink = tl.exp2(top - higher)
@@ -125,7 +159,7 @@ def forward_kernel(
 @triton.jit(do_not_specialize=["batch", "shares"])
 def queries_kernel(
     qkv,
-    bias,
+    tiles,
     segments,
     out,
     logsum,
@@ -142,6 +176,7 @@ def queries_kernel(
     SPAN: tl.constexpr,
     GROUPS: tl.constexpr,
     WINDOW: tl.constexpr,
+    PITCH: tl.constexpr,
     HEADS: tl.constexpr,
     D: tl.constexpr,
     QUERIES: tl.constexpr,
@@ -161,7 +196,8 @@ def queries_kernel(
     if (block * QUERIES < length) & (first < length):
         end = tl.where(column == 0, length, tl.minimum(first + KEYS, length))
         channel = tl.arange(0, D)[None, :]
-        query, query_place = _entries(segments, segment, block * QUERIES + tl.arange(0, QUERIES), TOKENS, WINDOW)
+        at = block * QUERIES + tl.arange(0, QUERIES)
+        query, query_place = _entries(segments, segment, at, TOKENS, WINDOW)
         real = (query >= 0)[:, None]
         grad_bias = tl.zeros((QUERIES, KEYS), tl.float32)
         for index in range(share, batch, shares):
@@ -178,12 +214,12 @@ def queries_kernel(
             product = tl.sum(o.to(tl.float32) * g.to(tl.float32), 1)
             grad_q = tl.zeros((QUERIES, D), tl.float32)
             for start in range(first, end, KEYS):
-                key, key_place = _entries(segments, segment, start + tl.arange(0, KEYS), TOKENS, WINDOW)
+                key = _entries(segments, segment, start + tl.arange(0, KEYS), TOKENS, WINDOW)[0]
                 offset = key[:, None] * (3 * HEADS * D) + channel
                 k = tl.load(source + HEADS * D + offset, mask=(key >= 0)[:, None], other=0.0)
                 v = tl.load(source + 2 * HEADS * D + offset, mask=(key >= 0)[:, None], other=0.0)
-                scores = tl.dot(q, tl.trans(k), input_precision="ieee") * (scale * LOG2E) + _bias_tile(
-                    bias, head, query_place[:, None], key[None, :], key_place[None, :], TOKENS, WINDOW
+                scores = tl.dot(q, tl.trans(k), input_precision="ieee") * (scale * LOG2E) + _tile(
+                    tiles, segment, head, at, start + tl.arange(0, KEYS), HEADS, PITCH
                 )
                 p = tl.exp2(scores - norm[:, None])
                 grad_s = p * (tl.dot(g, tl.trans(v), input_precision="ieee") - product[:, None])
@@ -204,7 +240,7 @@ def queries_kernel(
 @triton.jit(do_not_specialize=["batch"])
 def keys_kernel(
     qkv,
-    bias,
+    tiles,
     segments,
     logsum,
     delta,
@@ -217,6 +253,7 @@ def keys_kernel(
     TOKENS: tl.constexpr,
     SPAN: tl.constexpr,
     WINDOW: tl.constexpr,
+    PITCH: tl.constexpr,
     HEADS: tl.constexpr,
     D: tl.constexpr,
     QUERIES: tl.constexpr,
@@ -230,7 +267,8 @@ def keys_kernel(
         channel = tl.arange(0, D)[None, :]
         source = qkv + image * (MAP * 3 * HEADS * D) + head * D
         above = grad + image * (MAP * HEADS * D) + head * D
-        key, key_place = _entries(segments, segment, block * KEYS + tl.arange(0, KEYS), TOKENS, WINDOW)
+        row = block * KEYS + tl.arange(0, KEYS)
+        key = _entries(segments, segment, row, TOKENS, WINDOW)[0]
         real = (key >= 0)[:, None]
         offset = key[:, None] * (3 * HEADS * D) + channel
         k = tl.load(source + HEADS * D + offset, mask=real, other=0.0)
@@ -238,15 +276,15 @@ def keys_kernel(
         grad_k = tl.zeros((KEYS, D), tl.float32)
         grad_v = tl.zeros((KEYS, D), tl.float32)
         for start in range(0, length, QUERIES):
-            query, query_place = _entries(segments, segment, start + tl.arange(0, QUERIES), TOKENS, WINDOW)
+            query = _entries(segments, segment, start + tl.arange(0, QUERIES), TOKENS, WINDOW)[0]
             exists = (query >= 0)[:, None]
             q = tl.load(source + query[:, None] * (3 * HEADS * D) + channel, mask=exists, other=0.0)
             g = tl.load(above + query[:, None] * (HEADS * D) + channel, mask=exists, other=0.0)
             number = (image * HEADS + head) * MAP + query
             norm = tl.load(logsum + number, mask=query >= 0, other=float("inf"))
             product = tl.load(delta + number, mask=query >= 0, other=0.0)
-            scores = tl.dot(k, tl.trans(q), input_precision="ieee") * (scale * LOG2E) + _bias_tile(
-                bias, head, query_place[None, :], key[:, None], key_place[:, None], TOKENS, WINDOW
+            scores = tl.dot(k, tl.trans(q), input_precision="ieee") * (scale * LOG2E) + _tile(
+                tiles, segment, head, row, start + tl.arange(0, QUERIES), HEADS, PITCH
             )
             p = tl.exp2(scores - norm[None, :])
             grad_v += tl.dot(p.to(g.dtype), g, input_precision="ieee")

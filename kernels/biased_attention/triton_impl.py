@@ -18,10 +18,11 @@ from torch import Tensor
 
 from ...errors import UserError
 from ..aot import GATE, Build
-from ..tiles import tile
-from .tiled import forward_kernel, keys_kernel, queries_kernel
+from ..tiles import processors, tile
+from .tiled import bias_kernel, forward_kernel, keys_kernel, queries_kernel
 
 PROGRAMS = 2  # a multiprocessor, of the backward's first pass
+EXPANDED = {"ROWS": 32, "COLUMNS": 64}  # of the dense bias, what a program writes
 
 
 def _tiles(queries: int, keys: int, warps: int, stages: int = 1) -> dict[str, int]:
@@ -78,18 +79,19 @@ def run_forward(
     count, tokens = (1, length) if segments is None else (segments.shape[0] * segments.shape[1], segments.shape[3])
     if out.numel():
         options = _tile(op, "forward", qkv)
+        shape = shape_constants(length, tokens, window, heads, head_dim, options)
         grid = (batch * count * triton.cdiv(tokens, options["QUERIES"]) * heads,)
         with torch.cuda.device_of(qkv):
             forward_kernel[grid](
                 qkv,
-                bias,
+                _dense(bias, segments, count, shape),
                 qkv if segments is None else segments,
                 out,
                 logsum,
                 batch,
                 count,
                 scale,
-                **shape_constants(length, tokens, window, heads, head_dim),
+                **shape,
                 **options,
                 enable_fp_fusion=True,
             )
@@ -114,20 +116,22 @@ def run_backward(
     if not qkv.numel():
         return grad_qkv, torch.zeros(heads, tokens, tokens, dtype=torch.float32, device=qkv.device)
     delta = torch.empty_like(logsum)
-    options = _tile(op, "queries", qkv)
-    constants = shape_constants(length, tokens, window, heads, head_dim)
+    options, others = _tile(op, "queries", qkv), _tile(op, "keys", qkv)
+    constants = shape_constants(length, tokens, window, heads, head_dim, options, others)
     blocks, columns = triton.cdiv(tokens, options["QUERIES"]), triton.cdiv(tokens, options["KEYS"])
     # Segments fill about as many blocks as the tokens they share; the programs of other blocks end at once. The
     # interpreter gets few programs, that each of them has several images.
-    programs = PROGRAMS * torch.cuda.get_device_properties(qkv.device).multi_processor_count if qkv.is_cuda else 2
+    programs = PROGRAMS * processors(qkv.device, 1)
     shares = min(batch, max(1, programs // (windows * blocks * heads)))
     # Pairs of different segments are nobody's to write.
     allocate = torch.empty if segments is None else torch.zeros
     partial = allocate(shares, windows, heads, tokens, tokens, dtype=torch.float32, device=qkv.device)
-    first = (qkv, bias, qkv if segments is None else segments)
+    tokens_of = qkv if segments is None else segments
     with torch.cuda.device_of(qkv):
         queries_kernel[(shares * windows * groups * columns * blocks * heads,)](
-            *first,
+            qkv,
+            _dense(bias, segments, windows * groups, constants),
+            tokens_of,
             out,
             logsum,
             grad,
@@ -143,9 +147,10 @@ def run_backward(
             **options,
             enable_fp_fusion=True,
         )
-        options = _tile(op, "keys", qkv)
-        keys_kernel[(batch * windows * groups * triton.cdiv(tokens, options["KEYS"]) * heads,)](
-            *first,
+        keys_kernel[(batch * windows * groups * triton.cdiv(tokens, others["KEYS"]) * heads,)](
+            qkv,
+            _dense(bias, segments, windows * groups, constants, transposed=True),
+            tokens_of,
             logsum,
             delta,
             grad,
@@ -154,15 +159,33 @@ def run_backward(
             windows * groups,
             scale,
             **constants,
-            **options,
+            **others,
             enable_fp_fusion=True,
         )
     return grad_qkv, partial.sum((0, 1))
 
 
-def shape_constants(length: int, tokens: int, window: int, heads: int, head_dim: int) -> dict[str, int]:
-    span = triton.next_power_of_2(tokens)
-    return {"MAP": length, "TOKENS": tokens, "SPAN": span, "WINDOW": window, "HEADS": heads, "D": head_dim}
+def _dense(
+    bias: Tensor, segments: Tensor | None, count: int, shape: dict[str, int], *, transposed: bool = False
+) -> Tensor:
+    """(segments, heads, PITCH, PITCH) float32: what `bias_kernel` says. Once per call, so that no tile gathers."""
+    pitch, heads = shape["PITCH"], shape["HEADS"]
+    tiles = torch.empty(count, heads, pitch, pitch, dtype=torch.float32, device=bias.device)
+    constants = {name: shape[name] for name in ("PITCH", "TOKENS", "WINDOW", "HEADS")}
+    grid = (count * heads * (pitch // EXPANDED["ROWS"]) * (pitch // EXPANDED["COLUMNS"]),)
+    bias_kernel[grid](
+        bias, bias if segments is None else segments, tiles, **constants, **EXPANDED, TRANSPOSED=transposed
+    )
+    return tiles
+
+
+def shape_constants(
+    length: int, tokens: int, window: int, heads: int, head_dim: int, *tiles: dict[str, int]
+) -> dict[str, int]:
+    """`tiles` are those of all kernels that read one layout of the bias."""
+    step = max([64, *(tile[side] for tile in tiles for side in ("QUERIES", "KEYS"))])
+    sizes = {"SPAN": triton.next_power_of_2(tokens), "PITCH": triton.cdiv(tokens, step) * step}
+    return {"MAP": length, "TOKENS": tokens, **sizes, "WINDOW": window, "HEADS": heads, "D": head_dim}
 
 
 # Custom operators and no autograd.Function: torch.compile and the checks of torch.library then work without a GPU too.
@@ -219,7 +242,7 @@ def biased_attention(qkv: Tensor, bias: Tensor, *, scale: float | None = None) -
 def tiled_builds(name: str, dtype: str, constants: dict[str, Any], groups: int) -> Iterator[Build]:
     """The builds of the three kernels for one shape."""
     data = f"*{dtype}"
-    first = {"qkv": data, "bias": "*fp32", "segments": "*i32" if constants["WINDOW"] else data}
+    first = {"qkv": data, "tiles": "*fp32", "segments": "*i32" if constants["WINDOW"] else data}
     own = {
         "forward": {"out": data, "logsum": "*fp32"},
         "queries": {
@@ -240,6 +263,8 @@ def tiled_builds(name: str, dtype: str, constants: dict[str, Any], groups: int) 
             fixed = {"GROUPS": groups} if kernel == "queries" else {}
             if not constants["WINDOW"]:
                 fixed["segments_count"] = 1
+            step = max(64, options["QUERIES"], options["KEYS"])
+            fixed["PITCH"] = triton.cdiv(constants["TOKENS"], step) * step
             yield Build(
                 name=f"{kernel} {name} {dtype}",
                 kernel=function,
@@ -260,3 +285,16 @@ def builds() -> Iterator[Build]:
         ("n197 d64", 197, "fp32", 64),
     ):
         yield from tiled_builds(name, dtype, shape_constants(tokens, tokens, 0, 12, head_dim), groups=1)
+    yield bias_build("bias n197", shape_constants(197, 197, 0, 12, 64))
+
+
+def bias_build(name: str, constants: dict[str, int]) -> Build:
+    """The build that lays out the bias for one shape."""
+    fixed = {key: constants[key] for key in ("PITCH", "TOKENS", "WINDOW", "HEADS")}
+    return Build(
+        name=name,
+        kernel=bias_kernel,
+        types={"bias": "*fp32", "segments": "*i32" if constants["WINDOW"] else "*fp32", "tiles": "*fp32"},
+        constants={**fixed, **EXPANDED, "TRANSPOSED": False},
+        aligned=("bias", "segments", "tiles"),
+    )

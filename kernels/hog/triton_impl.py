@@ -99,7 +99,7 @@ def _hog(images: Tensor) -> Tensor:
             channels,
             height,
             width,
-            num_warps=2,
+            num_warps=1,
             enable_fp_fusion=False,
         )
     return out
@@ -125,5 +125,5 @@ def builds() -> Iterator[Build]:
             types={"images": f"*{dtype}", "out": "*fp32"},
             constants={"image_c": 1},
             aligned=("images", "image_b", "image_y", "out", "height", "width"),
-            warps=2,
+            warps=1,
         )

@@ -135,5 +135,6 @@ OPERATOR = Operator(
     cases=cases.CASES,
     cost=_cost,
     batched=("rows", "positive", "exclude", "keys"),
+    autocast=("rows", "columns", "keys"),  # products in 16 bit, as of any matrices; sums and the loss in float32
     fast=(Implementation("triton", f"{__name__}.triton_impl:info_nce", _triton_supports),),
 )

@@ -23,6 +23,7 @@ from ..aot import Build
 from ..shares import shares
 
 LN2 = math.log(2)
+SPLITS = 16  # shares of the columns that are put together at a time
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 ALIGNED = ("rows", "row_b", "columns", "column_n", "targets", "target_b", "top", "total", "weighted", "gradient")
 
@@ -81,49 +82,49 @@ def _pass_kernel(
 def _merge_kernel(
     rows, row_b, row_d, targets, target_b, target_d, positive, positive_b, top, total, weighted, loss, log_sum, missing,
     direction, count, candidates, splits, scale,
-    WIDTH: tl.constexpr, KEYS: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr,
+    WIDTH: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    b = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
-    d = tl.arange(0, BLOCK_D)
-    inside = b < count
-    row = _load(rows, b, row_b, row_d, count, WIDTH, BLOCK_D).to(tl.float32)
-    if KEYS:
-        target = _load(targets, b, target_b, target_d, count, WIDTH, BLOCK_D).to(tl.float32)
-    else:
-        index = tl.load(positive + b.to(tl.int64) * positive_b, mask=inside, other=0)
-        target = _load(targets, index, target_b, target_d, candidates, WIDTH, BLOCK_D).to(tl.float32)
-    own = tl.sum(row * target, 1) * scale
-    m = tl.full((BLOCK_B,), float("-inf"), tl.float32)
-    l = tl.zeros((BLOCK_B,), tl.float32)  # noqa: E741
-    sums = tl.zeros((BLOCK_B, BLOCK_D), tl.float32)
-    spread = inside[:, None] & (d < WIDTH)[None, :]
-    for split in range(0, splits):
-        place = tl.zeros((), tl.int64) + split
-        place = place * count + b
-        m2 = tl.load(top + place, mask=inside, other=0.0)
-        l2 = tl.load(total + place, mask=inside, other=1.0)
-        sums2 = tl.load(weighted + place[:, None] * WIDTH + d[None, :], mask=spread, other=0.0)
-        larger = tl.maximum(m, m2)
-        base = tl.where(larger == float("-inf"), 0.0, larger)
-        shrink = tl.exp2(m - base)
-        shrink2 = tl.exp2(m2 - base)
-        l = l * shrink + l2 * shrink2  # noqa: E741
-        sums = sums * shrink[:, None] + sums2 * shrink2[:, None]
-        m = larger
+    """One row: SPLITS shares of the columns at a time, side by side."""
+    b = tl.program_id(0).to(tl.int64)
+    d, part = tl.arange(0, BLOCK_D), tl.arange(0, SPLITS)
+    wide = d < WIDTH
+    row = tl.load(rows + b * row_b + d * row_d, mask=wide, other=0.0).to(tl.float32)
+    index = b if KEYS else tl.load(positive + b * positive_b).to(tl.int64)
+    target = tl.load(targets + index * target_b + d * target_d, mask=wide, other=0.0).to(tl.float32)
+    own = tl.sum(tl.where(wide, row * target, 0.0), 0) * scale
+    largest = tl.full((SPLITS,), float("-inf"), tl.float32)
+    for start in range(0, splits, SPLITS):
+        there = start + part < splits
+        here = tl.load(top + (start + part).to(tl.int64) * count + b, mask=there, other=float("-inf"))
+        largest = tl.maximum(largest, here)
+    m = tl.max(largest, 0)
+    base = tl.where(m == float("-inf"), 0.0, m)  # a row whose candidates are all left out has none
+    # Sums for each of the SPLITS, put together once: a product that goes straight into a sum over threads may be fused
+    # with its first addition in some of them, whose copies of the sum then differ.
+    others_by_split = tl.zeros((SPLITS,), tl.float32)
+    sums_by_split = tl.zeros((SPLITS, BLOCK_D), tl.float32)
+    for start in range(0, splits, SPLITS):
+        there = start + part < splits
+        place = (start + part).to(tl.int64) * count + b
+        weight = tl.exp2(tl.load(top + place, mask=there, other=float("-inf")) - base)
+        others_by_split += tl.load(total + place, mask=there, other=0.0) * weight
+        spread = there[:, None] & wide[None, :]
+        sums_by_split += (
+            tl.load(weighted + place[:, None] * WIDTH + d[None, :], mask=spread, other=0.0) * weight[:, None]
+        )
+    sums = tl.sum(sums_by_split, 0)
     base = tl.maximum(m, own)
     share = tl.exp2(m - base)
-    others = l * share
+    others = tl.sum(others_by_split, 0) * share
     everything = others + tl.exp2(own - base)
     lse = base + tl.log2(everything)
     # log(1 + others), corrected for what the sum rounds away (others may be 1e-9)
     one = 1.0 + others
     small = tl.where(one == 1.0, others, tl.log(one) * (others / tl.where(one == 1.0, 1.0, one - 1.0)))
-    tl.store(loss + b, tl.where(own >= m, small, (lse - own) * 0.6931471805599453), mask=inside)
-    tl.store(log_sum + b, lse, mask=inside)
-    tl.store(missing + b, others / everything, mask=inside)
-    place = b.to(tl.int64)[:, None] * WIDTH + d[None, :]
-    change = (sums * share[:, None] - target * others[:, None]) / everything[:, None]
-    tl.store(direction + place, change, mask=spread)
+    tl.store(loss + b, tl.where(own >= m, small, (lse - own) * 0.6931471805599453))
+    tl.store(log_sum + b, lse)
+    tl.store(missing + b, others / everything)
+    tl.store(direction + b * WIDTH + d, (sums * share - target * others) / everything, mask=wide)
 
 
 @triton.jit(do_not_specialize=["count", "candidates"])
@@ -212,7 +213,7 @@ def _forward(
             EXCLUDE=exclude is not None,
             **tile,
         )
-        _merge_kernel[(triton.cdiv(count, 16),)](
+        _merge_kernel[(count,)](
             rows,
             *rows.stride(),
             targets,
@@ -231,7 +232,7 @@ def _forward(
             scale,
             WIDTH=width,
             KEYS=keys is not None,
-            BLOCK_B=16,
+            SPLITS=SPLITS,
             BLOCK_D=tile["BLOCK_D"],
             num_warps=4,
         )
@@ -337,7 +338,7 @@ def builds() -> Iterator[Build]:
                 tile = _tile(width, DTYPES[dtype], backward=kernel is _columns_kernel)
                 launch = {"warps": tile.pop("num_warps"), "stages": tile.pop("num_stages")}
                 if kernel is _merge_kernel:
-                    tile["BLOCK_B"], launch = 16, {}
+                    tile, launch = {"SPLITS": SPLITS, "BLOCK_D": tile["BLOCK_D"]}, {}
                 constants = {**index, **flags, **tile}
                 constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
                 yield Build(

@@ -8,6 +8,7 @@
     translate.py   a kernel -> a Python function          chunk.py       the blocks that it runs side by side
     execute.py     every block of a launch
     launches.py    takes Triton's launches: to execute, or to look at
+    sass.py        machine code: loops, widths             roofline.py    bounds of workloads from it
     mutants.py     plants faults in our kernels and counts how many are found
 
 `headrace kernels check OP [IMPL] --execute sm_90` is what all this is for. The compiler's output runs: what its passes

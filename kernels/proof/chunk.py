@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
@@ -46,6 +47,7 @@ class Chunk:
         self.memory, self.shared = memory, Shared(shared, count, grain, findings)
         self.committed = np.zeros(self.lanes, np.int64)
         self.copies: list[Copy] = []
+        self.visits: Counter[int] = Counter()  # block of instructions -> threads that came by
 
     def whole_warps(self, active: np.ndarray, where: str) -> None:
         """Raises `Fault` where a warp does together what some of its threads do not take part in."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 
@@ -40,8 +41,9 @@ def launch(
     values: Sequence[int],
     tensors: Sequence[tuple[str, Tensor]],
     findings: Findings,
-) -> None:
-    """Run a kernel.
+    sample: bool = False,
+) -> Counter[int]:
+    """Run a kernel. Returns how many threads came by each block of instructions.
 
     Args:
         ptx: its text.
@@ -50,6 +52,7 @@ def launch(
         values: a bit pattern for each parameter of the PTX.
         tensors: (name, tensor) of all memory that it may touch: the storages they lie in.
         findings: gets what is wrong.
+        sample: run as many blocks as go at once, evenly spread over the grid, and look for no races in global memory.
 
     Raises:
         Fault: an access out of bounds, misaligned; a barrier or an instruction of a whole warp that threads part at.
@@ -57,18 +60,24 @@ def launch(
     """
     kernel = translated(ptx)
     grains = _grains(kernel)
-    memory = Global(grains["global"], findings)
+    memory = Global(grains["global"], findings, traced=not sample)
     for name, tensor in tensors:
         storage = tensor.untyped_storage()
         memory.add(storage.data_ptr(), storage.nbytes(), name)
     parameters = dict(zip(kernel.program.parameters, values, strict=False))
     x, y, z = (*grid, 1, 1)[:3]
     at_once = max(1, LANES // kernel.program.threads)
+    blocks = np.arange(x * y * z)
+    if sample and len(blocks) > at_once:
+        blocks = ((np.arange(at_once) + 0.5) * len(blocks) / at_once).astype(np.int64)
+    visits: Counter[int] = Counter()
     with np.errstate(all="ignore"):
-        for first in range(0, x * y * z, at_once):
-            blocks = np.arange(first, min(first + at_once, x * y * z))
-            chunk = Chunk(blocks, (x, y, z), kernel.program.threads, memory, shared, grains["shared"], findings)
+        for first in range(0, len(blocks), at_once):
+            own = blocks[first : first + at_once]
+            chunk = Chunk(own, (x, y, z), kernel.program.threads, memory, shared, grains["shared"], findings)
             kernel.run(chunk, parameters)
             chunk.shared.wait_for_reads(0)
+            visits.update(chunk.visits)
     findings.launches += 1
-    findings.blocks += x * y * z
+    findings.blocks += len(blocks)
+    return visits

@@ -53,8 +53,9 @@ class _Driver:
 
 
 @contextmanager
-def taken(target: str, take: Callable[[Launch], None]) -> Iterator[None]:
-    """Inside the block each launch of a Triton kernel is specialised for `target` and given to `take`.
+def taken(target: str, take: Callable[[Launch], None], processors: int = 0) -> Iterator[None]:
+    """Inside the block each launch of a Triton kernel is specialised for `target` and given to `take`; with
+    `processors` given, work is shared out for a GPU with so many.
 
     Raises `UserError` where Triton is missing or interprets.
     """
@@ -83,7 +84,7 @@ def taken(target: str, take: Callable[[Launch], None]) -> Iterator[None]:
     driver.set_active(_Driver(GPUTarget(backend, arch, warp_size)))
     JITFunction.run = run
     try:
-        with tiles.pretended(target):
+        with tiles.pretended(target, processors):
             yield
     finally:
         driver._active, JITFunction.run = before
@@ -108,6 +109,23 @@ def compiled(one: Launch, target: str) -> Any:
     return _compiled[key]
 
 
+def parameters(one: Launch) -> tuple[list[int], list[tuple[str, torch.Tensor]]]:
+    """What `execute.launch` takes: a bit pattern for each parameter of the PTX, and the tensors among them."""
+    values, tensors = [], []
+    for name, value in one.bound.items():
+        kind = one.signature[name]
+        if kind == "constexpr":
+            continue
+        if isinstance(value, torch.Tensor):
+            values.append(value.data_ptr())
+            tensors.append((name, value))
+        elif kind == "fp32":
+            values.append(int(np.float32(value).view(np.uint32)))
+        else:
+            values.append(int(value) & ((1 << 64) - 1 if kind.endswith("64") else (1 << 32) - 1))
+    return [*values, 0, 0], tensors  # Triton appends two pointers, to scratch memory that none of these kernels has
+
+
 @contextmanager
 def executed(target: str, alter: Callable[[Launch, str], str] | None = None) -> Iterator[Findings]:
     """Inside the block Triton kernels run on CPU tensors as compiled for `target`. Yields what they did wrong.
@@ -119,23 +137,9 @@ def executed(target: str, alter: Callable[[Launch, str], str] | None = None) -> 
     def take(one: Launch) -> None:
         if min(one.grid, default=0) <= 0:
             return
-        values, tensors = [], []
-        for name, value in one.bound.items():
-            kind = one.signature[name]
-            if kind == "constexpr":
-                continue
-            if isinstance(value, torch.Tensor):
-                values.append(value.data_ptr())
-                tensors.append((name, value))
-            elif kind == "fp32":
-                values.append(int(np.float32(value).view(np.uint32)))
-            else:
-                values.append(int(value) & ((1 << 64) - 1 if kind.endswith("64") else (1 << 32) - 1))
         binary = compiled(one, target)
-        ptx = binary.asm["ptx"]
-        # Triton appends two pointers of its own, to scratch memory that none of these kernels has.
-        values += [0, 0]
-        launch(alter(one, ptx) if alter else ptx, binary.metadata.shared, one.grid, values, tensors, findings)
+        ptx = alter(one, binary.asm["ptx"]) if alter else binary.asm["ptx"]
+        launch(ptx, binary.metadata.shared, one.grid, *parameters(one), findings)
 
     with taken(target, take):
         yield findings

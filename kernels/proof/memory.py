@@ -110,14 +110,14 @@ class Region(NamedTuple):
     size: int
     views: dict[int, np.ndarray]
     name: str
-    trace: Trace
+    trace: Trace | None  # two numbers a place are too much for the tensors of real training runs
 
 
 class Global:
     """The storages of the tensors that were handed in."""
 
-    def __init__(self, grain: int, findings: Findings) -> None:
-        self.grain, self.findings = grain, findings
+    def __init__(self, grain: int, findings: Findings, *, traced: bool = True) -> None:
+        self.grain, self.findings, self.traced = grain, findings, traced
         self.regions: list[Region] = []
         self.bases = np.zeros(0, np.uint64)
 
@@ -126,7 +126,7 @@ class Global:
             return
         raw = np.frombuffer((ctypes.c_uint8 * size).from_address(base), dtype=np.uint8)
         views = {width: raw[: size // width * width].view(kind) for width, kind in BYTES.items()}
-        trace = Trace(-(-size // self.grain), f"`{name}`", self.findings, read_by_all=True)
+        trace = Trace(-(-size // self.grain), f"`{name}`", self.findings, read_by_all=True) if self.traced else None
         self.regions.append(Region(base, size, views, name, trace))
         self.regions.sort()
         self.bases = np.array([region.base for region in self.regions], dtype=np.uint64)
@@ -152,17 +152,22 @@ class Global:
     def load(self, address: np.ndarray, width: int, count: int, stamps: np.ndarray, where: str) -> list[np.ndarray]:
         found = [np.zeros(len(address), BYTES[width]) for _ in range(count)]
         for lanes, region, offset in self._locate(address, width * count, where):
-            places, by = _places(offset, width * count, self.grain, stamps[lanes])
-            region.trace.note_read(places, by, where)
+            if region.trace:
+                places, by = _places(offset, width * count, self.grain, stamps[lanes])
+                region.trace.note_read(places, by, where)
             for k in range(count):
                 found[k][lanes] = region.views[width][offset // width + k]
         return found
 
     def store(self, address: np.ndarray, width: int, values: list[np.ndarray], stamps: np.ndarray, where: str) -> None:
         for lanes, region, offset in self._locate(address, width * len(values), where):
-            places, by = _places(offset, width * len(values), self.grain, stamps[lanes])
-            own = [value[lanes] for value in values]
-            region.trace.write(region.views[width], offset // width, own, places, by, where)
+            own, view, index = [value[lanes] for value in values], region.views[width], offset // width
+            if region.trace:
+                places, by = _places(offset, width * len(values), self.grain, stamps[lanes])
+                region.trace.write(view, index, own, places, by, where)
+            else:
+                for k, value in enumerate(own):
+                    view[index + k] = value
 
     def atomic(self, address: np.ndarray, width: int, change, where: str) -> np.ndarray:
         """`change(view, index)` does one lane's update and returns the old value. Atomics do not race."""

@@ -52,6 +52,7 @@ class Translator:
         ends = [*self.starts[1:], len(self.program.instructions)]
         for number, (start, end) in enumerate(zip(self.starts, ends, strict=True)):
             self.lines.append(f"        {'elif' if number else 'if'} b == {number}:")
+            self.emit(f"C.visits[{number}] += C.lanes if F else int(M.sum())")
             closed = False
             for one in self.program.instructions[start:end]:
                 try:

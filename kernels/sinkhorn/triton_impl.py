@@ -29,7 +29,7 @@ def _weights(scores, row, row_stride, column, column_stride, inside, top, scale)
     return tl.exp2((score - tl.load(top).to(tl.float32)) * scale)
 
 
-@triton.jit(do_not_specialize=["samples", "prototypes", "share"])
+@triton.jit(do_not_specialize=["samples"])
 def _columns_kernel(
     scores,
     score_b,
@@ -57,7 +57,7 @@ def _columns_kernel(
     tl.store(partial + split.to(tl.int64) * prototypes + k, sums, mask=k < prototypes)
 
 
-@triton.jit(do_not_specialize=["prototypes"])
+@triton.jit
 def _rows_kernel(
     scores,
     score_b,
@@ -172,5 +172,5 @@ def builds() -> Iterator[Build]:
                 kernel=kernel,
                 types={key: types[key] for key in kernel.arg_names if key in types and key not in constants},
                 constants={"score_k": 1, **constants},
-                aligned=("scores", "score_b"),
+                aligned=("scores", "score_b", *(name for name in ("prototypes", "share") if name in kernel.arg_names)),
             )

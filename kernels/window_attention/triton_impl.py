@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...errors import UserError
 from ..aot import GATE, Build
-from ..tiles import tile
+from ..tiles import processors, tile
 
 LOG2E = tl.constexpr(1.4426950408889634)
 PROGRAMS = 8  # a multiprocessor; enough to hide loads, few enough that partial sums are small
@@ -39,19 +39,27 @@ CANDIDATES = {
 def _window_tokens(
     index, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, WINDOW: tl.constexpr, SHIFT: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Of a window: its image, the places of its tokens in the map, the region of each."""
+    """Of a window: its image, the places of its tokens in the map, which of the tiles of `_bias_kernel` it takes."""
     COLUMNS: tl.constexpr = WIDTH // WINDOW
     WINDOWS: tl.constexpr = HEIGHT // WINDOW * COLUMNS
     place = tl.arange(0, BLOCK)
-    y = index % WINDOWS // COLUMNS * WINDOW + place // WINDOW
-    x = index % COLUMNS * WINDOW + place % WINDOW
-    region_y = (y >= HEIGHT - WINDOW).to(tl.int32) + (y >= HEIGHT - SHIFT).to(tl.int32)
-    region_x = (x >= WIDTH - WINDOW).to(tl.int32) + (x >= WIDTH - SHIFT).to(tl.int32)
-    token = (y + SHIFT) % HEIGHT * WIDTH + (x + SHIFT) % WIDTH
+    # What depends on the place alone, divisions first, is the same for all windows: the compiler moves it out of the
+    # loop, but not out of sums with what depends on the window.
+    row, column = place // WINDOW, place % WINDOW
+    window = index % WINDOWS
+    wy, wx = window // COLUMNS, window % COLUMNS
+    token = (row + SHIFT) * WIDTH + column + SHIFT + (wy * (WINDOW * WIDTH) + wx * WINDOW)
+    kind = 0
+    if SHIFT > 0:
+        # Windows of the last row and the last column of windows reach around the map.
+        low, right = (row >= WINDOW - SHIFT).to(tl.int32), (column >= WINDOW - SHIFT).to(tl.int32)
+        last_row, last_column = (wy == HEIGHT // WINDOW - 1).to(tl.int32), (wx == COLUMNS - 1).to(tl.int32)
+        token -= last_row * low * (HEIGHT * WIDTH) + last_column * right * WIDTH
+        kind = 2 * last_row + last_column
     # 64 bit: 2048 images of 56x56 tokens with 3*128 values each are more than an int32 can count; inside of an image 32
     # bit do, in half the registers. A sum because the interpreter counts in Python's integers, which cannot be cast.
     image = tl.zeros((), tl.int64) + index // WINDOWS
-    return image, token, 3 * region_y + region_x
+    return image, token, kind
 
 
 @triton.jit
@@ -63,18 +71,14 @@ def _scores(
     group_b,
     image,
     token,
-    region,
     scale,
     N: tl.constexpr,
-    SHIFT: tl.constexpr,
     GROUPED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Scores in units of log2(e), which makes exp2 of exp; -inf for keys that do not exist."""
     place = tl.arange(0, BLOCK)
     scores = tl.dot(q, tl.trans(k), input_precision="ieee") * (scale * LOG2E) + bias
-    if SHIFT > 0:
-        scores = tl.where(region[:, None] == region[None, :], scores, scores - 100.0 * LOG2E)
     if GROUPED:
         group = tl.load(groups + image * group_b + token, mask=place < N, other=0)
         # A row of padding is in no group: with -inf everywhere it would become NaN, and NaN times 0 is not 0.
@@ -84,24 +88,33 @@ def _scores(
 
 
 @triton.jit
-def _bias_kernel(table, table_r, table_h, bias_tiles, WINDOW: tl.constexpr, BLOCK: tl.constexpr):
-    """One program per head: the bias of each pair of places, in units of log2(e); -inf for keys that do not exist."""
+def _bias_kernel(
+    table, table_r, table_h, bias_tiles, WINDOW: tl.constexpr, SHIFT: tl.constexpr, KINDS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One program per head and kind: the bias of each pair of places, in units of log2(e); -inf for keys that do not
+    exist. Kinds of windows are, where there is a shift: inner ones, those of the last column, of the last row, of both;
+    they hold one to four regions, and -100 is between them."""
     N: tl.constexpr = WINDOW * WINDOW
-    head = tl.program_id(0)
+    head, kind = tl.program_id(0) // KINDS, tl.program_id(0) % KINDS
     place = tl.arange(0, BLOCK)
     # The row of a pair is a difference of two numbers plus that of no offset.
     corner = place // WINDOW * (2 * WINDOW - 1) + place % WINDOW
     row = corner[:, None] - corner[None, :] + (WINDOW - 1) * 2 * WINDOW
     real = (place < N)[:, None] & (place < N)[None, :]
     bias = tl.load(table + row * table_r + head * table_h, mask=real, other=0.0).to(tl.float32) * LOG2E
+    low = (place // WINDOW >= WINDOW - SHIFT).to(tl.int32) * (kind // 2)
+    right = (place % WINDOW >= WINDOW - SHIFT).to(tl.int32) * (kind % 2)
+    region = 2 * low + right
+    bias = tl.where(region[:, None] == region[None, :], bias, bias - 100.0 * LOG2E)
     bias = tl.where((place < N)[None, :], bias, float("-inf"))
-    tl.store(bias_tiles + (head * BLOCK + place[:, None]) * BLOCK + place[None, :], bias)
+    tl.store(bias_tiles + (tl.program_id(0) * BLOCK + place[:, None]) * BLOCK + place[None, :], bias)
 
 
 @triton.jit
-def _load_bias(bias_tiles, head, BLOCK: tl.constexpr):
+def _load_bias(bias_tiles, head, kind, KINDS: tl.constexpr, BLOCK: tl.constexpr):
     place = tl.arange(0, BLOCK)
-    return tl.load(bias_tiles + (head * BLOCK + place[:, None]) * BLOCK + place[None, :])
+    return tl.load(bias_tiles + ((head * KINDS + kind) * BLOCK + place[:, None]) * BLOCK + place[None, :])
 
 
 @triton.jit(do_not_specialize=["windows"])
@@ -124,18 +137,21 @@ def _forward_kernel(
 ):
     # Heads are neighbours in the grid as they are in memory; all of it is on the first axis, the others end at 65535.
     head = tl.program_id(0) % HEADS
-    bias = _load_bias(bias_tiles, head, BLOCK)
+    KINDS: tl.constexpr = 4 if SHIFT > 0 else 1
+    bias = _load_bias(bias_tiles, head, 0, KINDS, BLOCK)
     N: tl.constexpr = WINDOW * WINDOW
     inside = (tl.arange(0, BLOCK) < N)[:, None]
     channel = head * D + tl.arange(0, D)[None, :]
     for index in range(tl.program_id(0) // HEADS, windows, tl.num_programs(0) // HEADS):
-        image, token, region = _window_tokens(index, HEIGHT, WIDTH, WINDOW, SHIFT, BLOCK)
+        image, token, kind = _window_tokens(index, HEIGHT, WIDTH, WINDOW, SHIFT, BLOCK)
         source = qkv + image * (HEIGHT * WIDTH * 3 * HEADS * D)
         offset = token[:, None] * (3 * HEADS * D) + channel
         q = tl.load(source + offset, mask=inside, other=0.0)
         k = tl.load(source + HEADS * D + offset, mask=inside, other=0.0)
         v = tl.load(source + 2 * HEADS * D + offset, mask=inside, other=0.0)
-        scores = _scores(q, k, bias, groups, group_b, image, token, region, scale, N, SHIFT, GROUPED, BLOCK)
+        if SHIFT > 0:
+            bias = _load_bias(bias_tiles, head, kind, KINDS, BLOCK)
+        scores = _scores(q, k, bias, groups, group_b, image, token, scale, N, GROUPED, BLOCK)
         p = tl.exp2(scores - tl.max(scores, 1)[:, None])
         result = tl.dot(p.to(v.dtype), v, input_precision="ieee") / tl.sum(p, 1)[:, None]
         target = out + image * (HEIGHT * WIDTH * HEADS * D)
@@ -164,12 +180,13 @@ def _backward_kernel(
 ):
     head = tl.program_id(0) % HEADS
     N: tl.constexpr = WINDOW * WINDOW
+    KINDS: tl.constexpr = 4 if SHIFT > 0 else 1
     place = tl.arange(0, BLOCK)
     inside = (place < N)[:, None]
     channel = head * D + tl.arange(0, D)[None, :]
     grad_bias = tl.zeros((BLOCK, BLOCK), tl.float32)
     for index in range(tl.program_id(0) // HEADS, windows, tl.num_programs(0) // HEADS):
-        image, token, region = _window_tokens(index, HEIGHT, WIDTH, WINDOW, SHIFT, BLOCK)
+        image, token, kind = _window_tokens(index, HEIGHT, WIDTH, WINDOW, SHIFT, BLOCK)
         source = qkv + image * (HEIGHT * WIDTH * 3 * HEADS * D)
         offset = token[:, None] * (3 * HEADS * D) + channel
         q = tl.load(source + offset, mask=inside, other=0.0)
@@ -178,8 +195,8 @@ def _backward_kernel(
         above = grad + image * (HEIGHT * WIDTH * HEADS * D)
         g = tl.load(above + token[:, None] * (HEADS * D) + channel, mask=inside, other=0.0)
         # Read anew for each window: beside its own gradient the registers cannot hold it, nor what computes it.
-        bias = _load_bias(bias_tiles, head, BLOCK)
-        scores = _scores(q, k, bias, groups, group_b, image, token, region, scale, N, SHIFT, GROUPED, BLOCK)
+        bias = _load_bias(bias_tiles, head, kind, KINDS, BLOCK)
+        scores = _scores(q, k, bias, groups, group_b, image, token, scale, N, GROUPED, BLOCK)
         p = tl.exp2(scores - tl.max(scores, 1)[:, None])
         p = p / tl.sum(p, 1)[:, None]
         grad_v = tl.dot(tl.trans(p.to(v.dtype)), g, input_precision="ieee")
@@ -236,8 +253,7 @@ def _launch(qkv: Tensor, table: Tensor, groups: Tensor | None, window: int, shif
     batch, height, width, _, heads, head_dim = qkv.shape
     windows = batch * (height // window) * (width // window)
     # The interpreter gets few programs, that each of them has several windows.
-    programs = PROGRAMS * torch.cuda.get_device_properties(qkv.device).multi_processor_count if qkv.is_cuda else 4
-    programs = min(windows, triton.cdiv(programs, heads))
+    programs = min(windows, triton.cdiv(processors(qkv.device, 1) * PROGRAMS, heads))
     constants = {
         "HEIGHT": height,
         "WIDTH": width,
@@ -248,10 +264,12 @@ def _launch(qkv: Tensor, table: Tensor, groups: Tensor | None, window: int, shif
         "D": head_dim,
         "BLOCK": max(16, triton.next_power_of_2(window * window)),
     }
-    block = constants["BLOCK"]
-    tiles = torch.empty(heads, block, block, dtype=torch.float32, device=qkv.device)
+    block, kinds = constants["BLOCK"], 4 if shift else 1
+    tiles = torch.empty(heads * kinds, block, block, dtype=torch.float32, device=qkv.device)
     with torch.cuda.device_of(qkv):
-        _bias_kernel[(heads,)](table, *table.stride(), tiles, WINDOW=window, BLOCK=block)
+        _bias_kernel[(heads * kinds,)](
+            table, *table.stride(), tiles, WINDOW=window, SHIFT=shift, KINDS=kinds, BLOCK=block
+        )
     stride = 0 if groups is None or groups.shape[0] == 1 else groups.stride(0)
     return windows, programs, constants, [qkv, tiles, qkv if groups is None else groups, stride]
 
@@ -369,7 +387,7 @@ def builds() -> Iterator[Build]:
         name="bias w7",
         kernel=_bias_kernel,
         types={"table": "*fp32", "bias_tiles": "*fp32"},
-        constants={"table_h": 1, "WINDOW": 7, "BLOCK": 64},
+        constants={"table_h": 1, "WINDOW": 7, "SHIFT": 3, "KINDS": 4, "BLOCK": 64},
         aligned=("table", "bias_tiles"),
     )
     yield Build(
