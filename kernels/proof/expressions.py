@@ -65,6 +65,7 @@ COMPARISONS = {
     **{"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="},
     **{"lo": "<", "ls": "<=", "hi": ">", "hs": ">="},
 }
+FLOATING = ("f64", "f32", "f16", "bf16")
 ROUNDINGS = {"rmi": "np.floor", "rpi": "np.ceil", "rzi": "np.trunc", "rni": "np.rint"}
 ALONE = ("setp", "selp", "cvt", "prmt", "popc")  # the others are in the tables
 NAMES = sorted({*FLOATS, *INTEGERS, *PREDICATES, *ALONE})
@@ -85,8 +86,8 @@ def typed(operands: Operands, operand: str, kind: str) -> str:
         return operands.value(operand, 1)
     bits = size(kind)
     raw = operands.value(operand, max(bits, 16))
-    if kind == "f32":
-        return f"f32({raw})"
+    if kind in ("f32", "f64"):
+        return f"{kind}({raw})"
     if kind in ("f16", "bf16"):
         return f"from_{kind}({raw})"
     if kind[0] == "f":
@@ -101,6 +102,8 @@ def raw(expression: str, kind: str, register: int) -> str:
         return expression
     if kind == "f32":
         return f"bits({expression})"
+    if kind == "f64":
+        return f"bits64({expression})"
     if kind in ("f16", "bf16"):
         return f"to_{kind}({expression})"
     letter = "I" if kind[0] == "s" else "U"
@@ -127,7 +130,7 @@ def arithmetic(one: Instruction, operands: Operands, register: int) -> str:
         return PREDICATES[operation].format(*(value(argument, 1) for argument in arguments))
     if kind in ("f16x2", "bf16x2", "s16x2", "u16x2"):
         return _packed(one, operands)
-    if kind in ("f32", "f16", "bf16"):
+    if kind in FLOATING:
         return raw(_float(one, [typed(operands, argument, kind) for argument in arguments]), kind, register)
     if operation in INTEGERS:
         return _integer(one, operands, register)
@@ -191,7 +194,7 @@ def _integer(one: Instruction, operands: Operands, register: int) -> str:
 def _compared(one: Instruction, operands: Operands) -> str:
     comparison, kind = one.opcode[1], one.opcode[-1]
     left, right = (typed(operands, argument, kind) for argument in one.arguments[1:3])
-    floating = kind in ("f32", "f16", "bf16")
+    floating = kind in FLOATING
     unordered = f"(np.isnan({left}) | np.isnan({right}))"
     if floating and comparison in ("nan", "num"):
         found = unordered if comparison == "nan" else f"~{unordered}"
@@ -219,12 +222,12 @@ def _converted(one: Instruction, operands: Operands, register: int) -> str:
         raise NotCovered(".".join(one.opcode))
     taken = typed(operands, one.arguments[1], source)
     rounding = next((ROUNDINGS[flag] for flag in flags if flag in ROUNDINGS), None)
-    float_from = source in ("f32", "f16", "bf16")
-    if to in ("f32", "f16", "bf16", "tf32"):
+    float_from = source in FLOATING
+    if to in (*FLOATING, "tf32"):
         if to == "tf32":
             return f"to_tf32({taken})"
         number = f"{rounding}({taken})" if rounding else taken
-        return raw(f"({number}).astype(F32)", to, register)
+        return raw(f"({number}).astype({'F64' if to == 'f64' else 'F32'})", to, register)
     kind = f"{'I' if to[0] == 's' else 'U'}{size(to)}"
     if float_from:
         return raw(f"to_integer({rounding or 'np.trunc'}({taken}), {kind})", to, register)

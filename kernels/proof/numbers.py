@@ -55,6 +55,14 @@ def bits(x: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(x, dtype=F32).view(U32)
 
 
+def f64(x: np.ndarray) -> np.ndarray:
+    return x.view(F64)
+
+
+def bits64(x: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(x, dtype=F64).view(U64)
+
+
 def from_bf16(h: np.ndarray) -> np.ndarray:
     return (h.astype(U32) << U32(16)).view(F32)
 
@@ -98,7 +106,7 @@ def high(x: np.ndarray) -> np.ndarray:
 
 
 def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
-    return (a.astype(F64) * b.astype(F64) + c.astype(F64)).astype(F32)
+    return (a.astype(F64) * b.astype(F64) + c.astype(F64)).astype(a.dtype)
 
 
 def ftz(x: np.ndarray) -> np.ndarray:

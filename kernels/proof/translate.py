@@ -98,7 +98,7 @@ class Translator:
             return self._constant(SPECIAL[operand])
         if match := re.fullmatch(r"global_smem(?:\s*\+\s*(\d+))?", operand):
             number = int(match.group(1) or 0)
-        elif re.fullmatch(r"0[fF][0-9a-fA-F]{8}", operand):
+        elif re.fullmatch(r"0(?:[fF][0-9a-fA-F]{8}|[dD][0-9a-fA-F]{16})", operand):
             number = int(operand[2:], 16)
         elif re.fullmatch(r"-?(?:0[xX][0-9a-fA-F]+|\d+)U?", operand):
             number = int(operand.rstrip("U"), 0)

@@ -135,7 +135,7 @@ def test_faults_end_the_launch(body, words):
         run(body)
 
 
-@pytest.mark.parametrize("word", ["tcgen05.mma", "cp.async.bulk", "add.f64", "mbarrier.init.shared::cta.b64"])
+@pytest.mark.parametrize("word", ["tcgen05.mma", "cp.async.bulk", "mbarrier.init.shared::cta.b64"])
 def test_what_is_not_covered_is_refused_by_name_and_line(word):
     with pytest.raises(NotCovered, match=rf"^{word} at mine.py:50$"):
         run(f"	.loc 1 50 0\n	{word} %r1, %r2, %r3;")
