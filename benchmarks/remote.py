@@ -135,7 +135,7 @@ def main() -> int:
                 if name.endswith("first"):
                     shutil.rmtree(cache, ignore_errors=True)
                 command = [sys.executable, "-m", "headrace.benchmarks.remote", "--job", kind, address]
-                said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+                said = subprocess.run(command, check=True, capture_output=True, text=True, encoding="utf-8").stdout
                 if turn:  # the first warms the page cache, and numba's
                     found[name].append(json.loads(said.splitlines()[-1]))
     figures = {}
