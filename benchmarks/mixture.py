@@ -169,13 +169,10 @@ def _killed(
         finally:
             os.chdir(here)
         if (fault is None) != (codes == [0] * world):
-            raise UserError(
-                f"mixture: {world} processes ended with {codes}:\n{(attempt / 'log').read_text(encoding='utf-8')[-2000:]}"
-            )
-        lines = [
-            [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-            for file in sorted(attempt.glob("*.jsonl"))
-        ]
+            log = (attempt / "log").read_text(encoding="utf-8")
+            raise UserError(f"mixture: {world} processes ended with {codes}:\n{log[-2000:]}")
+        texts = [file.read_text(encoding="utf-8") for file in sorted(attempt.glob("*.jsonl"))]
+        lines = [[json.loads(line) for line in text.splitlines()] for text in texts]
         for parts in zip(*lines):  # a step that not all had begun when one was killed is left out
             found[parts[0][0]].append([row for _, rows in parts for row in rows])
     return load_file(folder / "run" / "encoder.safetensors"), found

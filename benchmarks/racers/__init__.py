@@ -1,8 +1,8 @@
 """Who trains in `benchmarks/race.py`: a file for each system, in it a function for each method.
 
 Each takes a `Heat` and gives a `Racer`. Peers are written as their own documentation has it: their modules, transforms
-and losses in a plain loop over PyTorch's DataLoader (or, for OpenMMLab, its own runner's `train_step` and pipeline), with
-the numbers of the heat's recipe.
+and losses in a plain loop over PyTorch's DataLoader (for OpenMMLab its own data pipeline and `train_step`), with the
+numbers of the heat's recipe.
 
     heat.py        what is trained: recipe, images, batch; what a racer is
     ours.py        headrace

@@ -27,10 +27,9 @@ def batches(heat: Heat) -> Iterator:
 
 def simclr(heat: Heat) -> Racer:
     own = heat.algorithm
-    norm = lambda width: nn.BatchNorm1d(width)  # noqa: E731
     hidden, output = own.hidden, own.projection
-    head = [nn.Linear(512, hidden, bias=False), norm(hidden), nn.ReLU()]
-    head += [nn.Linear(hidden, output, bias=False), norm(output)]
+    head = [nn.Linear(512, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU()]
+    head += [nn.Linear(hidden, output, bias=False), nn.BatchNorm1d(output)]
     model = nn.Sequential(resnet18(own.backbone.small_image_stem), *head)
 
     def loss(views: list[torch.Tensor]) -> torch.Tensor:
