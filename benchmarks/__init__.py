@@ -7,6 +7,7 @@ In a checkout where headrace is installed, ``python -m benchmarks.NAME`` is the 
     pixels.py      views from pixels beside shards and from JPEGs, beside another build
                    pixels_worker.py is a process of it
     steps.py       whole training steps: images/s, waiting for data, memory, share of the hardware's peak
+    race.py        whole training steps beside those of other systems, which are in racers/
     mixture.py     several sets in one order: its cost, and runs that are killed (recorded.py: its child processes)
     scaling.py     1..n processes, 1..n threads, 10^3..10^9 samples
     speedrun.py    from nothing to k-NN and linear accuracy on CIFAR-10 in ten minutes

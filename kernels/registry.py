@@ -105,6 +105,11 @@ class Decision:
     others: dict[str, str]  # name -> reason
 
 
+def _is_cast(value: Any) -> bool:
+    """Whether autocast may take an argument to its dtype: a tensor that is not float64."""
+    return torch.is_tensor(value) and value.is_floating_point() and value.dtype != torch.float64
+
+
 @dataclass(eq=False)
 class Operator:
     """An operator: tensors are its positional arguments, everything that shapes the computation is keyword-only.
@@ -150,8 +155,7 @@ class Operator:
         if device != "meta" and torch.is_autocast_enabled(device):  # which knows no autocast
             dtype = torch.get_autocast_dtype(device)
             args = tuple(
-                arg.to(dtype) if i in self.autocast_positions and arg.dtype != torch.float64 else arg
-                for i, arg in enumerate(args)
+                arg.to(dtype) if i in self.autocast_positions and _is_cast(arg) else arg for i, arg in enumerate(args)
             )
             with torch.autocast(device, enabled=False):
                 return self._dispatch(impl, args, kwargs)

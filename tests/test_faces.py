@@ -22,8 +22,8 @@ PUBLIC = {
     "headrace.pipelines": "ArraySource Batch BlockMask ByteSource CellMask CropMask DatasetSource EpochLoader "
     "InputSpec Loader LoaderError LoaderStats MASKS Mask MaskSpec MixSpec MixedOrder Operation Order Part Place "
     "Quarantine RandAugment RandomErasing RandomMask SetSpec SharedMask TargetBlocksMask VIEWS VariedMask ViewParams "
-    "ViewSpec WeightedMask choose_loader draw_mask draw_views loader make_loader mask open_plan "
-    "open_source order_of reference_views view",
+    "ViewSpec WeightedMask choose_loader draw_mask draw_views folder_beside loader make_loader mask "
+    "open_plan open_source order_of reference_views view write_columns",
     "headrace.train": "Encoder Features Launch Recipe Stepper build_optimizer embed evaluation_view fit_heads "
     "knn_accuracy knn_table launch load_algorithm load_encoder load_recipe nearest pick_device read_metrics smoke",
 }

@@ -21,7 +21,7 @@ import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from tempfile import gettempdir
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ...errors import ProcessError, UserError
 
@@ -188,8 +188,8 @@ class ShardCache:
             yield
 
 
-def digest(opened) -> hashlib._Hash:
-    """SHA-256 of an open file from where it is up to its end."""
+def digest(opened) -> Any:
+    """The hash of `hashlib` (SHA-256) of an open file from where it is up to its end."""
     total, buffer = hashlib.sha256(), memoryview(bytearray(_CHUNK))
     while count := opened.readinto(buffer):
         total.update(buffer[:count])

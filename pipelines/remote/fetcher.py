@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from .backoff import PATIENCE, Backoff, Stopped, Unreachable, insist
 from .cache import Shard, ShardCache, digest, no_space
@@ -222,7 +222,7 @@ class Fetcher:
             os.ftruncate(descriptor, 0)
         raise Damaged(f"{where}: its bytes are not those of the manifest, {_ATTEMPTS} times in a row")
 
-    def _receive(self, descriptor: int, shard: Shard, have: int, total: hashlib._Hash, backoff, stop) -> None:
+    def _receive(self, descriptor: int, shard: Shard, have: int, total: Any, backoff, stop) -> None:
         reply = self.store.get(shard.name, have)
         skip = have - reply.start  # of what a server gives that knows no ranges
         os.lseek(descriptor, have, os.SEEK_SET)

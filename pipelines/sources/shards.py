@@ -113,7 +113,7 @@ class ShardSource(MappedSource):
             self._check_sizes(tars, sizes)
             index = self._load_index()
             check_index(self.root, index, manifest["samples"], sizes)
-            self._digests = [shard["sha256"] for shard in manifest["shards"]]
+            self._digests = [shard.get("sha256") for shard in manifest["shards"]]
             super().__init__(str(path), tars, sizes, index, manifest["classes"], manifest["label_source"])
             return
         tars = tars_in(self.root) if self.root.is_dir() else [self.root]

@@ -18,6 +18,8 @@ PARSED = {
     r"^make ": "sets up an environment, and the demo takes two minutes; tests/tools/test_demo.py runs a short one",
     r"^pip ": "changes the environment",
     r"^torchrun ": "several processes; tests/train/test_launch.py starts them",
+    r"timm:": "needs an extra; tests/train/test_init.py begins with timm's weights where it is installed",
+    r"train\.init=runs/": "needs a run of that method; tests/train/test_init.py",
     r"s3://|hf://": "far away; tests/pipelines/remote/test_stores.py has such stores",
     r"[:=]/data/|list:": "data sets of others; tests/pipelines/sources/test_sources_*.py read each in small",
     r"work_dirs/": "logs of others; tests/tools/runs/test_curves.py",

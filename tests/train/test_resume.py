@@ -86,7 +86,7 @@ def test_a_run_killed_behind_its_last_checkpoint_gets_its_encoder(killed_in, pho
         elif killed_in == "the summary":
             patched.setattr(pretrain, "summary", kill)
         elif killed_in == "the encoder":
-            patched.setattr(pretrain, "_finish", kill)
+            patched.setattr(pretrain, "finish", kill)
         else:
             patched.setattr(run_directory.os, "replace", lambda a, b: kill() if "encoder" in str(b) else a.rename(b))
         with pytest.raises(Killed):

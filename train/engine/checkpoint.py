@@ -113,6 +113,8 @@ def _on_host(value):
 
 def checkpoints(folder: Path) -> list[Path]:
     """All checkpoints of a run, oldest first."""
+    if not os.path.isdir(folder):  # which, other than pathlib's, says no to a name that is too long
+        return []
     return sorted(p for p in folder.glob("step-*.pt") if _NAME.fullmatch(p.name))
 
 

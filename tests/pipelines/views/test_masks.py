@@ -237,7 +237,7 @@ def test_published_blocks_are_seen_as_the_authors_code_lets_them_be_seen():
     large = [draw_mask(PublishedBlocksMask(grid=(16, 16)), 1, b, torch.arange(128)) for b in range(60)]
     kept = np.array([mask.keep.shape[1] for mask in large])
     assert 57 <= np.median(kept) <= 94 and ((kept >= 50) & (kept <= 100)).mean() > 0.9
-    assert {mask.targets.shape[2] for mask in large} <= set(range(35, 50))
+    assert {mask.targets.shape[2] for mask in large} <= set(range(35, 55))  # 5 x 7 .. 9 x 6
 
 
 def test_published_blocks_one_by_one():

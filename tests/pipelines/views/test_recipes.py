@@ -40,6 +40,21 @@ RANDOM_CROPS = {
         (6, 98, 0.05, "cubic", WEAK, 0.2, 0.5, 0.2),
     ],
     "lejepa_4x128": [(4, 128, 0.08, "linear", STRONG, 0.2, 0.5, 0.2)],
+    "ibot_2x224_10x96": [
+        (1, 224, 0.25, "cubic", WEAK, 0.2, 1, 0),
+        (1, 224, 0.25, "cubic", WEAK, 0.2, 0.1, 0.2),
+        (10, 96, 0.05, "cubic", WEAK, 0.2, 0.5, 0),
+    ],
+    "dinov2": [
+        (1, 224, 0.32, "cubic", WEAK, 0.2, 0, 0),
+        (1, 224, 0.32, "cubic", WEAK, 0.2, 0.9, 0.2),
+        (8, 96, 0.05, "cubic", WEAK, 0.2, 0.5, 0),
+    ],
+    "dinov2_as_written": [
+        (1, 224, 0.32, "cubic", WEAK, 0.2, 1, 0),
+        (1, 224, 0.32, "cubic", WEAK, 0.2, 0.1, 0.2),
+        (8, 96, 0.05, "cubic", WEAK, 0.2, 0.5, 0),
+    ],
     "npid": [(1, 224, 0.2, "linear", FULL, 0.2, 0, 0)],
     "deepcluster": [CLUSTER],
     "odc": [CLUSTER],
@@ -70,6 +85,11 @@ RANDOM_CROPS = {
     "byol_cifar": [(1, 32, 0.08, "linear", WEAK, 0.2, 0, 0), (1, 32, 0.08, "linear", WEAK, 0.2, 0, 0.2)],
     "moco_cifar": [(2, 32, 0.2, "linear", (0.4, 0.4, 0.4, 0.1, 0.8), 0.2, 0, 0)],
     "lejepa_cifar": [(4, 32, 0.2, "linear", WEAK, 0.2, 0, 0.2)],
+    "dinov2_cifar": [
+        (1, 32, 0.32, "linear", WEAK, 0.2, 0, 0),
+        (1, 32, 0.32, "linear", WEAK, 0.2, 0, 0.2),
+        (4, 16, 0.05, "linear", WEAK, 0.2, 0, 0),
+    ],
     "dino_cifar": [
         (1, 32, 0.4, "linear", WEAK, 0.2, 0, 0),
         (1, 32, 0.4, "linear", WEAK, 0.2, 0, 0.2),
@@ -80,16 +100,21 @@ LARGEST_AREA = {
     "swav_2x224_6x96": [1, 0.14],
     "dino_2x224_8x96": [1, 1, 0.4],
     "dino_cifar": [1, 1, 0.4],
+    "ibot_2x224_10x96": [1, 1, 0.25],
+    "dinov2": [1, 1, 0.32],
+    "dinov2_as_written": [1, 1, 0.32],
+    "dinov2_cifar": [1, 1, 0.32],
     "lejepa_2x224_6x98": [1, 0.3],
 }
 IMAGENET = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 CIFAR = (125.307, 122.961, 113.8575), (51.5865, 50.847, 51.255)
 DALLE = (-31.875,) * 3, (318.75,) * 3  # 0.8 v + 0.1
 HALF = (127.5,) * 3, (127.5,) * 3
+_DINOV2 = ["dinov2", "dinov2_as_written", "dinov2_cifar"]
 NAMES = {
     "first second": ["byol", "barlow", "moco_v3_resnet", "moco_v3_vit", "byol_cifar"],
     "large small": ["swav_2x224_6x96", "lejepa_2x224_6x98"],
-    "first second small": ["dino_2x224_8x96", "dino_cifar"],
+    "first second small": ["dino_2x224_8x96", "dino_cifar", "ibot_2x224_10x96", *_DINOV2],
     "image target": ["beit", "beitv2", "cae"],
 }
 FILTERS = {"linear": "bilinear", "cubic": "bicubic", "lanczos": "lanczos"}

@@ -35,7 +35,7 @@ def finish(*given):
 
 true_step, Stepper.__call__ = Stepper.__call__, step
 if first == "encoder":
-    true_finish, pretrain._finish = pretrain._finish, finish
+    true_finish, pretrain.finish = pretrain.finish, finish
 full(first == "start")
 try:
     pretrain.main(arguments)

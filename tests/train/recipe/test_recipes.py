@@ -75,7 +75,7 @@ def test_an_algorithm_does_not_wait_for_the_device(algorithm, tmp_path, waiting_
     module.prepare(len(source))
     ledger = None if module.sample_loss is None else Ledger(tmp_path / "ledger", len(source), ALONE)
     optimizer, schedules = build_optimizer(module, recipe.optim), Schedules(recipe.optim, 8, 100, 8)
-    steps = Stepper(module, module, optimizer, schedules, note=ledger and ledger.add)
+    steps = Stepper(module, module, optimizer, schedules, notes=[] if ledger is None else [ledger.add])
     loader = MemoryLoader(source, module.inputs(), Order(len(source), 8))
     for step in (0, 1):
         batch = next(loader)
