@@ -9,6 +9,8 @@ import os
 import sys
 from dataclasses import fields
 
+import numpy as np
+
 from headrace.errors import run_command
 from headrace.train import pretrain
 from headrace.train.engine.step import Stepper
@@ -19,7 +21,7 @@ def record(batch) -> list[list]:
     masks = [] if batch.mask is None else [getattr(batch.mask, f.name) for f in fields(batch.mask)]
     for row, (index, number) in enumerate(zip(batch.ids.tolist(), batch.passes.tolist())):
         seen = [view[:, row] for view in batch.views.values()] + [mask[row] for mask in masks if mask is not None]
-        digest = hashlib.sha256(b"".join(x.contiguous().numpy().tobytes() for x in seen)).hexdigest()[:16]
+        digest = hashlib.sha256(b"".join(np.ascontiguousarray(x).tobytes() for x in seen)).hexdigest()[:16]
         rows.append([index, number, digest])
     return rows
 

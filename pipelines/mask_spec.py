@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 
 
@@ -293,7 +294,7 @@ class Mask:
     restore: torch.Tensor | None = None  # (B, L) int64: cat(visible, hidden)[restore] is raster order
     noise: torch.Tensor | None = None  # (B, L) float32 in [0, 1): what a WeightedMask's choice is drawn from
     targets: torch.Tensor | None = None  # (B, targets, T) int64: patches of each of a TargetBlocksMask's rectangles
-    counts: torch.Tensor | None = None  # (B, crops) int64 on the CPU: how many patches each crop of a CropMask hides
+    counts: np.ndarray | None = None  # (B, crops) int64, on the host: how many patches each crop of a CropMask hides
 
 
 @dataclass(frozen=True)

@@ -189,7 +189,7 @@ class SelfDistillation(Algorithm):
         """hidden (2B, L) of the large crops, one view after the other; the places (M,) of hidden patches among all; and
         their weights (M,). M is known on the host, so nothing waits for the device."""
         hidden = mask.hidden.transpose(0, 1).flatten(0, 1)
-        count = sum(sum(row) for row in mask.counts.tolist())
+        count = int(mask.counts.sum())
         places = (~hidden).flatten().to(torch.uint8).argsort(stable=True)[:count]
         share = 1 / hidden.sum(1).clamp(min=1) / len(hidden)
         return hidden, places, share.float()[places // hidden.shape[1]]

@@ -156,7 +156,7 @@ def _crops(spec: CropMask, seed: int, epoch, ids: torch.Tensor, place: Place) ->
         for crop, own in enumerate(wanted.unbind(1))
     ]
     hidden = torch.stack(hidden, dim=1)
-    return Mask(hidden, counts=counts if spec.complete else hidden.sum(2).cpu())
+    return Mask(hidden, counts=(counts if spec.complete else hidden.sum(2).cpu()).numpy())
 
 
 def _blocks(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import fields, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
@@ -152,7 +153,7 @@ def micro_batches(batch: Batch, count: int) -> Iterator[tuple[Batch, bool]]:
     for part in range(count):
         rows = slice(part * size, (part + 1) * size)
 
-        def cut(x: Tensor | None, rows: slice = rows) -> Tensor | None:  # one row stands for all samples
+        def cut(x: Tensor | np.ndarray | None, rows: slice = rows):  # one row stands for all samples
             return x if x is None or x.shape[0] != len(batch.ids) else x[rows]
 
         mask = None
