@@ -48,8 +48,9 @@ setup(
         "formats": ["pillow-heif"],  # photos of phones: HEIC
         "tables": ["pyarrow"],  # columns of samples in parquet files
         "detect": ["pycocotools"],
-        # what tests compare exported weights with, where it is installed
+        # what tests compare exported weights and hashes of images with, where it is installed
         "parity": [
+            "ImageHash",
             "timm",
             "transformers>=5",
             "onnx",

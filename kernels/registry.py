@@ -15,6 +15,8 @@ dict lookup from then on; choices hold for the whole process, all threads includ
 
 Under `torch.compile` the chosen implementation becomes part of the graph, so that plain PyTorch fuses with its
 surroundings; another choice leads to another graph, and coming back to an earlier one finds the graph of that time.
+
+One file, because what an operator is, who decides and the caches that a choice empties are one mechanism.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ def test_grey_patches_see_in_colour():
 
 def test_a_timm_model_under_its_own_names(monkeypatch, tmp_path):
     """Names and layout as timm has them; nothing is fetched."""
-    timm = pytest.importorskip("timm")
+    timm = pytest.importorskip("timm", reason="needs the extra [timm]")
     model = timm.create_model("vit_tiny_patch16_224", num_classes=0)
     monkeypatch.setattr(timm, "create_model", lambda name, **options: model)
     kind = find_algorithm("ibot")

@@ -45,7 +45,7 @@ def test_the_block_hash_is_its_formula(thumbs):
 
 
 def test_the_dct_hash_is_that_of_imagehash(thumbs):
-    imagehash = pytest.importorskip("imagehash", reason="needs the extra [dev]")
+    imagehash = pytest.importorskip("imagehash", reason="needs the extra [parity]")
     for thumb, found in zip(thumbs, dct_hash(thumbs).tolist()):
         assert found == int(str(imagehash.phash(Image.fromarray(thumb))), 16)
 

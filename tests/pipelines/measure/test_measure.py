@@ -127,7 +127,7 @@ def test_what_cannot_be_decoded():
 
 def test_hashes_of_a_reduced_image_are_near_those_of_the_whole():
     """Bits that differ from `imagehash.phash` of the whole image: a few of 64."""
-    imagehash = pytest.importorskip("imagehash", reason="needs the extra [dev]")
+    imagehash = pytest.importorskip("imagehash", reason="needs the extra [parity]")
     for seed in range(5):
         data = encoded(smooth(600, 800, seed), "JPEG", quality=90)
         row, thumb, _ = measure(data)
