@@ -108,8 +108,8 @@ def pretrain(
     if algorithm.wants is not None:
         teacher = load_encoder(algorithm.wants)
         algorithm.take_teacher(teacher.module, teacher.view, teacher.digest)
-    fresh = settings.resume in ("auto", "never") and not checkpoint.checkpoints(out)
-    if settings.init is not None and fresh:  # elsewhere the checkpoint's weights take their place
+    fresh = settings.init is not None and settings.resume in ("auto", "never") and not checkpoint.checkpoints(out)
+    if fresh:  # elsewhere the checkpoint's weights take their place
         report = initialise(algorithm, settings.init)
         if process.is_main:
             say(report)

@@ -12,6 +12,7 @@ import math
 
 import numpy as np
 from numba import float32, float64, int64, uint8, void
+from numba.types import UniTuple
 
 from ..numba_cache import compiled
 from . import hashes
@@ -67,6 +68,17 @@ def _details(pixels, out):
             out[y, x] = pixels[y, x] - total / (high - low)
 
 
+@compiled(UniTuple(float64, 3)(_PIXELS, float64, float64))
+def _between(pixels, u, v):
+    """What lies at column `u` and row `v`, between four pixels, and how it changes along the row and down."""
+    left, top = min(int64(u), SIDE - 2), min(int64(v), SIDE - 2)
+    fu, fv = u - left, v - top
+    a, b = pixels[top, left], pixels[top, left + 1]
+    c, d = pixels[top + 1, left], pixels[top + 1, left + 1]
+    upper, lower = a * (1 - fu) + b * fu, c * (1 - fu) + d * fu
+    return upper * (1 - fv) + lower * fv, (b - a) * (1 - fv) + (d - c) * fv, lower - upper
+
+
 @compiled(float64(_PIXELS, _PIXELS, float64[::1], float64[::1]))
 def _correlation(first, second, place, out):
     """Of `first` and `second` at `place` (stretch and shift of x, of y), -1 if they hardly meet; out: gain, offset."""
@@ -76,18 +88,11 @@ def _correlation(first, second, place, out):
         v = (y - centre) * (1 + place[2]) + place[3] + centre
         if v < 0 or v > SIDE - 1:
             continue
-        top = min(int64(v), SIDE - 2)
-        fv = v - top
         for x in range(SIDE):
             u = (x - centre) * (1 + place[0]) + place[1] + centre
             if u < 0 or u > SIDE - 1:
                 continue
-            left = min(int64(u), SIDE - 2)
-            fu = u - left
-            upper = second[top, left] * (1 - fu) + second[top, left + 1] * fu
-            lower = second[top + 1, left] * (1 - fu) + second[top + 1, left + 1] * fu
-            b = upper * (1 - fv) + lower * fv
-            a = first[y, x]
+            a, b = first[y, x], _between(second, u, v)[0]
             n, sa, sb, saa, sbb, sab = n + 1, sa + a, sb + b, saa + a * a, sbb + b * b, sab + a * b
     if n < _OVERLAP * SIDE * SIDE:
         return -1.0
@@ -108,21 +113,11 @@ def _step(first, second, place, gain):
         v = (y - centre) * (1 + place[2]) + place[3] + centre
         if v < 0 or v > SIDE - 1:
             continue
-        top = min(int64(v), SIDE - 2)
-        fv = v - top
         for x in range(1, SIDE - 1):
             u = (x - centre) * (1 + place[0]) + place[1] + centre
             if u < 0 or u > SIDE - 1:
                 continue
-            left = min(int64(u), SIDE - 2)
-            fu = u - left
-            upper = second[top, left] * (1 - fu) + second[top, left + 1] * fu
-            lower = second[top + 1, left] * (1 - fu) + second[top + 1, left + 1] * fu
-            b = upper * (1 - fv) + lower * fv
-            along = (second[top, left + 1] - second[top, left]) * (1 - fv) + (
-                second[top + 1, left + 1] - second[top + 1, left]
-            ) * fv
-            down = lower - upper
+            b, along, down = _between(second, u, v)
             j[0], j[1] = gain[0] * along * (x - centre), gain[0] * along
             j[2], j[3] = gain[0] * down * (y - centre), gain[0] * down
             j[4], j[5] = b, 1.0
