@@ -1,5 +1,7 @@
 """What `test_mim_ranks.py` runs in one and in two processes: one step of every masked-image algorithm."""
 
+import os
+
 import torch
 import torch.distributed as dist
 
@@ -64,4 +66,6 @@ def main(rank, world, rendezvous, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world)
     torch.save({name: step(name, rank, world) for name in NAMES}, folder / f"{rank}.pt")
+    dist.barrier()
     dist.destroy_process_group()
+    os._exit(0)  # threads of gloo and autograd may abort an interpreter that is ending (seen once)

@@ -1,5 +1,7 @@
 """One of two processes that run every algorithm of `tiny_algorithms`; called by torch.multiprocessing.spawn."""
 
+import os
+
 import torch
 import torch.distributed as dist
 from tiny_algorithms import OPTIONS, build, make_batch, make_optimizer, run
@@ -72,7 +74,9 @@ def main(rank, world, rendezvous, out):
     labels, centroids = kmeans(points[rank::world], 4, seed=1)
     results["kmeans"] = {"labels": labels, "centroids": centroids}
     torch.save(results, f"{out}/{rank}.pt")
+    dist.barrier()
     dist.destroy_process_group()
+    os._exit(0)  # threads of gloo and autograd may abort an interpreter that is ending (seen once)
 
 
 def blobs():
