@@ -17,7 +17,7 @@ import numpy as np
 
 from ...errors import UserError
 from ..remote.backoff import Unreachable, insist
-from ..remote.cache import Shard, ShardCache
+from ..remote.cache import Shard, ShardCache, digest
 from ..remote.fetcher import Fetcher
 from ..remote.stores import Missing, Store, open_store, read
 from .mapped import MappedSource
@@ -48,8 +48,7 @@ class RemoteShards(MappedSource):
                 f"{cache.folder}: a shard of {max(sizes) / 1e9:,.1f} GB does not fit in a cache of "
                 f"{cache.limit / 1e9:,.1f} GB; raise HEADRACE_CACHE_GB, or name a larger disk in HEADRACE_CACHE"
             )
-        self._index_file = cache.folder / f"{key}.index.npy"
-        index = self._fetch_index(store, cache, manifest["samples"], sizes)
+        index = self._fetch_index(store, cache, key, manifest["samples"], sizes)
         super().__init__(
             address, [Path(s.name) for s in shards], sizes, index, manifest["classes"], manifest["label_source"]
         )
@@ -80,20 +79,23 @@ class RemoteShards(MappedSource):
             _keep(cache, known.name, data)
         return manifest, _digest(data)
 
-    def _fetch_index(self, store: Store, cache: ShardCache, samples: int, sizes: list[int]) -> np.ndarray:
-        """The index that belongs to the manifest, mapped from the cache."""
+    def _fetch_index(self, store: Store, cache: ShardCache, key: str, samples: int, sizes: list[int]) -> np.ndarray:
+        """The index that belongs to the manifest, mapped from the cache, where its own checksum is its name."""
         where = f"{store.address}/{INDEX_FILE}"
-        try:
-            index = np.asarray(np.load(self._index_file, mmap_mode="r"))
-            check_index(store.address, index, samples, sizes)
-            return index
-        except (OSError, ValueError, UserError):  # not there yet, or damaged
-            pass
+        for self._index_file in cache.folder.glob(f"{key}-*.index.npy"):
+            try:
+                with open(self._index_file, "rb") as opened:
+                    if digest(opened).hexdigest() == self._index_file.name[len(key) + 1 :].partition(".")[0]:
+                        return np.asarray(np.load(self._index_file, mmap_mode="r"))
+                self._index_file.unlink(missing_ok=True)  # damaged
+            except OSError:
+                pass
         try:
             data = insist(lambda: read(store, INDEX_FILE), where, _OPENING[1])
             check_index(store.address, np.load(io.BytesIO(data)), samples, sizes)
-        except (OSError, ValueError) as fault:
+        except (OSError, ValueError, EOFError) as fault:
             raise UserError(f"{where}: cannot be read ({fault}); copy it there again, or shard again") from None
+        self._index_file = cache.folder / f"{key}-{hashlib.sha256(data).hexdigest()}.index.npy"
         _keep(cache, self._index_file.name, data)
         return np.asarray(np.load(self._index_file, mmap_mode="r"))
 

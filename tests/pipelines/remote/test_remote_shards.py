@@ -64,33 +64,6 @@ def test_faults_lose_nothing(shards, local, tmp_path):
         assert set(server.faults) == set(FAULTS) and not quarantine.exists()
 
 
-def test_a_killed_run_goes_on_with_other_ranks_and_what_had_come(shards, local, cache):
-    with serving(shards, share=0.1, stall=0.1) as server:
-        server.slow = 0.005
-        code = """
-            from readers import reader
-            import time
-            loader = reader(sys.argv[1])
-            for _ in range(3):
-                next(loader)
-            print("three", flush=True)
-            time.sleep(60)
-        """
-        run = in_process(code, server.address, wait=False)
-        assert run.stdout.readline() == "three\n"
-        run.kill()
-        run.wait()
-        server.slow = 0.0
-        (part,) = list(cache.glob("*.part"))[:1] or [None]
-        sources = [open_source(server.address) for _ in range(2)]
-        ranks = [taken(reader(source, rank, 2), EPOCHS - 3, 3) for rank, source in enumerate(sources)]
-        joined = [
-            (a[0] + b[0], torch.cat([a[1].unflatten(1, (-1,)), b[1]], 1), torch.cat([a[2], b[2]]), a[3] + b[3])
-            for a, b in zip(*ranks)
-        ]
-        assert equal(local[3:], joined), part
-
-
 def test_what_a_killed_process_had_fetched_of_a_shard_is_not_fetched_again(shards, cache, tmp_path):
     source, data = open_source(shards), (shards / "train-000003.tar").read_bytes()
     with serving(shards) as server:
@@ -133,6 +106,36 @@ def test_a_damaged_cache_is_noticed(damage, shards, local, cache):
         before = len(whole(server))
         assert equal(local, taken(reader(server.address), EPOCHS))
         assert len(whole(server)) == before + 8
+
+
+def test_a_damaged_index_or_glance_is_fetched_again(shards, cache, contents):
+    with serving(shards) as server:
+        here, far = open_source(shards), open_source(server.address)
+        far.glance(range(3), range(3))
+        for kind in ("*.index.npy", "*.glance.npz"):
+            (kept,) = cache.glob(kind)
+            data = kept.read_bytes()
+            for damaged in (b"", data[:-40], bytes(len(data)), data[:-9] + b"x" + data[-8:]):
+                next(cache.glob(kind)).write_bytes(damaged)
+                assert contents(open_source(server.address)) == contents(here)
+
+
+def test_two_who_share_a_full_cache_get_the_right_bytes(shards, local, cache, monkeypatch):
+    """Room for one window and a little more, and two readers at different steps: they remove each other's shards."""
+    sizes = [s["bytes"] for s in json.loads((shards / "dataset.json").read_text())["shards"]]
+    bound = sum(sorted(sizes)[-18:])
+    monkeypatch.setenv("HEADRACE_CACHE_GB", str(bound / 1e9))
+    with serving(shards) as server:
+        first, second = (reader(server.address) for _ in range(2))
+        second.load_state_dict({"step": EPOCHS // 2})
+        for step in range(EPOCHS // 2):
+            for loader, at in ((first, step), (second, step + EPOCHS // 2)):
+                batch = next(loader)
+                assert batch.ids.tolist() == local[at][0] and batch.views["image"].equal(local[at][1])
+        assert first.stats().bad_images == second.stats().bad_images == 0
+        first.close()
+        second.close()
+        assert len(whole(server)) > 24 and sum(f.stat().st_size for f in cache.glob("*.tar")) <= bound
 
 
 def test_a_shard_removed_by_others_while_it_is_read_comes_again(shards, local, cache):

@@ -3,10 +3,6 @@
 import json
 import os
 import random
-import subprocess
-import sys
-import time
-import urllib.request
 
 import pytest
 from readers import equal, reader, taken
@@ -21,32 +17,6 @@ from headrace.pipelines.sharding.plan import ShardOptions
 from headrace.pipelines.sources import open_source
 
 OPTIONS = ShardOptions(shard_mb=None, shard_samples=2)
-
-
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory):
-    """The address of a bucket in an S3 server of the tests, which the environment names."""
-    pytest.importorskip("obstore", reason="needs the extra [cloud]")
-    pytest.importorskip("moto.server", reason="needs the extra [cloud-tests]")
-    log = tmp_path_factory.mktemp("moto") / "log"
-    with open(log, "w") as out:
-        server = subprocess.Popen([sys.executable, "-m", "moto.server", "-p", "0"], stdout=out, stderr=out)
-    try:
-        deadline, address = time.monotonic() + 60, None
-        while address is None and time.monotonic() < deadline and server.poll() is None:
-            time.sleep(0.1)
-            address = next((w for w in log.read_text().split() if w.startswith("http://127.0.0.1:")), None)
-        assert address is not None, log.read_text()
-        with pytest.MonkeyPatch.context() as patch:
-            named = {"AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
-            for name, value in {**named, "AWS_REGION": "us-east-1", "NO_PROXY": "127.0.0.1"}.items():
-                patch.setenv(name, value)
-            opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-            opener.open(urllib.request.Request(f"{address}/photos", method="PUT")).close()
-            yield "s3://photos"
-    finally:
-        server.terminate()
-        server.wait()
 
 
 def test_shards_are_written_to_s3_and_read_from_there(s3, photo_folder, tmp_path, cache):
