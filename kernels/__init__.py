@@ -2,6 +2,7 @@
 
     registry.py       Operator, Implementation: which implementation runs, and why
     compiled.py       torch.compile as an implementation    recompute.py   the reference's backward for one without
+    trial.py          a user's function in a run: its first call, and what it raises
     check.py          holds any implementation, ours or a user's, to the reference
     bench.py          how fast it is, beside the others and the hardware's limits
     tiles.py          tile sizes per GPU                     tune.py        finds them

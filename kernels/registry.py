@@ -37,7 +37,7 @@ import torch
 
 from ..errors import UserError
 from ..outside import imported, nearest
-from . import records
+from . import records, trial
 from .compiled import compiled, without_compiler
 from .recompute import with_gradient_of
 
@@ -105,6 +105,7 @@ class Decision:
     function: Callable
     why: str
     others: dict[str, str]  # name -> reason
+    theirs: bool = False  # a user's
 
 
 def _is_cast(value: Any) -> bool:
@@ -169,13 +170,17 @@ class Operator:
         shape = (device, dtype, *[index(size) for size in sizes])
         _ensure_decided(self.name, shape, impl)
         decision = _decisions[self.name, shape, impl]
+        if decision.theirs:
+            return trial.call(self, decision, shape, args, kwargs)
         return self.run(decision.implementation.name, decision.function, args, kwargs)
 
     def run(self, implementation: str, function: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Call a function as an implementation of this operator: without a backward it gets the reference's."""
         result = function(*args, **kwargs)
         if not all(isinstance(output, torch.Tensor) for output in (result if isinstance(result, tuple) else (result,))):
-            raise UserError(f"kernels: {implementation} gives {type(result).__name__} for {self.name}, not tensors")
+            check = f"mend it, then `headrace kernels check {self.name} {implementation}`"
+            given = type(result).__name__
+            raise UserError(f"kernels: {implementation} gives {given} for {self.name}, not tensors; {check}")
         if torch.is_grad_enabled() and any(args[i].requires_grad for i in self.gradient_positions if _given(args, i)):
             if not any(output.requires_grad for output in (result if isinstance(result, tuple) else (result,))):
                 _note_forward_only(self.name, implementation)
@@ -314,7 +319,7 @@ def decide(op: Operator, shape: ShapeClass, impl: Choice | None = None) -> Decis
     if (op.name, shape, chosen.name) not in _announced:
         _announced.add((op.name, shape, chosen.name))
         log.info("%s for %s: %s (%s)", op.name, op.describe(shape), chosen.name, why)
-    return Decision(chosen, _loaded(chosen, shape), why, others)
+    return Decision(chosen, _loaded(chosen, shape), why, others, chosen not in op.implementations)
 
 
 @cache

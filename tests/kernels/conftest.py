@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from headrace.kernels import configure, registry
+from headrace.kernels import configure, registry, trial
 
 sys.path.insert(0, str(Path(__file__).parent))  # these tests, and processes they start, import helpers beside them
 
@@ -13,7 +13,7 @@ def nobody_has_chosen(monkeypatch, tmp_path_factory):
     """Each test starts, and leaves the next one, without a choice of implementation and without records of checks."""
     monkeypatch.delenv("HEADRACE_KERNELS", raising=False)
     monkeypatch.setenv("HEADRACE_CACHE", str(tmp_path_factory.mktemp("cache")))
-    for state in (registry._used, registry._announced, registry._forward_only, registry._decisions):
+    for state in (registry._used, registry._announced, registry._forward_only, registry._decisions, trial._tried):
         state.clear()
     configure({})
     yield

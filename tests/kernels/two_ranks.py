@@ -43,6 +43,7 @@ def normality(views, impl):
 
 
 def work(rank, folder):
+    from headrace.kernels import operator
     from headrace.kernels.info_nce import info_nce
     from headrace.kernels.sinkhorn import sinkhorn
     from headrace.models.distributed import gather_with_gradient
@@ -59,6 +60,15 @@ def work(rank, folder):
         everything = gather_with_gradient(rows).flatten(0, 1)
         loss = info_nce(rows, everything, positive, exclude, temperature=0.2, impl=impl)
         found[f"info_nce {impl}"] = [loss.detach(), *torch.autograd.grad(loss, rows)]
+    for name in ("sinkhorn", "cross_correlation", "sigreg"):  # as functions of a user's, first calls and later ones
+        theirs = functools.partial(operator(name).reference)
+        theirs.__module__, theirs.__qualname__ = "theirs", name
+        run = {
+            "sinkhorn": lambda impl: sinkhorn(scores, epsilon=0.05, impl=impl),
+            "cross_correlation": lambda impl: correlate(a, b, impl),
+            "sigreg": lambda impl: normality(torch.stack([a, b]), impl),
+        }[name]
+        found[f"{name} theirs"], found[f"{name} theirs again"] = run(theirs), run(theirs)
     torch.save(found, f"{folder}/{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()

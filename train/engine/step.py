@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ...errors import UserError
+from ...kernels.trial import blamed
 from ...models.algorithm import Algorithm, Progress, StepOutput
 from ...pipelines.spec import Batch, Mask
 from .optim import Schedules, clip_groups
@@ -104,7 +105,12 @@ class Stepper:
                     losses.append(self._of_samples(output))
                 output.per_sample = None  # nor what it holds is needed any more
                 share = torch.where(output.loss.detach().isfinite(), 1 / self._accumulate, float("nan"))
-                self.scaler.scale(output.loss * share).backward()
+                try:
+                    self.scaler.scale(output.loss * share).backward()
+                except Exception as fault:
+                    if (said := blamed(fault)) is not None:
+                        raise said from fault
+                    raise
             total = _mean(total, output, self._accumulate)
         return total, losses
 
