@@ -8,7 +8,6 @@
     tiles.py          tile sizes per GPU                     tune.py        finds them
     records.py        last check and benchmark of each, on this machine
     overview.py       functions, definitions, what would run on a device
-    tf32.py           products of a user's kernel that a GPU rounds and a CPU does not
     ranks.py          sums over the processes of a run      shares.py         long reductions shared out
     commands.py       `headrace kernels [list | check | bench | tune]`
     aot.py            compiles every Triton kernel without a GPU: `python -m headrace.kernels.aot`

@@ -15,7 +15,7 @@ from . import bench, records, registry, tiles
 from .check import Result, check, parity
 from .overview import report
 from .proof import EXECUTED
-from .tf32 import rounded_products
+from .proof.tf32 import rounded_products
 from .tune import tune
 
 

@@ -9,6 +9,7 @@
     execute.py     every block of a launch
     launches.py    takes Triton's launches: to execute, or to look at
     sass.py        machine code: loops, widths             roofline.py    bounds of workloads from it
+    tf32.py        products that a GPU rounds and a CPU does not, in the source
     mutants.py     plants faults in our kernels and counts how many are found
 
 `headrace kernels check OP [IMPL] --execute sm_90` is what all this is for. The compiler's output runs: what its passes
