@@ -46,7 +46,9 @@ setup(
         "cloud": ["obstore"],  # shards on S3, Google Cloud Storage and Azure
         "cloud-tests": ["obstore", "moto[server,s3]"],  # an S3 server for the tests of it
         "formats": ["pillow-heif"],  # photos of phones: HEIC
-        "tables": ["pyarrow"],  # columns of samples in parquet files
+        "tables": ["pyarrow"],  # columns of samples in parquet files, and some of LitData's chunks
+        "lmdb": ["lmdb"],  # images that are the values of a database
+        "writers": ["litdata", "mosaicml-streaming"],  # whose files tests compare with what is read of them
         "detect": ["pycocotools"],
         # what tests compare exported weights and hashes of images with, where it is installed
         "parity": [

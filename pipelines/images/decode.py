@@ -43,6 +43,12 @@ def _formats() -> tuple[str, ...]:
     return tuple(kind for kind in _KINDS if kind in Image.OPEN)
 
 
+def begins_as_image(head: bytes) -> bool:
+    """Whether 16 bytes or more are the beginning of an image file; of formats without a mark, such as TGA, never."""
+    marks = (Image.OPEN[kind][1] for kind in _formats() if kind != "DIB")  # which begins as many numbers do
+    return len(head) >= 16 and any(mark is not None and mark(head) is True for mark in marks)
+
+
 class TooManyPixels(DecodeError):
     """More than `rules().max_pixels`."""
 

@@ -5,6 +5,7 @@ shards.py, beton.py       WebDataset tars, with our index or without; FFCV's fil
 imagenet.py               ILSVRC 2012 in folders; imagenet_tar.py: in its own archives; devkit.py, matlab.py: its labels
 remote_shards.py          our shards behind an address, in exact order
 parquet.py                images in a column of parquet files; hub.py: of a data set on Hugging Face
+mds.py, litdata.py        MosaicML's and Lightning's shards, which are chunks.py; lmdb_values.py: values of a database
 stream.py                 tars behind an address, for the loader that streams
 places205.py, inaturalist.py, cifar.py, cue_conflict.py                        labelled sets
 voc.py, coco.py, segmentation.py                                               sets with boxes and masks
@@ -60,6 +61,9 @@ KINDS = {
     "cue_conflict": _Kind("cue_conflict", "CueConflictSource"),
     "beton": _Kind("beton", "BetonSource"),
     "parquet": _Kind("parquet", "ParquetSource"),
+    "mds": _Kind("mds", "MdsSource"),
+    "litdata": _Kind("litdata", "LitDataSource"),
+    "lmdb": _Kind("lmdb_values", "LmdbSource", ("data.mdb",)),
     "plan": _Kind(".plan.sets", "open_plan_file"),  # which opens sources in turn
 }
 _PARTS = ("classes", "__len__", "read", "label", "key", "size")  # of a `ByteSource`, beside its name

@@ -24,7 +24,8 @@ def taken(loader, count, first=0):
     try:
         batches = [next(loader) for _ in range(count)]
         assert loader.stats().bad_images == 0, loader.stats().replaced
-        return [(b.ids.tolist(), b.views["image"], b.mask.hidden, b.labels.tolist()) for b in batches]
+        labels = [None if b.labels is None else b.labels.tolist() for b in batches]
+        return [(b.ids.tolist(), b.views["image"], b.mask.hidden, of) for b, of in zip(batches, labels)]
     finally:
         loader.close()
 
