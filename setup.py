@@ -47,6 +47,7 @@ setup(
         "cloud-tests": ["obstore", "moto[server,s3]"],  # an S3 server for the tests of it
         "formats": ["pillow-heif"],  # photos of phones: HEIC
         "tables": ["pyarrow"],  # columns of samples in parquet files, and some of LitData's chunks
+        "rasters": ["tifffile", "imagecodecs"],  # windows of large TIFFs
         "lmdb": ["lmdb"],  # images that are the values of a database
         "writers": ["litdata", "mosaicml-streaming"],  # whose files tests compare with what is read of them
         "detect": ["pycocotools"],

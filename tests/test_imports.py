@@ -69,6 +69,7 @@ HEAVY = {  # third-party package -> the files that are about it
         "pipelines/measure/likeness.py",
     },
     "obstore": {"pipelines/remote/objects.py"},
+    "tifffile": {"pipelines/sources/rasters.py"},
     "lmdb": {"pipelines/sources/lmdb_values.py"},
     "ffcv": {"pipelines/sharding/beton.py", "pipelines/loaders/ffcv_file.py"},
 }

@@ -5,6 +5,7 @@ shards.py, beton.py       WebDataset tars, with our index or without; FFCV's fil
 imagenet.py               ILSVRC 2012 in folders; imagenet_tar.py: in its own archives; devkit.py, matlab.py: its labels
 remote_shards.py          our shards behind an address, in exact order
 parquet.py                images in a column of parquet files; hub.py: of a data set on Hugging Face
+rasters.py                windows of large TIFFs
 mds.py, litdata.py        MosaicML's and Lightning's shards, which are chunks.py; lmdb_values.py: values of a database
 stream.py                 tars behind an address, for the loader that streams
 places205.py, inaturalist.py, cifar.py, cue_conflict.py                        labelled sets
@@ -64,6 +65,7 @@ KINDS = {
     "mds": _Kind("mds", "MdsSource"),
     "litdata": _Kind("litdata", "LitDataSource"),
     "lmdb": _Kind("lmdb_values", "LmdbSource", ("data.mdb",)),
+    "raster": _Kind("rasters", "RasterSource"),
     "plan": _Kind(".plan.sets", "open_plan_file"),  # which opens sources in turn
 }
 _PARTS = ("classes", "__len__", "read", "label", "key", "size")  # of a `ByteSource`, beside its name

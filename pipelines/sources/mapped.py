@@ -45,7 +45,7 @@ class MappedSource:
         self.name, self.index, self.classes, self.label_source = name, index, classes, label_source
         self._files, self._sizes = files, sizes
         self._maps: dict[int, np.ndarray] = {}
-        _allow_open_files(len(files))
+        allow_open_files(len(files))
 
     def __len__(self) -> int:
         return len(self.index)
@@ -101,10 +101,10 @@ class MappedSource:
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
-        _allow_open_files(len(self._files))
+        allow_open_files(len(self._files))
 
 
-def _allow_open_files(maps: int) -> None:
+def allow_open_files(maps: int) -> None:
     """Every map holds a descriptor until Python 3.13, and 1,024 is a common soft limit: the hard one is ours to use."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = maps + 512  # the rest of the process wants some, too
