@@ -23,6 +23,9 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from headrace.cores import cores
 from headrace.errors import UserError, run_command
@@ -30,13 +33,17 @@ from headrace.errors import UserError, run_command
 from .racers import SYSTEMS
 from .record import add_out, append, spread
 
+if TYPE_CHECKING:
+    from .racers.heat import Racer
+
 _BUSY = "while True: pass"
 _LIKE = {"parameters": 0.002, "loss": 0.1, "mean": 0.12, "spread": 0.12}  # how far a peer may be from us
+_LOOK, _LOSSES = 512, 4  # images whose views are compared, steps whose losses are
 _TICK = 0.2  # seconds between two looks at memory
 
 
-def turn(job: str, name: str, data: Path, workers: int, warm: int, seconds: float) -> dict:
-    """One turn of one system, in this process."""
+def turn(job: str, name: str, data: Path, workers: int, warm: int, seconds: float, look: int = 0) -> dict:
+    """One turn of one system, in this process; of `look` images, if any, what it is compared by instead."""
     import torch
 
     from headrace.train.recipe.recipe import load_recipe
@@ -49,15 +56,12 @@ def turn(job: str, name: str, data: Path, workers: int, warm: int, seconds: floa
     fixed = [f"train.batch_size={own.batch}", "train.precision=fp32", *own.changes]
     racer = SYSTEMS[name].load(own.method)(Heat(own, load_recipe(own.recipe, fixed), data, workers))
     with closing(racer.batches):
-        batch = next(racer.batches)
-        views = racer.views(batch)
-        found = {"parameters": racer.parameters, "shapes": sorted({tuple(view.shape) for view in views})}
-        values = torch.cat([view.flatten() for view in views])
-        found |= {"mean": values.mean().item(), "spread": values.std().item(), "loss": racer.step(batch).item()}
+        if look:
+            return first_steps(racer, -(-look // own.batch))
         for _ in range(warm):
             racer.step(next(racer.batches))
         began, cpu, steps, waited = time.perf_counter(), cpu_seconds(), 0, 0.0
-        while (took := time.perf_counter() - began) < seconds:
+        while (took := time.perf_counter() - began) < seconds or not steps:
             asked = time.perf_counter()
             batch = next(racer.batches)
             waited += time.perf_counter() - asked
@@ -65,7 +69,25 @@ def turn(job: str, name: str, data: Path, workers: int, warm: int, seconds: floa
             steps += 1
         images = steps * own.batch
         cpu = 1e6 * (cpu_seconds() - cpu) / images
-    return found | {"images_per_second": images / took, "cpu_us_per_image": cpu, "data_wait": waited / took}
+    return {"images_per_second": images / took, "cpu_us_per_image": cpu, "data_wait": waited / took}
+
+
+def first_steps(racer: Racer, batches: int) -> dict:
+    """What racers are compared by: mean and spread of the views of some batches, the loss of the first four."""
+    import torch
+
+    sums, losses, shapes = np.zeros(3), [], set()
+    for n in range(batches):
+        batch = next(racer.batches)
+        views = racer.views(batch)
+        shapes |= {tuple(view.shape) for view in views}
+        values = torch.cat([view.flatten() for view in views]).double()
+        sums += (len(values), values.sum().item(), values.square().sum().item())
+        losses += [racer.step(batch).item()] if n < _LOSSES else []
+    mean = sums[1] / sums[0]
+    spread = float(np.sqrt(sums[2] / sums[0] - mean**2))
+    loss = statistics.fmean(losses)
+    return {"parameters": racer.parameters, "shapes": sorted(shapes), "mean": mean, "spread": spread, "loss": loss}
 
 
 def in_process(arguments: Sequence[str]) -> dict:
@@ -138,7 +160,7 @@ def heat(job: str, names: Sequence[str], args: argparse.Namespace, data: Path) -
     first, racing = {}, []
     for name in names:
         try:
-            first[name] = in_process([name, *common, "--warm", "0", "--seconds", "0.01"])
+            first[name] = in_process([name, *common, "--look", str(_LOOK)])
         except RuntimeError as fault:  # a library that fails must not end the comparison
             print(f"skipped: {job}: {name}: {fault}", flush=True)
             continue
@@ -188,12 +210,14 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--workers", type=int, default=cores())
     parser.add_argument("--beside", type=int, default=0, metavar="N", help="processes that are busy all the while")
     parser.add_argument("--turn", metavar="SYSTEM", help="one turn in this process; prints its figures as JSON")
+    parser.add_argument("--look", type=int, default=0, metavar="N", help="a turn that only looks at N images")
     add_out(parser)
     args = parser.parse_args(argv)
     data = {32: args.data_32, 224: args.data_224}
     if args.turn:
         job = args.jobs[0]
-        print(json.dumps(turn(job, args.turn, data[JOBS[job].side], args.workers, args.warm, args.seconds)))
+        how = (args.workers, args.warm, args.seconds, args.look)
+        print(json.dumps(turn(job, args.turn, data[JOBS[job].side], *how)))
         return 0
     for side in sorted({JOBS[job].side for job in args.jobs}):
         if data[side] is None or not data[side].is_dir():

@@ -11,7 +11,7 @@ from timm.models.vision_transformer import Block
 from torch import nn
 
 from ..peers.folders import Views, loader, tensors
-from .heat import Heat, Racer, optimizer, trained
+from .heat import Heat, Racer, as_authors, optimizer, trained
 from .lightly import resnet18, vit_tiny
 
 
@@ -79,4 +79,5 @@ class MAE(nn.Module):
 
 def mae(heat: Heat) -> Racer:
     model = MAE(heat)
+    as_authors(model)
     return trained(model, batches(heat), model, optimizer(heat, model), list)

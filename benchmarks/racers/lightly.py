@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 
 import timm
@@ -10,7 +9,7 @@ import torch
 import torchvision
 from torch import nn
 
-from .heat import Heat, Racer, optimizer, trained
+from .heat import Heat, Racer, as_authors, optimizer, trained
 
 
 def batches(heat: Heat, transform) -> Iterator:
@@ -102,6 +101,7 @@ def mae(heat: Heat) -> Racer:
     from lightly.transforms import MAETransform
 
     model, view = MAE(heat), heat.algorithm.view
+    as_authors(model)
     transform = MAETransform(input_size=view.size, min_scale=view.scale[0])
     return trained(model, batches(heat, transform), model, optimizer(heat, model), list)
 
@@ -116,9 +116,15 @@ class DINO(nn.Module):
         super().__init__()
         own = heat.algorithm
         widths = {"hidden_dim": own.hidden, "bottleneck_dim": own.bottleneck, "output_dim": own.prototypes}
-        vit = vit_tiny(own.backbone.patch_size, own.first.size, dynamic_img_size=True, drop_path_rate=0.1)
-        self.student = nn.Sequential(vit, DINOProjectionHead(192, **widths, freeze_last_layer=1))
-        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
+        student, teacher = (  # weight normalisation by hooks, as lightly's head has it, cannot be deep-copied
+            nn.Sequential(
+                vit_tiny(own.backbone.patch_size, own.first.size, dynamic_img_size=True, drop_path_rate=0.1),
+                DINOProjectionHead(192, **widths, freeze_last_layer=1),
+            )
+            for _ in range(2)
+        )
+        teacher.load_state_dict(student.state_dict())
+        self.student, self.teacher = student, teacher.requires_grad_(False)
         for module in self.teacher.modules():
             if hasattr(module, "drop_prob"):
                 module.drop_prob = 0.0

@@ -9,7 +9,7 @@ import torch
 
 from headrace.pipelines.spec import ViewSpec
 
-from .heat import Heat, Racer, optimizer
+from .heat import Heat, Racer, as_authors, optimizer
 
 _CROP = {"type": "RandomResizedCrop", "backend": "pillow"}
 _PACK = {"type": "PackInputs"}
@@ -47,6 +47,7 @@ def simclr(heat: Heat) -> Racer:
             "temperature": own.temperature,
         },
     }
+    _shift_hue_by_bytes()
     return _racer(heat, model, [_READ, {"type": "MultiView", "num_views": 2, "transforms": [pipeline]}, _PACK])
 
 
@@ -89,6 +90,23 @@ def _one_view(view: ViewSpec) -> list[dict]:
     return [_READ, _CROP | crop, {"type": "RandomFlip", "prob": view.flip}, _PACK]
 
 
+def _shift_hue_by_bytes() -> None:
+    """MMCV 2.1 turns negative shifts into unsigned bytes, which NumPy 2 refuses (findings/mmcv-hue-numpy2.sh).
+
+    The same shift, as NumPy 1 made it.
+    """
+    import cv2
+    import mmcv
+    import numpy as np
+
+    def shifted(img: np.ndarray, hue_factor: float, backend: str | None = None) -> np.ndarray:
+        h, s, v = cv2.split(cv2.cvtColor(img.astype(np.uint8), cv2.COLOR_BGR2HSV_FULL))
+        h += np.uint8(int(hue_factor * 255) % 256)
+        return cv2.cvtColor(cv2.merge([h, s, v]), cv2.COLOR_HSV2BGR_FULL).astype(img.dtype)
+
+    mmcv.adjust_hue = shifted
+
+
 def _racer(heat: Heat, model: dict, pipeline: list[dict]) -> Racer:
     from mmengine.optim import OptimWrapper
     from mmengine.registry import init_default_scope
@@ -101,6 +119,8 @@ def _racer(heat: Heat, model: dict, pipeline: list[dict]) -> Racer:
     levels = {"mean": [255 * v for v in view.mean], "std": [255 * v for v in view.std], "to_rgb": True}
     made = MODELS.build(model | {"data_preprocessor": {"type": "SelfSupDataPreprocessor"} | levels})
     made.init_weights()
+    if heat.job.method != "simclr":
+        as_authors(made)
     made.train()
     wrapper = OptimWrapper(optimizer(heat, made))
     loader = Runner.build_dataloader(
