@@ -245,6 +245,16 @@ def _steps(folder: Path) -> list[str]:
     return plain(rows) + ([] if any(row["cuda"] for row in rows) else ["", f"On a GPU: {NOT_YET.lower()}"])
 
 
+def _race(form: str) -> Callable[[Path], list[str]]:
+    def made(folder: Path) -> list[str]:
+        from .racers import tables  # which uses this file's
+
+        rows = read("race", folder)
+        return getattr(tables, form)(rows) if rows else [NOT_YET]
+
+    return made
+
+
 # name in a page's markers -> its lines, from a folder of ledgers
 TABLES: dict[str, Callable[[Path], list[str]]] = {
     "loaders": _of("loaders", loaders, lambda row: not row["job"].endswith("-cold")),
@@ -264,6 +274,9 @@ TABLES: dict[str, Callable[[Path], list[str]]] = {
     "know-search": _of("know", plain, lambda row: row["job"] == "beside" or row["job"].startswith("all pairs")),
     "know-shard": _of("know", plain, lambda row: row["job"].startswith("shard")),
     "pixels": _of("pixels"),
+    "race": _race("figures"),
+    "race-ratios": _race("ratios"),
+    "race-targets": _race("targets"),
     "speedrun": _of("speedrun"),
     "augment": _of("augment_gpu"),
     "kernels": kernels,

@@ -37,7 +37,12 @@ if TYPE_CHECKING:
     from .racers.heat import Racer
 
 _BUSY = "while True: pass"
-_LIKE = {"parameters": 0.002, "loss": 0.1, "mean": 0.12, "spread": 0.12}  # how far a peer may be from us
+_LIKE = {
+    "parameters": 0.002,
+    "loss": 0.15,
+    "mean": 0.12,
+    "spread": 0.12,
+}  # how far a peer may be from us; other draws of weights differ by as much in loss
 _LOOK, _LOSSES = 512, 4  # images whose views are compared, steps whose losses are
 _TICK = 0.2  # seconds between two looks at memory
 
@@ -231,6 +236,7 @@ def main(argv: Sequence[str]) -> int:
         rows = heat(job, [name for name in names if own.method in SYSTEMS[name].methods], args, data[own.side])
         config = {"batch": own.batch, "workers": args.workers, "seconds": args.seconds, "repeat": args.repeat}
         config |= {"warm": args.warm, "beside": args.beside, "recipe": own.recipe, "changes": own.changes}
+        config |= {"title": own.title}
         for row in rows:
             system = SYSTEMS[row["contender"]]
             extra = {"differences": system.differences} if system.differences else {}

@@ -27,11 +27,17 @@ from headrace.errors import UserError, run_command
 from .jobs import CEILINGS, DECODED
 from .ledger import JOBS, TABLES, facts, latest, machine
 from .peers import PEERS
+from .racers import SYSTEMS
 from .record import RESULTS, read
 
 ROOT = Path(headrace.__file__).parent
-PAGES = ("README.md", "docs/benchmarks.md", "docs/evaluation.md", "docs/know.md")
+PAGES = ("README.md", "docs/benchmarks.md", "docs/evaluation.md", "docs/know.md", "docs/race.md")
 IMAGES = "docs/images"
+PANELS = {  # ledger -> the jobs that are drawn
+    "loaders": ("mae", "two-views", "multicrop", "eval"),
+    "race": ("simclr-32", "simclr-224", "mae-32", "mae-224", "dino-224", "mixmim-128"),
+}
+_ROW = 4  # panels beside each other, at the most
 _BLOCK = re.compile(r"(<!-- ledger: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _TEXT, _BARS, _PEERS, _CEILINGS = "#7d8590", "#2f81f7", "#9198a1", "#9198a2"  # legible on white and on black
 
@@ -49,11 +55,12 @@ def page(text: str, folder: Path) -> str:
 
 def plotted(folder: Path) -> dict[str, list[dict]]:
     """File name of a plot -> the rows in it: of our machine with the most rows, the last run of each job."""
-    machines = latest(read("loaders", folder))
-    if not machines:
-        return {}
-    jobs = max(machines.values(), key=lambda jobs: sum(map(len, jobs.values())))
-    return {"loaders.png": [row for job in ("mae", "two-views", "multicrop", "eval") for row in jobs.get(job, [])]}
+    found = {}
+    for ledger, shown in PANELS.items():
+        if machines := latest(read(ledger, folder)):
+            jobs = max(machines.values(), key=lambda jobs: sum(map(len, jobs.values())))
+            found[f"{ledger}.png"] = [row for job in shown for row in jobs.get(job, [])]
+    return found
 
 
 def digest(rows: Sequence[dict]) -> str:
@@ -65,8 +72,14 @@ def digest(rows: Sequence[dict]) -> str:
 def plot(rows: Sequence[dict], path: Path) -> None:
     """Bars of images/s, a panel for each job: ours, others, and what there is to gain at the most."""
     jobs = list(dict.fromkeys(row["job"] for row in rows))
-    figure, panels = plt.subplots(1, len(jobs), figsize=(3.1 * len(jobs), 4.2), squeeze=False, layout="constrained")
-    for panel, job in zip(panels[0], jobs):
+    tall = -(-len(jobs) // _ROW)
+    wide = -(-len(jobs) // tall)
+    longest = max(len({row["contender"] for row in rows if row["job"] == job}) for job in jobs)
+    size = (3.1 * wide, tall * (0.9 + 0.25 * longest))
+    figure, panels = plt.subplots(tall, wide, figsize=size, squeeze=False, layout="constrained")
+    for panel in panels.flat[len(jobs) :]:
+        panel.set_axis_off()
+    for panel, job in zip(panels.flat, jobs):
         own = [row for row in rows if row["job"] == job and _kind(row["contender"]) is not None]
         own.sort(key=lambda row: (_kind(row["contender"]) == _CEILINGS, -row["images_per_second"]))
         names, rates = [row["contender"] for row in own], [row["images_per_second"] for row in own]
@@ -78,16 +91,19 @@ def plot(rows: Sequence[dict], path: Path) -> None:
         kinds = [_kind(name) for name in names]
         faces = ["none" if kind == _CEILINGS else kind for kind in kinds]
         panel.barh(places, rates, xerr=errors, color=faces, edgecolor=kinds, height=0.72, ecolor=_TEXT)
-        for place, rate in zip(places, rates):
-            panel.text(rate, place, f"  {rate:,.0f}", va="center", color=_TEXT, fontsize=8)
+        for place, row in zip(places, own):
+            rate, end = row["images_per_second"], max(row["p80"], row["images_per_second"])
+            panel.text(end, place, f"  {rate:,.0f}", va="center", color=_TEXT, fontsize=8)
         panel.set_yticks(places, names, fontsize=8, color=_TEXT)
         panel.invert_yaxis()
         panel.set_xlim(0, 1.3 * max(rates))
         panel.set_xticks([])
-        panel.set_title(JOBS.get(job, (job,))[0], fontsize=10, color=_TEXT)
+        name = own[0]["config"].get("title") or JOBS.get(job, (job,))[0]
+        panel.set_title(name, fontsize=10, color=_TEXT)
         panel.tick_params(length=0)
         panel.spines[:].set_visible(False)
-    title = f"images per second, {machine(facts(rows[0]))}; outlined: ceilings, in the same run"
+    outlined = any(row["contender"] in CEILINGS for row in rows)
+    title = f"images per second, {machine(facts(rows[0]))}" + "; outlined: ceilings, in the same run" * outlined
     figure.suptitle(title, fontsize=9, color=_TEXT)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, transparent=True, metadata={"Rows": digest(rows)})
@@ -95,7 +111,7 @@ def plot(rows: Sequence[dict], path: Path) -> None:
 
 
 def _kind(contender: str) -> str | None:
-    if contender in PEERS:
+    if contender in PEERS or contender in SYSTEMS and contender != "headrace":
         return _PEERS
     if contender.startswith("headrace") and contender != DECODED:
         return _BARS

@@ -44,6 +44,8 @@ JOBS = {
         ),
     ),
     "mixmim-128": Job("mixmim", "mixmim_mixmim-small-128px", 32, 224, "MixMIM, small, 128 px"),
+    "demo-dali": Job("mae", "mae_vit-tiny_demo", 64, 224, "the demo's MAE, dali loader", ("data.loader=dali",)),
+    "demo-cpu": Job("mae", "mae_vit-tiny_demo", 64, 224, "the demo's MAE, cpu loader", ("data.loader=cpu",)),
 }
 
 

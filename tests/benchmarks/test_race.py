@@ -1,5 +1,6 @@
 """The race: who may take part, what memory is counted, and that what we and others train is the same."""
 
+import json
 import os
 import subprocess
 import sys
@@ -12,8 +13,9 @@ import torchvision
 from PIL import Image
 
 from headrace.benchmarks import race
+from headrace.benchmarks.ledger import TABLES
 from headrace.benchmarks.racers import SYSTEMS, ours
-from headrace.benchmarks.racers.heat import JOBS, Heat, trained
+from headrace.benchmarks.racers.heat import JOBS, Heat, Racer, as_authors, trained
 from headrace.train.recipe.recipe import load_recipe
 
 OURS = {"parameters": 1000, "loss": 5.0, "mean": 0.1, "spread": 1.1, "shapes": [[4, 3, 32, 32]]}
@@ -104,3 +106,54 @@ def test_missing_images_are_one_line(capsys):
 
     assert run_command(lambda: race.main(["--jobs", "mae-32"])) == 2
     assert "race: --data-32: missing: a folder of images" in capsys.readouterr().err
+
+
+def test_first_steps_are_compared_by_all_their_views():
+    """Ten batches of two views: moments of all their values, the losses of the first four."""
+    values = np.random.default_rng(0).normal(0.3, 2.0, (10, 2, 4, 3, 8, 8)).astype(np.float32)
+    batches = iter(torch.from_numpy(values))
+    model = torch.nn.Linear(3, 5)
+    losses = iter([1.0, 2.0, 4.0, 9.0])
+    racer = Racer(batches, lambda batch: torch.tensor(next(losses)), list, model)
+    found = race.first_steps(racer, 10)
+    assert found.pop("shapes") == [(4, 3, 8, 8)]
+    wanted = {"parameters": 20, "mean": values.mean(dtype=float), "spread": values.std(dtype=float), "loss": 4.0}
+    assert found == pytest.approx(wanted, rel=1e-6)
+
+
+def test_linear_layers_are_drawn_as_their_authors_draw_them():
+    """Xavier's uniform values: variance 2 / (inputs + outputs); nothing else is touched."""
+    model = torch.nn.Sequential(torch.nn.Linear(300, 500), torch.nn.LayerNorm(500))
+    as_authors(model)
+    assert model[0].weight.var().item() == pytest.approx(2 / 800, rel=0.02)
+    assert model[0].bias.abs().max() == 0 and torch.equal(model[1].weight, torch.ones(500))
+
+
+def heat_row(job, contender, rate, peak, beside=0):
+    config = {"title": "MAE" if "mae" in job else "SimCLR", "beside": beside, "batch": 8, "workers": 2}
+    config |= {"repeat": 5, "seconds": 10.0}
+    facts = {"headrace": "0.1.0", "commit": "abcdef0123", "packages": {"torch": "2.15.0", "lightly": "1.6.0"}}
+    facts |= {"cuda": None, "device": "x86_64", "cores": 2, "processor": "CPU A", "command": ["x"], "run": job}
+    own = {"time": "2026-01-02T03:04:05Z", "job": job, "contender": contender, "images_per_second": rate}
+    own |= {"p20": 0.9 * rate, "p80": 1.1 * rate, "cpu_us_per_image": 12_345.0, "data_wait": 0.25, "peak_mb": peak}
+    return own | {"parameters": 1000, "loss": 2.5, "config": config} | facts
+
+
+def test_the_races_tables(tmp_path):
+    rows = [heat_row("mae-224", "headrace", 90.0, 900), heat_row("mae-224", "lightly", 60.0, 800)]
+    rows += [heat_row("simclr-224", "headrace", 30.0, 700), heat_row("simclr-224", "mmpretrain", 24.0, 900)]
+    rows += [heat_row("simclr-224-beside-2", "headrace", 13.5, 700, beside=2)]
+    (tmp_path / "race.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    cells = lambda line: [cell.strip(" *") for cell in line.split("|")[1:-1]]  # noqa: E731
+    found = [cells(line) for line in TABLES["race-ratios"](tmp_path) if line.startswith("|")]
+    assert found[0] == ["whole steps, images/s", "headrace", "over lightly", "over mmpretrain"]
+    assert found[2:] == [["MAE", "90.0", "1.50 x", ""], ["SimCLR", "30.0", "", "1.25 x"]]
+    found = {tuple(cells(line)) for line in TABLES["race-targets"](tmp_path) if line.startswith("|")}
+    assert ("MAE: 1.3 x lightly", "1.50 x", "yes") in found
+    assert ("SimCLR: 1.5 x mmpretrain", "1.25 x", "no") in found
+    assert ("simclr-32: 1.5 x lightly", "Not measured yet.", "") in found
+    assert ("MAE: no more memory than any peer", "900 MB, lightly 800 MB", "no") in found
+    # 13.5 of 30 images/s with two of four shares of the cores
+    assert ("SimCLR, beside 2 busy processes: 0.8 of the share of the cores", "0.90", "yes") in found
+    found = [cells(line) for line in TABLES["race"](tmp_path) if "lightly" in line]
+    assert found == [["lightly 1.6.0", "60.0 (54.0-66.0)", "1.50 x", "12.35", "25.0%", "800", "1,000", "2.50", ""]]
