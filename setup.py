@@ -45,7 +45,7 @@ setup(
         "umap": ["umap-learn"],
         "cloud": ["obstore"],  # shards on S3, Google Cloud Storage and Azure
         "cloud-tests": ["obstore", "moto[server,s3]"],  # an S3 server for the tests of it
-        "formats": ["pillow-heif"],  # photos of phones: HEIC
+        "formats": ["pillow-heif", "imagecodecs"],  # photos of phones: HEIC; JPEG XL
         "tables": ["pyarrow"],  # columns of samples in parquet files, and some of LitData's chunks
         "rasters": ["tifffile", "imagecodecs"],  # windows of large TIFFs
         "lmdb": ["lmdb"],  # images that are the values of a database

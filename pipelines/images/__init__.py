@@ -7,6 +7,7 @@ rules.py      what a process takes for an image, and which range it gives to dee
 budget.py     memory that decoding threads reserve before they take it
 jpeg.py       size, orientation and chroma of a JPEG without a decoder
 planes.py     pixels as luma and half the chroma
+jpegxl.py     JPEG XL for Pillow
 formats.py    which suffixes are images, and what is said of files that are passed over
 encode.py     what sharding does to an image: keep its bytes, or write a smaller JPEG
 """

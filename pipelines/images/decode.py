@@ -9,23 +9,23 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
+import importlib.util
 import io
 import warnings
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from . import deep
+from . import deep, jpegxl
 from .budget import reserve
-from .formats import HEIF
+from .formats import HEIF, JPEG_XL
 from .jpeg import ORIENTATION, arithmetic, jpeg_header
 from .rules import rules
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # to `check_size` that is an error
 Image.MAX_IMAGE_PIXELS = None  # `check_size` asks `rules`; Pillow would stop at twice its own number all the same
-_KINDS = "JPEG MPO PNG WEBP AVIF HEIF GIF BMP DIB TIFF JPEG2000 PPM TGA SGI PCX QOI SUN DDS ICO".split()
+_KINDS = "JPEG MPO PNG WEBP AVIF HEIF GIF BMP DIB TIFF JPEG2000 JXL PPM TGA SGI PCX QOI SUN DDS ICO".split()
 _STRAIGHT = {"La": "LA", "RGBa": "RGBA"}  # alpha multiplied into the colours -> not
 
 
@@ -40,6 +40,8 @@ def _formats() -> tuple[str, ...]:
     with contextlib.suppress(ImportError):  # an extra; a thread for each image, as with all others
         plug_in = importlib.import_module(HEIF)
         plug_in.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False, decode_threads=1)
+    if importlib.util.find_spec(JPEG_XL) is not None:
+        jpegxl.register()
     return tuple(kind for kind in _KINDS if kind in Image.OPEN)
 
 

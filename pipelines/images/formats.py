@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from PIL import features
 
-# suffix -> what it is, for every kind of picture that Pillow decodes, with its plug-in for HEIF
+# suffix -> what it is, for every kind of picture that Pillow decodes, with plug-ins for HEIF and JPEG XL
 FORMATS = {
     **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo"), "JPEG"),
     **dict.fromkeys((".png", ".apng"), "PNG"),
@@ -21,6 +21,7 @@ FORMATS = {
     ".gif": "GIF",
     **dict.fromkeys((".bmp", ".dib"), "BMP"),
     **dict.fromkeys((".tif", ".tiff"), "TIFF"),
+    ".jxl": "JPEG XL",
     **dict.fromkeys((".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"), "JPEG 2000"),
     **dict.fromkeys((".ppm", ".pgm", ".pbm", ".pnm", ".pfm"), "PNM"),
     **dict.fromkeys((".tga", ".icb", ".vda", ".vst"), "TGA"),
@@ -31,18 +32,19 @@ FORMATS = {
     ".dds": "DirectDraw",
     ".ico": "icon",
 }
-HEIF = "pillow_heif"  # libheif's plug-in for Pillow, an extra
-# what may be lacking: a feature of Pillow's builds or that module, and the remedy
+HEIF, JPEG_XL = "pillow_heif", "imagecodecs"  # libheif's plug-in for Pillow, and what jpegxl.py needs: an extra
+_EXTRA = "pip install 'headrace[formats]', or convert to JPEG or PNG"
+# what may be lacking: a feature of Pillow's builds or one of these modules, and the remedy
 _OPTIONAL = {
     "WebP": ("webp", "this Pillow was built without it: pip install --upgrade pillow"),
     "AVIF": ("avif", "Pillow reads it from 11.3 on: pip install --upgrade pillow"),
-    "HEIF": (HEIF, "pip install 'headrace[formats]', or convert to JPEG or PNG"),
+    "HEIF": (HEIF, _EXTRA),
+    "JPEG XL": (JPEG_XL, _EXTRA),
     "JPEG 2000": ("jpg_2000", "this Pillow was built without it: pip install --upgrade pillow"),
 }
 # pictures that Pillow does not decode, and files that hold others
 _CONVERT, _UNPACK = "convert to JPEG or PNG", "unpack"
 _FOREIGN = {
-    ".jxl": f"JPEG XL: {_CONVERT}",
     **dict.fromkeys((".psd", ".xcf"), f"layers: {_CONVERT}"),
     **dict.fromkeys((".dng", ".nef", ".cr2", ".cr3", ".arw", ".raf", ".orf", ".rw2"), f"camera raw: {_CONVERT}"),
     **dict.fromkeys((".svg", ".eps", ".pdf", ".ai", ".wmf", ".emf"), f"drawing: {_CONVERT}"),
@@ -57,7 +59,8 @@ def _missing(kind: str) -> str | None:
     feature, remedy = _OPTIONAL.get(kind, (None, ""))
     if feature is None:
         return None
-    there = importlib.util.find_spec(HEIF) is not None if feature == HEIF else features.check(feature)
+    module = feature in (HEIF, JPEG_XL)
+    there = importlib.util.find_spec(feature) is not None if module else features.check(feature)
     return None if there else f"{kind}: {remedy}"
 
 

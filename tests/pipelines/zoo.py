@@ -4,6 +4,7 @@
 they are those that were encoded; what is lossy may differ from them by `LOSSY` grey levels on average.
 """
 
+import importlib
 import io
 import struct
 import zlib
@@ -193,6 +194,9 @@ def zoo():
     animals["WebP"] = (saved(RGB, "WEBP", quality=95), RGB, True)
     if features.check("avif"):
         animals["AVIF"] = (saved(RGB, "AVIF", quality=95), RGB, True)
+        turned = saved(RGB, "AVIF", quality=95, exif=exif(6))
+        assert b"irot" in turned
+        animals["AVIF turned 6"] = (turned, RGB[::-1].transpose(1, 0, 2), True)
     if "HEIF" in _formats():  # the plug-in, which also writes
         plain = {"quality": 95, "chroma": 444}
         turned = saved(RGB, "HEIF", **plain, exif=exif(6).tobytes())  # by a property of its own, as phones do
@@ -204,7 +208,19 @@ def zoo():
             RGB,
             True,
         )  # which counts for nothing
+    if "JXL" in _formats():
+        jxl = importlib.import_module("imagecodecs")
+        animals["JPEG XL"] = (jxl.jpegxl_encode(RGB, lossless=True), RGB, False)
+        animals["JPEG XL, lossy"] = (jxl.jpegxl_encode(RGB, distance=0.5), RGB, True)
+        animals["JPEG XL of gray"] = (jxl.jpegxl_encode(GRAY, lossless=True), three(GRAY), False)
+        animals["JPEG XL of 16 bits"] = (jxl.jpegxl_encode(DEEP, lossless=True), three(GRAY), False)
+        animals["JPEG XL of 16 bits, colour"] = (jxl.jpegxl_encode(WIDE, lossless=True), RGB, False)
+        invisible = np.dstack([RGB, 0 * GRAY])
+        animals["JPEG XL, invisible"] = (jxl.jpegxl_encode(invisible, lossless=True), RGB, False)
+        turned = saved(RGB, "JPEG", quality=95, subsampling=0, exif=exif(6))  # kept in a box, beside its EXIF
+        animals["JPEG XL of a JPEG turned 6"] = (jxl.jpegxl_encode_jpeg(turned), RGB[::-1].transpose(1, 0, 2), True)
     if features.check("jpg_2000"):
+        animals["JPEG 2000"] = (saved(RGB, "JPEG2000"), RGB, False)
         animals["JPEG 2000 of 16 bits"] = (saved(DEEP, "JPEG2000"), three(GRAY), False)
     for name, data, pixels in lossless():
         animals[name] = (data, pixels, name == "TIFF CMYK")

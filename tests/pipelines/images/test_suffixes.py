@@ -1,5 +1,6 @@
 """The table of suffixes against Pillow itself: what it decodes is read, everything else is counted and named."""
 
+import importlib
 import io
 import re
 import struct
@@ -32,6 +33,8 @@ def encoded(suffix):
     if suffix == ".ras":
         head = struct.pack(">8I", 0x59A66A95, width, height, 24, PIXELS.nbytes, 1, 0, 0)
         return head + PIXELS[..., ::-1].tobytes()
+    if suffix == ".jxl":
+        return importlib.import_module("imagecodecs").jpegxl_encode(PIXELS, lossless=True)
     _formats()  # registers the plug-in for HEIF where it is installed
     kind = Image.registered_extensions().get(suffix, "JPEG")
     options = {"ICO": {"sizes": [(width, height)]}, "WEBP": {"lossless": True}}.get(kind, {})
@@ -42,8 +45,8 @@ def encoded(suffix):
 def test_the_table_is_what_pillow_decodes():
     registered = {suffix for suffix, kind in Image.registered_extensions().items()}
     assert registered - set(FORMATS) <= set(LEFT_OUT.split()), "a new format of Pillow: read it, or say why not"
-    heif = {suffix for suffix, kind in FORMATS.items() if kind == "HEIF"}  # of a plug-in
-    assert set(FORMATS) - registered <= {".jif"} | heif and not set(FORMATS) & set(LEFT_OUT.split())
+    others = {suffix for suffix, kind in FORMATS.items() if kind in ("HEIF", "JPEG XL")}  # of plug-ins
+    assert set(FORMATS) - registered <= {".jif"} | others and not set(FORMATS) & set(LEFT_OUT.split())
     assert set(FORMATS.values()) >= {"JPEG", "PNG", "WebP", "AVIF", "GIF", "BMP", "TIFF", "JPEG 2000", "PNM"}
 
 
@@ -70,11 +73,11 @@ def test_every_suffix_is_read(suffix, tmp_path):
 
 
 def test_what_is_passed_over_is_counted_and_named(tmp_path):
-    for name in ("a.dng", "b.DNG", "c.txt", "d.txt", "e.txt", "README", "x.jxl"):
+    for name in ("a.dng", "b.DNG", "c.txt", "d.txt", "e.txt", "README", "x.psd"):
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(UserError) as caught:
         FolderSource(tmp_path)
-    for part in ("7 other files", "2 .dng (camera raw: convert", "1 .jxl (JPEG XL", "3 .txt", "1 without a suffix"):
+    for part in ("7 other files", "2 .dng (camera raw: convert", "1 .psd (layers", "3 .txt", "1 without a suffix"):
         assert part in str(caught.value)
     assert passed_over({".txt": 1}) == "1 other file: 1 .txt"
     many = {f".{letter}": number for number, letter in enumerate("abcdefg", 2)} | {".dng": 1}
@@ -95,14 +98,15 @@ def test_pillow_without_avif_says_what_to_do():
     assert said == f"112 other files: 12 .avif ({remedy}), 100 .txt"
 
 
-def test_without_the_extra_photos_of_phones_say_what_to_install():
+@pytest.mark.parametrize("module, suffix, kind", [("pillow_heif", ".heic", "HEIF"), ("imagecodecs", ".jxl", "JPEG XL")])
+def test_without_the_extra_one_line_says_what_to_install(module, suffix, kind):
     code = (
         "import importlib.util as util; real = util.find_spec\n"
-        "util.find_spec = lambda name, *more: None if name == 'pillow_heif' else real(name, *more)\n"
+        f"util.find_spec = lambda name, *more: None if name == {module!r} else real(name, *more)\n"
         "from headrace.pipelines.images.formats import *\n"
-        "assert '.heic' not in IMAGE_SUFFIXES and '.avif' in IMAGE_SUFFIXES\n"
-        "print(passed_over({'.heic': 12}))"
+        f"assert {suffix!r} not in IMAGE_SUFFIXES and '.avif' in IMAGE_SUFFIXES\n"
+        f"print(passed_over({{{suffix!r}: 12}}))"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-    remedy = "HEIF: pip install 'headrace[formats]', or convert to JPEG or PNG"
-    assert said == f"12 other files: 12 .heic ({remedy})"
+    remedy = f"{kind}: pip install 'headrace[formats]', or convert to JPEG or PNG"
+    assert said == f"12 other files: 12 {suffix} ({remedy})"
