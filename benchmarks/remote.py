@@ -37,7 +37,7 @@ from headrace.pipelines.sharding.plan import ShardOptions
 from .record import add_out, append, spread
 
 BATCH, THREADS = 64, 2
-S3 = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_REGION": "us-east-1", "AWS_ALLOW_HTTP": "true"}
+S3 = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_REGION": "us-east-1"}
 
 
 def timed(batches: Iterator, steps: int, began: float) -> dict[str, float]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import litdata
 import torch
 import torchvision
+from litdata.streaming import downloader
 from litdata.streaming.writer import BinaryWriter
 
 from headrace.pipelines.sources import open_source
@@ -42,6 +43,7 @@ class _Photos(litdata.StreamingDataset):
 def chunks(address: str, views, workers: int, batch: int, cache: Path) -> Iterator:
     """One epoch of batches from ``s3://bucket/folder`` of the server that the environment names."""
     torch.set_num_threads(1)
+    downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = True  # its quick client takes no server without TLS otherwise
     place = {"endpoint_url": os.environ["AWS_ENDPOINT_URL"], "region_name": os.environ["AWS_REGION"]}
     keys = {name.lower(): os.environ[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
     photos = _Photos(views, input_dir=address, cache_dir=str(cache), shuffle=True, storage_options=place | keys)
