@@ -21,7 +21,8 @@ In a checkout where headrace is installed, ``python -m benchmarks.NAME`` is the 
     shard.py       how fast a folder becomes tars
     remote.py      shards behind an address beside the same on a disk
     visibility.py  which patches I-JEPA's masks let an encoder see, as a picture
-    know.py        which near duplicates are found, and how fast
+    know.py        which near duplicates are found, and how fast    measuring.py   what measuring costs
+    curate.py      what a balanced choice of an uneven set is worth
     faults.py      what becomes of a run that something happens to    processes.py, preload.py    runs as processes
     gpu.py         all that needs a GPU, in ten minutes, most valuable first
 

@@ -6,6 +6,7 @@ search     all pairs of 10^5, 10^6 and 10^7 synthetic hashes within 10 bits, a h
            seconds, and memory beside the hashes; at 10^5 beside a compiled comparison of all with all, and imagededup's
            search where that is installed, in queries a second: their pairs must be the same
 shard      `headrace shard` with and without --measure, in turn, as it copies and as it decodes (--verify)
+image      what measuring an image consists of
 
 Rows go to the ledger ``know.jsonl``. CPU seconds hardly depend on what else the machine does.
 """
@@ -16,10 +17,7 @@ import argparse
 import importlib.util
 import io
 import json
-import resource
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -37,10 +35,11 @@ from headrace.pipelines.measure.store import Block
 from headrace.pipelines.numba_cache import compiled
 from headrace.pipelines.sources import open_source
 
+from .measuring import of_an_image, sharding
 from .record import add_out, append, spread
 from .steps import PeakMemory
 
-PARTS = ("planted", "search", "shard")
+PARTS = ("planted", "search", "shard", "image")
 _QUERIES = 200  # of imagededup's search, of which one takes as long as any other
 
 
@@ -211,32 +210,9 @@ def _imagededup(hashes: np.ndarray) -> tuple[int, list[tuple[int, int]]]:
     return len(queries), [(int(query), int(other)) for query, others in found.items() for other in others]
 
 
-def sharding(data: Path, repeat: int) -> Iterator[dict]:
-    """CPU seconds of the command, its worker included, in turn; a ratio is of medians of one run."""
-    source = open_source(data)
-    for way in ([], ["--verify"], ["--max-side", "256"]):
-        seconds: dict[str, list[float]] = {"without": [], "--measure": []}
-        for turn in range(repeat + 1):
-            for name, taken in seconds.items():
-                with tempfile.TemporaryDirectory() as folder:
-                    words = ["shard", str(data), f"{folder}/out", "--workers", "1", *way]
-                    words += ["--measure"] if name == "--measure" else []
-                    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-                    subprocess.run(
-                        [sys.executable, "-m", "headrace.cli", *words], check=True, stdout=subprocess.DEVNULL
-                    )
-                    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-                    if turn:  # the first fills the page cache
-                        taken.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        plain = float(np.median(seconds["without"]))
-        for name, taken in seconds.items():
-            row = {"job": f"shard {' '.join(way)}".strip(), "contender": name, "images": len(source)}
-            yield row | spread("cpu_seconds", taken) | {"over_without": float(np.median(taken)) / plain}
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m headrace.benchmarks.know", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--data", type=Path, help="a folder of photos, for planted and shard")
+    parser.add_argument("--data", type=Path, help="a folder of photos, for all but search")
     parser.add_argument("--images", type=int, default=1000, help="of them, for planted (%(default)s)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--hashes", type=int, nargs="+", default=[100_000, 1_000_000, 10_000_000], metavar="N")
@@ -244,7 +220,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--repeat", type=int, default=5)
     add_out(parser)
     given = parser.parse_args(argv)
-    if given.data is None and set(given.parts) & {"planted", "shard"}:
+    if given.data is None and set(given.parts) - {"search"}:
         raise UserError("--data: missing; give a folder of photos, or --parts search")
     rows: list[Callable[[], Iterator[dict]]] = []
     if "planted" in given.parts:
@@ -253,6 +229,8 @@ def main(argv: list[str] | None = None) -> int:
         rows += [lambda: search(given.hashes, given.repeat), lambda: beside(given.beside, given.repeat)]
     if "shard" in given.parts:
         rows.append(lambda: sharding(given.data, given.repeat))
+    if "image" in given.parts:
+        rows.append(lambda: of_an_image(given.data, given.repeat))
     for made in rows:
         for row in made():
             print(json.dumps(row), flush=True)

@@ -273,6 +273,8 @@ TABLES: dict[str, Callable[[Path], list[str]]] = {
     "know-planted": _of("know", plain, lambda row: row["job"] == "planted"),
     "know-search": _of("know", plain, lambda row: row["job"] == "beside" or row["job"].startswith("all pairs")),
     "know-shard": _of("know", plain, lambda row: row["job"].startswith("shard")),
+    "know-image": _of("know", plain, lambda row: row["job"] == "an image"),
+    "curate": _of("curate"),
     "pixels": _of("pixels"),
     "race": _race("figures"),
     "race-ratios": _race("ratios"),

@@ -1,7 +1,8 @@
 """What an image is like, told by its pixels alone, and which images of a set are nearly the same.
 
 measure.py      encoded bytes -> a row of figures and hashes, and a thumbnail: what each column means
-statistics.py   figures of pixels, in one pass    jpeg_quality.py   the quality that a JPEG was written with
+statistics.py   figures of pixels, in one pass    letters.py        how much of them looks like letters
+jpeg_quality.py the quality that a JPEG was written with
 hashes.py       perceptual hashes of thumbnails, and of their mirror images and turns
 hamming.py      all pairs of hashes that differ in few bits: exact, in bounded memory
 likeness.py     whether two thumbnails show the same picture

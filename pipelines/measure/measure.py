@@ -11,6 +11,7 @@ from ..images.decode import image_size
 from ..images.reduced import decode_reduced
 from .hashes import SIDE, block_hash, dct_hash
 from .jpeg_quality import jpeg_quality
+from .letters import letters
 from .statistics import statistics
 
 LEAST = 128  # pixels of the shorter side at which images are looked at, whatever their size: up to twice as many
@@ -29,6 +30,7 @@ COLUMNS = {  # what each is, for tables and pages
     "saturation": "mean of (max - min) / max over R, G and B, 0 gray to 1",
     "entropy": "of the histogram of luma, 0 to 8 bits",
     "commonest": "share of the pixels whose colour is the commonest of 4,096",
+    "text": "share of its blocks of 16 x 16 pixels that look like letters",
     "border": "share of its area that uniform bars at its edges take",
     "jpeg_quality": "libjpeg's 1 to 100 by its table for luma; NaN for other formats",
     "dct_hash": "64 bits: imagehash's phash",
@@ -55,16 +57,16 @@ def measure(data) -> Measurement:
     height, width = image_size(data)
     pixels = decode_reduced(data, LEAST)
     luma, figures, (top, left, bottom, right) = statistics(pixels)
-    thumb, inner = _thumbnail(luma), None
+    thumb, inner = thumbnail(luma), None
     border = 1 - (bottom - top) * (right - left) / luma.size
     if border >= _BARS:
-        inner = _thumbnail(luma[top:bottom, left:right])
+        inner = thumbnail(luma[top:bottom, left:right])
     row = np.zeros((), MEASURED)
     row["readable"], row["width"], row["height"], row["bytes"] = True, width, height, len(data)
     row["aspect"], row["bytes_per_pixel"] = width / height, len(data) / (width * height)
     for name, value in zip(("brightness", "contrast", "sharpness", "saturation", "entropy", "commonest"), figures):
         row[name] = value
-    row["border"], row["jpeg_quality"] = border, jpeg_quality(data)
+    row["text"], row["border"], row["jpeg_quality"] = letters(luma), border, jpeg_quality(data)
     return Measurement(row[()], thumb, inner)
 
 
@@ -83,5 +85,6 @@ def unreadable(size: int) -> np.void:
     return row[()]
 
 
-def _thumbnail(luma: np.ndarray) -> np.ndarray:
+def thumbnail(luma: np.ndarray) -> np.ndarray:
+    """(H, W) uint8 -> (32, 32) uint8, by Lanczos."""
     return np.asarray(Image.fromarray(np.ascontiguousarray(luma)).resize((SIDE, SIDE), Image.Resampling.LANCZOS))

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 FOLDER = ".know"  # hidden: not one of the columns
 AGAINST = "against.json"  # in it: [{data, about, found}, ...], other sets, and how many of their images are in this
-_VERSION = 1
+_VERSION = 2
 _LEAST, _MOST = 64, 4096  # images of a block: a set of a few thousand has some for each process, one of 10^8 no million
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,6 +13,9 @@ from ...pipelines.measure.measure import COLUMNS
 from ...pipelines.measure.store import Measured
 from ...pipelines.spec import ByteSource
 from .rules import Rule, rules_for
+
+if TYPE_CHECKING:
+    from .neighbours import Meaning  # torch, which only an encoder needs
 
 _SHOWN = 1000  # keys of a rule in the JSON
 
@@ -55,6 +59,7 @@ class Findings:
     overlaps: list[Overlap] = field(default_factory=list)
     conflicts: list[np.ndarray] = field(default_factory=list)  # groups whose images have several labels
     few: list[tuple[str, int]] = field(default_factory=list)  # classes of few images, and how many
+    meaning: Meaning | None = None  # by an encoder, if one was asked
 
     @property
     def where(self) -> str:
@@ -74,7 +79,7 @@ class Findings:
             "unreadable": [{"key": key(index), "reason": reason} for index, reason in self.measured.bad],
             "duplicates": [keys(group) for group in self.groups],
             "where": self.where,
-            "columns": {name: _summary(self.columns[name], COLUMNS[name]) for name in COLUMNS if _is_figure(name)},
+            "columns": {name: _summary(self.columns[name], about) for name, about in self.figures().items()},
             "outliers": {
                 rule.name: {"where": rule.where, "why": rule.why, "count": len(rows), "keys": keys(rows[:_SHOWN])}
                 for rule, rows in self.rules
@@ -94,7 +99,37 @@ class Findings:
                 ],
                 "few": [{"class": name, "images": count} for name, count in self.few],
             },
+            **({} if self.meaning is None else {"encoder": self._by_encoder()}),
         }
+
+    def _by_encoder(self) -> dict:
+        key, found = self.source.key, self.meaning
+        asked, pairs = found.asked, zip(self.overlaps, found.pairs)
+        return {
+            "name": asked.encoder.name,
+            "digest": asked.encoder.digest,
+            "neighbours": asked.neighbours,
+            "cosine": asked.cosine,
+            "duplicates": [[key(int(row)) for row in group] for group in found.groups],
+            "against": [
+                {"data": o.source.name, "pairs": [[key(int(a)), o.source.key(int(b))] for a, b in own]}
+                for o, own in pairs
+            ],
+            "doubtful_labels": [
+                {
+                    "key": key(doubt.image),
+                    "class": self.class_of(doubt.image),
+                    "neighbours": self.source.classes[doubt.label],
+                    "share": doubt.share,
+                }
+                for doubt in found.doubts
+            ],
+        }
+
+    def figures(self) -> dict[str, str]:
+        """The columns that hold figures, and what each of them is."""
+        known = COLUMNS | (self.meaning.about if self.meaning is not None else {})
+        return {name: about for name, about in known.items() if name in self.columns and _is_figure(name)}
 
     def class_of(self, index: int) -> str | None:
         """Its name; None without a label."""
@@ -103,14 +138,23 @@ class Findings:
 
 
 def find(
-    source: ByteSource, measured: Measured, others: Sequence[tuple[ByteSource, Measured, dict]], search: Search
+    source: ByteSource,
+    measured: Measured,
+    others: Sequence[tuple[ByteSource, Measured, dict]],
+    search: Search,
+    meaning: Meaning | None = None,
 ) -> Findings:
-    """What follows from measurements. `others`: sets to look in as well, with what tells each of them."""
+    """What follows from measurements, and from an encoder's features. `others`: sets to look in as well, with what
+    tells each of them."""
     numbers = duplicate_groups(measured.pictures, **search.options)
     columns = {name: np.asarray(measured.rows[name]) for name in measured.rows.dtype.names}
     columns |= {"group": numbers, "duplicate": (numbers >= 0) & ~kept_of(numbers, columns)}
-    found = Findings(source, measured, columns, members(numbers))
-    found.rules = [(rule, rule.rows(columns)) for rule in rules_for(columns)]
+    found = Findings(source, measured, columns, members(numbers), meaning=meaning)
+    rules = rules_for(columns)
+    if meaning is not None:
+        columns |= meaning.columns
+        rules.append(meaning.rule)
+    found.rules = [(rule, rule.rows(columns)) for rule in rules]
     outlier = np.zeros(len(source), bool)
     for _, rows in found.rules:
         outlier[rows] = True

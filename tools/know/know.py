@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ...cores import cores
 from ...errors import UserError, notice
@@ -24,6 +25,9 @@ from ...pipelines.spec import ByteSource
 from ...pipelines.workers import require_part, run_jobs
 from ...places import new_file, new_folder, write_file
 from .findings import Findings, Search, find
+
+if TYPE_CHECKING:
+    from .neighbours import ByEncoder  # torch, which only an encoder needs
 
 _EPILOG = """\
 The columns lie beside the images, in <data>/columns, where recipes find them: where: "not duplicate and width >= 160".
@@ -41,6 +45,7 @@ def know(
     *,
     out: str | os.PathLike = "know",
     search: Search | None = None,
+    by_encoder: ByEncoder | None = None,
     workers: int | None = None,
     part: tuple[int, int] = (0, 1),
     pictures: bool = True,
@@ -48,6 +53,7 @@ def know(
 ) -> Findings | None:
     """Measures every image of `data`, and of the sets that it is held `against`; writes the table and `out`/know.html.
 
+    `by_encoder`: what to ask an encoder's features, if any are to be made.
     `workers`: processes, by default one a core. `part` (i, n): of every n blocks of images, only the i-th; returns None
     while other parts are at work. Raises `UserError`; what was measured stays for the next run.
     """
@@ -62,7 +68,8 @@ def know(
     if any(one is None for one in found):
         return None
     own = [(other, measured, about(other)) for other, measured in zip(others, found[1:])]
-    findings = find(source, found[0], own, search or Search())
+    meaning = None if by_encoder is None else _meaning(by_encoder, (source, *others), found)
+    findings = find(source, found[0], own, search or Search(), meaning)
     try:
         write_columns(table, source, findings.columns)
         if own:
@@ -112,6 +119,28 @@ def _measured(source: ByteSource, table: Path, workers, part, progress: bool) ->
         raise UserError(f"{table}: cannot be written ({fault.strerror or fault}); {hint}") from None
 
 
+def _meaning(asked: ByEncoder, sources: Sequence[ByteSource], measured: Sequence[Measured]):
+    from .neighbours import meaning, vectors_of
+
+    vectors = [vectors_of(asked, *one) for one in zip(sources, (each.rows["readable"] for each in measured))]
+    return meaning(asked, sources[0], measured[0].rows, vectors[0], vectors[1:])
+
+
+def _encoder(given: argparse.Namespace) -> ByEncoder | None:
+    if given.encoder is None:
+        return None
+    from ...train.evaluation.embed_encoder import load_encoder
+    from .neighbours import COSINE, NEIGHBOURS, ByEncoder
+
+    k = NEIGHBOURS if given.neighbours is None else given.neighbours
+    cosine = COSINE if given.cosine is None else given.cosine
+    if k < 1:
+        raise UserError(f"--neighbours: must be at least 1, not {k}")
+    if not 0 < cosine <= 1:
+        raise UserError(f"--cosine: more than 0 and at most 1, not {cosine:g}")
+    return ByEncoder(load_encoder(given.encoder), k, cosine, given.features, given.device)
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="headrace know",
@@ -133,12 +162,20 @@ def main(argv: list[str] | None = None) -> int:
     add("--radius", type=int, default=Search.radius, metavar="BITS", help="in which hashes may differ (%(default)s)")
     add("--no-turns", action="store_true", help="mirror images and turns are no duplicates")
     add("--no-cuts", action="store_true", help="look for images as they are only, not for cut ones: 1.6 times as fast")
+    add("--encoder", metavar="NAME", help="a run, timm:NAME and others, as for headrace embed: neighbours by meaning")
+    add("--cosine", type=float, metavar="C", help="from which two images are near duplicates by it (0.95)")
+    add("--neighbours", type=int, metavar="K", help="of each image that are looked at (20)")
+    add("--features", type=new_folder, default="features", help="folder of cached features (features)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="of the encoder")
     add("--no-pictures", action="store_true", help="a page of figures alone")
     add("--workers", type=int, metavar="N", help="processes (one a core)")
     add("--part", metavar="I/N", help="measure only every N-th block: see below")
     add_rules(parser)
     given = parser.parse_args(argv)
-    use_options(given)
+    if given.encoder is None and not (given.cosine is given.neighbours is None):
+        raise UserError("--cosine, --neighbours: are about an encoder's features; give --encoder")
+    by_encoder = _encoder(given)
+    use_options(given)  # instead of the encoder's own
     if not 0 <= given.radius <= 20:
         raise UserError(
             f"--radius: 0 to 20 bits, not {given.radius}; hashes of unlike images differ in about 20 and more"
@@ -150,6 +187,7 @@ def main(argv: list[str] | None = None) -> int:
         given.against,
         out=given.out,
         search=Search(given.radius, not given.no_turns, not given.no_cuts),
+        by_encoder=by_encoder,
         workers=given.workers,
         part=part,
         pictures=not given.no_pictures,
@@ -176,6 +214,13 @@ def in_words(findings: Findings) -> list[str]:
         lines.append(
             f"labels: {len(findings.conflicts):,} groups of several classes; classes of few images: {few or 'none'}"
         )
+    if (found := findings.meaning) is not None:
+        extra, by = int(findings.columns["embedding_duplicate"].sum()), found.asked.encoder.name
+        lines.append(f"by {by}: {len(found.groups):,} groups of near duplicates, {extra:,} images more than needed")
+        for other, pairs in zip(findings.overlaps, found.pairs):
+            lines.append(f"by {by}: in {other.source.name}: {len(set(pairs[:, 1].tolist())):,} of its images")
+        if findings.source.classes is not None:
+            lines.append(f"by {by}: {len(found.doubts):,} labels that the nearest images do not have")
     told = [f"{rule.name} {len(rows):,}" for rule, rows in findings.rules if len(rows)]
     lines.append(f"unusual: {', '.join(told) or 'none'}")
     if findings.where:

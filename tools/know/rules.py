@@ -45,5 +45,6 @@ def rules_for(columns: Mapping[str, np.ndarray]) -> list[Rule]:
         Rule("one colour", "commonest > 0.7", "commonest", True, "70 % of the pixels have about the same colour"),
         Rule("blurred", "sharpness < 20 and contrast >= 0.04", "sharpness", why="hardly an edge, though not flat"),
         Rule("bars", "border > 0.1", "border", True, "uniform bars take a tenth of the image"),
+        Rule("text", "text > 0.4", "text", True, "two fifths of its blocks look like letters"),
         Rule("coarse JPEG", "jpeg_quality < 25", "jpeg_quality", why="written with a quality below 25"),
     ]

@@ -19,6 +19,7 @@ UNUSUAL = {
     "one colour": {"commonest": 0.9},
     "blurred": {"sharpness": 3},
     "bars": {"border": 0.3},
+    "text": {"text": 0.8},
     "coarse JPEG": {"jpeg_quality": 10},
 }
 
