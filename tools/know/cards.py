@@ -19,7 +19,7 @@ CARDS_STYLE = """
 .groups { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(300px, 100%), 1fr)); gap: .8rem;
   margin-top: .6rem; }
 .groups > div { padding: .5rem .6rem 0; border: 1px solid var(--line); border-radius: 6px; }
-.groups .pictures { margin-bottom: .6rem; }
+.groups .pictures { grid-template-columns: repeat(auto-fit, minmax(112px, 1fr)); margin-bottom: .6rem; }
 .rule { margin-top: 1.2rem; }
 .rule > p { margin: .1rem 0 .4rem; color: var(--soft); font-size: .87rem; }
 """
@@ -71,6 +71,10 @@ def pair_cards(source: ByteSource, other: ByteSource, pairs: np.ndarray, show: P
 def _size(columns: dict[str, np.ndarray], index: int, duplicate: bool) -> str:
     size = f"{columns['width'][index]:,} x {columns['height'][index]:,}, {columns['bytes'][index] / 1e3:,.1f} kB"
     return size if duplicate else f"kept: {size}"
+
+
+def images(count: int) -> str:
+    return "1 image" if count == 1 else f"{count:,} images"
 
 
 def shown(count: int, most: int, which: str = "the first") -> str:

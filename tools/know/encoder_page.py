@@ -9,11 +9,11 @@ import numpy as np
 
 from ..look import page
 from ..look.pictures import gallery
-from .cards import GROUPS, PAIRS, Pictures, about_groups, cards, copied, group_cards, pair_cards, shown
+from .cards import GROUPS, PAIRS, Pictures, about_groups, cards, copied, group_cards, images, pair_cards, shown
 from .findings import Findings
 from .neighbours import OTHER, OWN
 
-_NEAREST = 3  # neighbours beside an image whose label is doubtful
+_NEAREST = 2  # neighbours beside an image whose label is doubtful
 
 
 def encoder_sections(findings: Findings, show: Pictures) -> Iterator[str]:
@@ -46,9 +46,7 @@ def _groups(findings: Findings, by: str, rule: str, show: Pictures) -> str:
 
 def _labels(findings: Findings, by: str, show: Pictures) -> str:
     source, doubts = findings.source, findings.meaning.doubts
-    rule = (
-        f"less than {OWN:.0%} of their neighbours' votes are for their own class, and {OTHER:.0%} or more for another"
-    )
+    rule = f"less than {OWN:.0%} of the neighbours' votes are for the own class, and {OTHER:.0%} or more for another"
     if not doubts:
         return page.section(f"Doubtful labels, {by}", "", f"There is no image of which {rule}.")
     made = []
@@ -57,7 +55,7 @@ def _labels(findings: Findings, by: str, show: Pictures) -> str:
         figures += [show.figure(source, i, findings.class_of(i) or "no label") for i in doubt.nearest[:_NEAREST]]
         said = f"<p>{doubt.share:.0%} of the votes for {escape(source.classes[doubt.label])}</p>"
         made.append(f"<div>{gallery(figures)}{said}</div>")
-    note = f"{len(doubts):,} images, of each of which {rule}. Beside it are its nearest."
+    note = f"{images(len(doubts))} of which {rule}. Beside each are its nearest."
     return page.section(
         f"Doubtful labels, {by}", copied("not label_doubtful") + cards(made), note + shown(len(doubts), GROUPS)
     )

@@ -19,6 +19,7 @@ from .cards import (
     cards,
     copied,
     group_cards,
+    images,
     pair_cards,
     shown,
 )
@@ -116,7 +117,7 @@ def _rules(findings: Findings, show: Pictures) -> str:
 def _rule(findings: Findings, rule: Rule, rows: np.ndarray, show: Pictures) -> str:
     value = findings.columns[rule.column]
     figures = [show.figure(findings.source, int(i), f"{rule.column} {short(value[i])}") for i in rows[:_WORST]]
-    said = f"{len(rows):,} images: {rule.why}."
+    said = f"{images(len(rows))}: {rule.why}."
     return (
         f'<div class="rule"><h3>{escape(rule.name)}</h3><p>{escape(said)}</p>'
         f"{copied(f'not ({rule.where})')}{gallery(figures)}</div>"

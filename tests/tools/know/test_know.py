@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+from browser import assert_shown_well
 from html_pages import assert_stands_alone
 from pictures import jpeg, picture, write_pictures
 from PIL import Image, ImageOps
@@ -205,3 +206,16 @@ def test_nothing_to_leave_out(set_of, capsys):
     code, said, found = run(capsys, set_of({"1.jpg": CAT, "2.jpg": DOG}), "--no-pictures")
     assert found["where"] == "" and "where:" not in said
     assert "ought to be left out" in open("know/know.html").read()
+
+
+def test_the_page_in_a_browser(set_of, tmp_path):
+    """All sections that there are, with keys and classes that are long."""
+    name = "a class whose name is longer than a line of a small telephone"
+    files = {f"{'ab'[n % 2]}/{n}.jpg": picture(n, (80, 60)) for n in range(24)}
+    files |= {f"{name}/{'x' * 90}.jpg": jpeg(picture(3, (80, 60)), 40), f"{name}/y.jpg": b"no image"}
+    files |= {"a/wide.jpg": picture(50, (400, 60)), "b/dark.jpg": Image.new("RGB", (60, 60))}
+    set_of(files)
+    set_of({"a/1.jpg": picture(4, (80, 60))}, "val")
+    words = ["--against", "val", "--encoder", "pixels:8", "--cosine", "0.9", "--workers", "1"]
+    assert dispatch(["know", "own", *words]) == 0
+    assert_shown_well(tmp_path, [tmp_path / "know" / "know.html"])

@@ -3,12 +3,11 @@
 import json
 import re
 import shutil
-import subprocess
 
 import numpy as np
 import pytest
+from browser import assert_shown_well
 from html_pages import assert_stands_alone, picture
-from PIL import Image
 
 from headrace.errors import UserError
 from headrace.pipelines.sources import open_source
@@ -290,31 +289,7 @@ def test_mistakes_end_in_one_line(command, arguments, words, tmp_path):
 
 
 def test_pages_in_a_browser(run, tmp_path):
-    """Nothing is said on the console and no picture is empty, at two widths."""
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("needs Chromium")
     other, pages = make_run(tmp_path / "other"), [tmp_path / "report.html", tmp_path / "compare.html"]
     report.main([str(run), "--out", str(pages[0]), "--samples", "1"])
     compare.main([str(run), str(other), "--html", str(pages[1])])
-    (tmp_path / "faulty.html").write_text("<script>console.error('a fault')</script>")
-
-    def opened(page, width):
-        """(what the browser said on the console, the page as it laid it out)"""
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-        flags += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-        flags += [f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr", f"--window-size={width},900"]
-        shot = tmp_path / "shot.png"
-        done = subprocess.run(
-            [browser, *flags, f"--screenshot={shot}", page.as_uri()], capture_output=True, timeout=120
-        )
-        return [line for line in done.stderr.decode().splitlines() if "CONSOLE" in line], shot
-
-    said, _ = opened(tmp_path / "faulty.html", 400)
-    assert any("a fault" in line for line in said)  # a fault would be heard
-    for page in pages:
-        for width in (1280, 390):
-            said, shot = opened(page, width)
-            assert said == []
-            pixels = np.asarray(Image.open(shot).convert("L")).astype(int)
-            assert pixels.shape[1] == width and pixels.std() > 5
+    assert_shown_well(tmp_path, pages)
