@@ -166,13 +166,19 @@ def duplicate_groups(
 def kept_of(groups: np.ndarray, rows: Mapping[str, np.ndarray]) -> np.ndarray:
     """(N,) bool: the image of each group (N,) to keep, the one of most pixels, of these the one of most bytes, of these
     the first; every image that has no group (-1). `rows` are of `MEASURED`, or its columns."""
-    pixels = rows["width"].astype(np.int64) * rows["height"]
-    order = np.lexsort((np.arange(len(groups)), -rows["bytes"], -pixels, groups))
+    order = preferred(rows)
+    order = order[np.argsort(groups[order], kind="stable")]
     kept = groups < 0
     own = order[groups[order] >= 0]
     _, first = np.unique(groups[own], return_index=True)
     kept[own[first]] = True
     return kept
+
+
+def preferred(rows: Mapping[str, np.ndarray]) -> np.ndarray:
+    """(N,) int64: all images, those first that are rather kept: of most pixels, of most bytes, first in the set."""
+    pixels = rows["width"].astype(np.int64) * rows["height"]
+    return np.lexsort((-rows["bytes"], -pixels))
 
 
 def members(groups: np.ndarray) -> list[np.ndarray]:

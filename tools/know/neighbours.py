@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from ...errors import UserError
-from ...pipelines.measure.groups import Union, kept_of, members
+from ...pipelines.measure.groups import preferred
 from ...pipelines.sources.subset import Subset
 from ...pipelines.spec import ByteSource
 from ...train.engine.distributed import Launch, pick_device
@@ -30,7 +30,7 @@ from .rules import Rule
 NEIGHBOURS, COSINE = 20, 0.95
 OWN, OTHER = 0.1, 0.6  # a label is doubtful if less of the votes are for it, and as much or more for one other
 TEMPERATURE = 0.07  # of the votes, as in `headrace knn`
-FENCE = 3.0  # ranges between the quartiles, beyond the upper one: Tukey's "far out"
+FENCE = 1.5  # ranges between the quartiles, beyond the upper one: Tukey's fence
 _BLOCK = 1 << 14  # images whose features are made, and kept on disk, at a time
 _AT_ONCE = 1 << 13  # images whose votes are held at a time
 
@@ -120,10 +120,14 @@ def meaning(
     distance = np.full(len(source), np.nan, np.float32)
     if cosines.shape[1]:
         distance[ids] = 1 - cosines.mean(1).numpy()
-    numbers = linked(len(source), ids, ids[near.numpy()], cosines.numpy() >= asked.cosine)
+    rank = np.argsort(preferred(rows))
+    kept = around_kept(len(source), ids, ids[near.numpy()], cosines.numpy() >= asked.cosine, rank)
+    groups, numbers = groups_of(kept), np.full(len(source), -1)
+    for number, group in enumerate(groups):
+        numbers[group] = number
     columns = {"neighbour_distance": distance, "embedding_group": numbers}
-    columns["embedding_duplicate"] = (numbers >= 0) & ~kept_of(numbers, rows)
-    found = Meaning(asked, columns, members(numbers), far_rule(distance))
+    columns["embedding_duplicate"] = (kept >= 0) & (kept != np.arange(len(source)))
+    found = Meaning(asked, columns, groups, far_rule(distance))
     if source.classes is not None:
         _look_at_labels(found, labels_of(source), len(source.classes), ids, near, cosines)
     if others:
@@ -159,16 +163,36 @@ def nearest_rows(bank: Vectors, queries: Vectors, k: int, mean: torch.Tensor) ->
     return tuple(map(torch.cat, zip(*found)))
 
 
-def linked(images: int, ids: np.ndarray, near: np.ndarray, close: np.ndarray) -> np.ndarray:
-    """(images,) int64: the number of each one's group, -1 for none. Image `ids` (N,) is linked with those of its
-    neighbours `near` (N, k) that are `close` (N, k); groups are chains of links."""
-    union = Union(images)
-    for column in range(near.shape[1]):  # the nearest first, which join most
-        rows = np.flatnonzero(close[:, column])
-        a, b = ids[rows], near[rows, column]
-        new = union.roots(a) != union.roots(b)
-        union.join(a[new], b[new])
-    return union.groups()
+def around_kept(images: int, ids: np.ndarray, near: np.ndarray, close: np.ndarray, rank: np.ndarray) -> np.ndarray:
+    """(images,) int64: the image that is kept in place of each one, itself where it is alone or kept; -1 for those that
+    are none of `ids` (N,). Of their neighbours `near` (N, k) those count that are `close` (N, k).
+
+    Images are gone through by `rank` (images,). Each one that nothing is kept for yet is kept, and so in place of all
+    that are close to it, or it to them, and nothing is kept for. So what is left out is close to what is kept, however
+    long a chain of images there is from one kind of thing to another.
+    """
+    row, column = np.nonzero(close)
+    pairs = np.stack([ids[row], near[row, column]])
+    pairs = np.unique(np.concatenate([pairs, pairs[::-1]], 1), axis=1)
+    first = np.searchsorted(pairs[0], np.arange(images + 1))
+    kept = np.full(images, -1)
+    linked = np.unique(pairs[0])
+    for image in linked[np.argsort(rank[linked], kind="stable")].tolist():
+        if kept[image] < 0:
+            others = pairs[1, first[image] : first[image + 1]]
+            kept[others[kept[others] < 0]] = image
+            kept[image] = image
+    alone = ids[kept[ids] < 0]
+    kept[alone] = alone
+    return kept
+
+
+def groups_of(kept: np.ndarray) -> list[np.ndarray]:
+    """The images of each group, ascending, in the order of their first ones."""
+    order = np.argsort(kept, kind="stable")
+    order = order[kept[order] >= 0]
+    found = np.split(order, np.flatnonzero(np.diff(kept[order])) + 1)
+    return sorted((group for group in found if len(group) > 1), key=lambda group: group[0])
 
 
 def far_rule(distance: np.ndarray) -> Rule:

@@ -8,14 +8,12 @@ import torch
 from html_pages import assert_stands_alone
 from pictures import jpeg, picture, write_pictures
 from PIL import Image
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from headrace.cli import dispatch
 from headrace.errors import UserError
 from headrace.pipelines.measure.measure import MEASURED
 from headrace.tools.know import neighbours
-from headrace.tools.know.neighbours import ByEncoder, Vectors, far_rule, linked, meaning, nearest_rows
+from headrace.tools.know.neighbours import ByEncoder, Vectors, around_kept, far_rule, groups_of, meaning, nearest_rows
 
 
 class Labelled:
@@ -76,20 +74,32 @@ def test_neighbours_are_those_of_brute_force(block):
     assert nearest_rows(few, few, 20, few.mean())[1].shape == (3, 2)
 
 
-def test_groups_are_chains_of_close_neighbours():
+def test_what_is_left_out_is_close_to_what_is_kept():
     rng = np.random.default_rng(1)
-    near = rng.integers(0, 60, (50, 4))
-    close = rng.random((50, 4)) < 0.15
     ids = np.sort(rng.permutation(60)[:50])
-    found = linked(60, ids, near, close)
-    row, column = np.nonzero(close)
-    graph = coo_matrix((np.ones(len(row)), (ids[row], near[row, column])), (60, 60))
-    _, parts = connected_components(graph, directed=False)
-    sizes = np.bincount(parts)
-    assert ((found >= 0) == (sizes[parts] > 1)).all()
-    for a, b in np.argwhere(parts[:, None] == parts[None]):
-        assert found[a] == found[b]
-    assert len(np.unique(found[found >= 0])) == (sizes > 1).sum()
+    near = ids[rng.integers(0, 50, (50, 4))]
+    close, rank = rng.random((50, 4)) < 0.3, rng.permutation(60)
+    found = around_kept(60, ids, near, close, rank)
+    linked = np.zeros((60, 60), bool)
+    for row, column in np.argwhere(close):
+        linked[ids[row], near[row, column]] = linked[near[row, column], ids[row]] = True
+    wanted = {}
+    for image in sorted(ids, key=lambda image: rank[image]):
+        if image not in wanted:
+            wanted |= {other: image for other in np.flatnonzero(linked[image]) if other not in wanted}
+            wanted[image] = image
+    assert {image: kept for image, kept in enumerate(found.tolist()) if kept >= 0} == wanted
+    groups = groups_of(found)
+    assert sorted(len(group) for group in groups) == sorted(n for n in np.bincount(found[found >= 0]) if n > 1)
+    assert [group[0] for group in groups] == sorted(group[0] for group in groups)
+
+
+def test_a_chain_is_not_one_group():
+    """Ten in a row, each close to the next alone: the first is kept for the second, not for the third."""
+    near = np.stack([np.arange(10) - 1, np.arange(10) + 1], 1) % 10
+    close = np.ones((10, 2), bool)
+    close[0, 0] = close[9, 1] = False
+    assert around_kept(10, np.arange(10), near, close, np.arange(10)).tolist() == [0, 0, 2, 2, 4, 4, 6, 6, 8, 8]
 
 
 @pytest.fixture(scope="module")
@@ -143,14 +153,14 @@ def test_near_duplicates_and_images_of_another_set(faulty):
     points, _, labels, _, _ = faulty
     own, cosine = vectors(points), 0.97
     theirs = vectors(np.concatenate([points[[5, 77]] * 3, -points[:2]]), np.array([0, 2, 3, 5]))
-    found = meaning(ByEncoder(None, cosine=cosine), Labelled(labels), rows_of(300), own, [theirs])
-    all_of_them = cosines_of(points)
-    np.fill_diagonal(all_of_them, 0)
-    _, parts = connected_components(coo_matrix(all_of_them >= cosine), directed=False)
-    wanted = [set(np.flatnonzero(parts == part)) for part in np.unique(parts) if (parts == part).sum() > 1]
-    assert sorted(map(sorted, wanted)) == sorted(group.tolist() for group in found.groups)
-    assert any({55, 60} <= group for group in wanted)
-    assert found.columns["embedding_duplicate"].sum() == sum(len(group) - 1 for group in wanted)
+    found = meaning(ByEncoder(None, 299, cosine), Labelled(labels), rows_of(300), own, [theirs])
+    close, kept = cosines_of(points) >= cosine, {}
+    for image in range(300):
+        if image not in kept:
+            kept |= {other: image for other in np.flatnonzero(close[image]).tolist() if other not in kept}
+    assert found.columns["embedding_duplicate"].tolist() == [kept[image] != image for image in range(300)]
+    assert kept[60] == kept[55] and 10 < found.columns["embedding_duplicate"].sum() < 250
+    assert sorted(map(len, found.groups)) == sorted(n for n in np.bincount(list(kept.values())) if n > 1)
     between = cosines_of(points, np.concatenate([points[[5, 77]] * 3, -points[:2]])) >= cosine
     query, ours = np.nonzero(between)
     assert found.pairs[0].tolist() == sorted([int(o), int(theirs.ids[q])] for q, o in zip(query, ours))
