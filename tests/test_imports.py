@@ -66,6 +66,7 @@ HEAVY = {  # third-party package -> the files that are about it
         "pipelines/views/yuv.py",
         "pipelines/measure/statistics.py",
         "pipelines/measure/hamming.py",
+        "pipelines/measure/letters.py",
         "pipelines/measure/likeness.py",
     },
     "obstore": {"pipelines/remote/objects.py"},
