@@ -155,7 +155,7 @@ def contenders(data: Path, room: Path, megabytes: int, stack: contextlib.ExitSta
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m headrace.benchmarks.remote", description=__doc__)
     parser.add_argument("--data", type=Path, help="a folder of images in class folders")
-    parser.add_argument("--copies", type=int, default=3, help="how often an epoch holds them, so that it takes seconds")
+    parser.add_argument("--copies", type=int, default=2, help="how often an epoch holds them, so that it takes seconds")
     parser.add_argument("--shard-mb", type=int, default=4)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--job", nargs=2, help=argparse.SUPPRESS)

@@ -14,7 +14,19 @@ from ..images.decode import begins_as_image
 from .files import text
 
 _HEAD = 32  # bytes of a value that tell whether it is an image
-_opened, _lock = WeakValueDictionary(), threading.Lock()  # a process may open a database once; a forked one keeps it
+_opened, _lock = WeakValueDictionary(), threading.Lock()  # a process may open a database once
+
+
+def _forget() -> None:
+    """In a forked process, which may not use what its parent has opened."""
+    global _lock
+    _lock = threading.Lock()
+    for database in list(_opened.values()):
+        database.close()
+    _opened.clear()
+
+
+os.register_at_fork(after_in_child=_forget)
 
 
 class LmdbSource:
@@ -31,7 +43,7 @@ class LmdbSource:
             import lmdb
         except ImportError:
             raise UserError(f"{path}: needs the extra [lmdb]: pip install 'headrace[lmdb]', or lmdb alone") from None
-        self._database = None
+        self._database, self._process = None, 0
         keys, others = [], 0
         try:
             with self._open().begin(buffers=True) as reader:
@@ -51,7 +63,7 @@ class LmdbSource:
         import lmdb
 
         with _lock:
-            if self._database is None:
+            if self._process != os.getpid():
                 folder = self._path.is_dir()
                 status = os.stat(self._path / "data.mdb" if folder else self._path)
                 identity = status.st_dev, status.st_ino
@@ -59,11 +71,11 @@ class LmdbSource:
                 if found is None:
                     options = {"readonly": True, "lock": False, "readahead": False, "create": False}
                     found = _opened[identity] = lmdb.open(str(self._path), subdir=folder, **options)
-                self._database = found
+                self._database, self._process = found, os.getpid()
             return self._database
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_database": None}
+        return self.__dict__ | {"_database": None, "_process": 0}
 
     def __len__(self) -> int:
         return len(self._ends)

@@ -3,6 +3,8 @@
 import contextlib
 import io
 import json
+import multiprocessing
+import os
 import pickle
 import struct
 
@@ -196,6 +198,10 @@ def test_lmdb(photos, photo_folder, tmp_path, contents, refused, monkeypatch):
     )  # resumed, the second half of each batch
     assert [one[0] for one in there] == [one[0][2:] for one in here[4:]]
     assert all(a[1].equal(b[1][:, 2:]) for a, b in zip(there, here[4:]))
+    forked = multiprocessing.get_context("fork").Process(target=lambda: os._exit(contents(source)[3][1] != photos[3]))
+    forked.start()
+    forked.join(60)
+    assert forked.exitcode == 0 and bytes(source.read(3)) == photos[3]
     with lmdb.open(str(tmp_path / "none"), map_size=1 << 20) as database, database.begin(write=True) as writer:
         writer.put(b"a", b"text")
     refused(f"lmdb:{tmp_path / 'none'}", "none of its 1 values is an image")
