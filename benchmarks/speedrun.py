@@ -9,7 +9,8 @@ and momenta follow the share of that time that has passed, not the number of ste
 however fast steps are. The row in the ledger ``speedrun.jsonl`` says where the seconds went. Settings are those of the
 recipe; they have not been tuned for this purpose. Ends with 1 if the result comes too late.
 
-On a CPU: ``--minutes 3 --train-images 1000 --val-images 500 train.batch_size=64``, which learns little.
+``--cpu-class`` is the same on two cores of a CPU, for the board (benchmarks/board.md). With ``--by lightly`` its loss,
+transforms and data loader train the same encoder, with the same rates over the same time, from the files in `--train`.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,6 +49,8 @@ from headrace.train.evaluation.linear_sweep import sweep_heads
 from headrace.train.precision import resolved
 from headrace.train.recipe.recipe import Recipe, load_recipe
 
+from .racers import SYSTEMS
+from .racers.heat import Heat, Job
 from .record import add_out, append
 from .steps import flops
 
@@ -135,6 +139,12 @@ class Training:
         options = {"precision": precision, "clip_grad": recipe.optim.clip_grad}
         optimizer = build_optimizer(algorithm, recipe.optim)
         self.stepper = Stepper(algorithm, algorithm, optimizer, schedules, **options)
+        self.steps_per_epoch = self.loader.steps_per_epoch
+
+    @property
+    def waited(self) -> float:
+        """Seconds spent waiting for batches."""
+        return self.loader.stats().wait_seconds
 
     def take(self, steps: int, passed: float = 0.0) -> None:
         """Takes steps where a share `passed` of the time has passed, and waits for the device."""
@@ -155,8 +165,36 @@ class Training:
             self.take(at_once, 1 - seconds / whole)
 
 
-def run(recipe: Recipe, paths: tuple[str, str], counts: tuple, budget: float, epochs: int, process: Launch) -> dict:
-    """Everything after the start, in `budget` seconds of the process's life; the row."""
+class PeerTraining(Training):
+    """A peer's steps around the encoder of `algorithm`: its own loss, transforms and loading of a folder's images."""
+
+    waited = 0.0
+
+    def __init__(self, recipe: Recipe, algorithm: Algorithm, folder: Path, images: int, name: str) -> None:
+        self.device, self.step, batch = torch.device("cpu"), 0, recipe.train.batch_size
+        job = Job(recipe.algorithm.name, recipe.name, batch, algorithm.inputs().views[0].size, recipe.name)
+        self.racer = SYSTEMS[name].load(job.method)(Heat(job, recipe, folder, cores(), algorithm.encoder))
+        self.loader, self.steps_per_epoch = self._timed(self.racer.batches), images // batch
+        self.schedules = Schedules(recipe.optim, batch, _TICKS, _TICKS // 100)
+        for group in self.racer.optimizer.param_groups:
+            group |= {"lr_scale": 1.0, "fixed_lr": False, "scheduled_decay": False}
+
+    def _timed(self, batches: Iterator) -> Iterator:
+        while True:
+            asked = time.monotonic()
+            batch = next(batches)
+            self.waited += time.monotonic() - asked
+            yield batch
+
+    def stepper(self, batch: Any, progress: Progress) -> None:
+        self.schedules.apply(self.racer.optimizer, progress.step)
+        self.racer.step(batch)
+
+
+def run(
+    recipe: Recipe, paths: tuple[str, str], counts: tuple, budget: float, epochs: int, process: Launch, by: str
+) -> dict:
+    """Everything after the start, in `budget` seconds of the process's life; the row. `by`: the system that trains."""
     clock = Clock()
     clock.lap("start")
     sets = [decoded(labelled(source), count) for source, count in zip(labelled_sets(*paths), counts)]
@@ -169,7 +207,10 @@ def run(recipe: Recipe, paths: tuple[str, str], counts: tuple, budget: float, ep
     algorithm.prepare(len(sets[0]))
     evaluation = _LEAST + _SPARE * expected(algorithm, sets, epochs, process)
     clock.lap("time evaluation")
-    training = Training(recipe, algorithm, sets[0], process)
+    if by == "headrace":
+        training = Training(recipe, algorithm, sets[0], process)
+    else:
+        training = PeerTraining(recipe, algorithm, Path(paths[0]), len(sets[0]), by)
     with closing(training.loader):
         counted = flops(lambda: training.take(1))
         if recipe.train.compile:
@@ -177,25 +218,24 @@ def run(recipe: Recipe, paths: tuple[str, str], counts: tuple, budget: float, ep
             algorithm.compile()
         training.take(3)
         clock.lap("compile")
-        waited, first, began = training.loader.stats().wait_seconds, training.step, time.monotonic()
+        waited, first, began = training.waited, training.step, time.monotonic()
         training.run(lambda: budget - evaluation - clock.seconds)
         seconds = time.monotonic() - began
-        waited = training.loader.stats().wait_seconds - waited
+        waited = training.waited - waited
     clock.lap("training")
     figures = evaluate(algorithm, sets, epochs, process)
     clock.lap("evaluation")
     images = (training.step - first) * recipe.train.batch_size
     views = sum(view.count for view in algorithm.inputs().views)
     return {
-        "job": "speedrun",
-        "contender": recipe.name,
+        "contender": recipe.name if by == "headrace" else f"{by} {recipe.algorithm.name}",
         **figures,
         "seconds": round(clock.seconds, 2),
         "budget": budget,
         "in_time": clock.seconds <= budget,
         "stages": clock.stages,
         "steps": training.step,
-        "epochs": round(training.step / training.loader.steps_per_epoch, 2),
+        "epochs": round(training.step / training.steps_per_epoch, 2),
         "views_per_second": round(images * views / seconds, 1),
         "tflops": round(counted * (training.step - first) / seconds / 1e12, 3),
         "data_wait": round(waited / seconds, 4),
@@ -203,6 +243,26 @@ def run(recipe: Recipe, paths: tuple[str, str], counts: tuple, budget: float, ep
         "seed": recipe.train.seed,
         "config": {"recipe": recipe.plain(), "head_epochs": epochs},
     }
+
+
+def take_two_cores() -> None:
+    """This process and its children run on two cores from now on. Raises `UserError` where there are fewer."""
+    if cores() < 2:
+        raise UserError("speedrun: --cpu-class: takes two cores, and this process may use one")
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
+    torch.set_num_threads(2)
+
+
+def check_peer(args: argparse.Namespace) -> None:
+    """Raises `UserError` for what a peer cannot do."""
+    if SYSTEMS[args.by].missing:
+        raise UserError(f"speedrun: --by {args.by}: is not installed; pip install 'headrace[peers]'")
+    if args.device == "cuda" or (args.device == "auto" and torch.cuda.is_available()):
+        raise UserError(f"speedrun: --by {args.by}: peers train on the CPU; add --cpu-class")
+    if args.train_images or not Path(args.train).is_dir():
+        fault = f"--train must be a folder, without --train-images: all its images are used; not {args.train}"
+        raise UserError(f"speedrun: --by {args.by}: {fault}")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -216,16 +276,27 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--val-images", type=int, help="how many are used; default: all")
     parser.add_argument("--head-epochs", type=int, default=50, help="of the linear classifiers (%(default)s)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--cpu-class", action="store_true", help="on two cores of a CPU, for the board")
+    parser.add_argument("--by", choices=("headrace", "lightly"), default="headrace", help="who trains (%(default)s)")
     add_out(parser)
     args = parser.parse_intermixed_args(argv)
+    if args.cpu_class:
+        take_two_cores()
+        args.device = "cpu"
+    if args.by != "headrace":
+        check_peer(args)
     if args.minutes <= 0:
         raise UserError(f"speedrun: --minutes: must be positive, not {args.minutes:g}")
     process = replace(ALONE, device=pick_device(args.device))
     own = ["optim.warmup=0.05", f"train.compile={str(process.device.type == 'cuda').lower()}"]
     own += [] if process.device.type == "cuda" else ["train.precision=fp32"]
     recipe = load_recipe(args.recipe, [*own, *args.overrides])
+    if args.by != "headrace" and recipe.algorithm.name not in (methods := SYSTEMS[args.by].sprints):
+        name = recipe.algorithm.name
+        raise UserError(f"speedrun: --by {args.by}: trains {', '.join(methods)} here, not {name}; another --recipe")
     counts = args.train_images, args.val_images
-    row = run(recipe, (args.train, args.val), counts, 60 * args.minutes, args.head_epochs, process)
+    row = run(recipe, (args.train, args.val), counts, 60 * args.minutes, args.head_epochs, process, args.by)
+    row["job"] = "cpu-class" if args.cpu_class else "speedrun"
     append("speedrun", row, folder=args.out)
     print(f"k-NN {row['knn']:.1f} %, linear {row['linear']:.1f} % after {row['seconds']:.0f} s of {row['budget']:.0f}")
     print(f"{row['epochs']:g} epochs, {row['views_per_second']:,.0f} views/s, {row['tflops']:.1f} TFLOP/s; ", end="")

@@ -26,6 +26,7 @@ class System(NamedTuple):
     module: str  # in this folder
     methods: tuple[str, ...]  # a function each
     differences: str = ""  # in what its training differs from ours
+    sprints: tuple[str, ...] = ()  # methods that train a given encoder, against the clock
 
     @property
     def missing(self) -> bool:
@@ -35,9 +36,10 @@ class System(NamedTuple):
         return getattr(importlib.import_module(f".{self.module}", __package__), method)
 
 
+_OF_LIGHTLY = "jitter in bytes, blur by Pillow"
 SYSTEMS = {
     "headrace": System("headrace", "headrace", "ours", ("simclr", "mae", "dino", "mixmim")),
-    "lightly": System("lightly", "lightly", "lightly", ("simclr", "mae", "dino"), "jitter in bytes, blur by Pillow"),
+    "lightly": System("lightly", "lightly", "lightly", ("simclr", "mae", "dino"), _OF_LIGHTLY, ("simclr", "byol")),
     "by hand": System("timm", "timm", "by_hand", ("simclr", "mae"), "torchvision v2's transforms, decodes to tensors"),
     "mmpretrain": System("mmpretrain", "mmpretrain", "mmpretrain", ("simclr", "mae", "mixmim"), "OpenCV's crops"),
 }

@@ -57,6 +57,7 @@ class Heat:
     recipe: Recipe  # resolved; fp32, the batch size of the job
     data: Path
     workers: int  # threads of our loader, processes of a DataLoader
+    encoder: nn.Module | None = None  # to train, (B, 3, S, S) -> (B, encoder.features); None: the system's own
 
     @property
     def algorithm(self) -> Any:
@@ -71,6 +72,7 @@ class Racer:
     step: Callable[[Any], Tensor]
     views: Callable[[Any], list[Tensor]]  # those of a batch, (B, 3, S, S) each
     model: nn.Module
+    optimizer: torch.optim.Optimizer | None = None
 
     @property
     def parameters(self) -> int:
@@ -96,7 +98,7 @@ def trained(
         after()
         return value.detach()
 
-    return Racer(batches, step, views, model)
+    return Racer(batches, step, views, model, optimizer)
 
 
 def optimizer(heat: Heat, model: nn.Module) -> torch.optim.Optimizer:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 
 import timm
 import torch
 import torchvision
 from torch import nn
+
+from headrace.pipelines.spec import ViewSpec
 
 from .heat import Heat, Racer, as_authors, optimizer, trained
 
@@ -30,11 +33,62 @@ def simclr(heat: Heat) -> Racer:
     from lightly.transforms import SimCLRTransform
 
     own, view = heat.algorithm, heat.algorithm.view
-    backbone = resnet18(own.backbone.small_image_stem)
-    model = nn.Sequential(backbone, nn.Flatten(), SimCLRProjectionHead(512, own.hidden, own.projection))
+    backbone, width = encoder(heat)
+    model = nn.Sequential(backbone, nn.Flatten(), SimCLRProjectionHead(width, own.hidden, own.projection))
     criterion = NTXentLoss(temperature=own.temperature)
-    transform = SimCLRTransform(
-        input_size=view.size,
+    transform = SimCLRTransform(input_size=view.size, **_strengths(view))
+    loss = lambda views: criterion(model(views[0]), model(views[1]))  # noqa: E731
+    return trained(model, batches(heat, transform), loss, optimizer(heat, model), list)
+
+
+class BYOL(nn.Module):
+    """After lightly's example: student, predictor, teacher."""
+
+    def __init__(self, heat: Heat) -> None:
+        from lightly.loss import NegativeCosineSimilarity
+        from lightly.models.modules import BYOLPredictionHead, BYOLProjectionHead
+
+        super().__init__()
+        own = heat.algorithm
+        backbone, width = encoder(heat)
+        self.student = nn.Sequential(backbone, nn.Flatten(), BYOLProjectionHead(width, own.hidden, own.projection))
+        self.predictor = BYOLPredictionHead(own.projection, own.hidden, own.projection)
+        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
+        self.criterion, self.momentum = NegativeCosineSimilarity(), own.momentum
+
+    def forward(self, views: list[torch.Tensor]) -> torch.Tensor:
+        with torch.no_grad():
+            first, second = (self.teacher(view) for view in views)
+        p1, p2 = (self.predictor(self.student(view)) for view in views)
+        return 0.5 * (self.criterion(p1, second) + self.criterion(p2, first))
+
+    def update(self) -> None:
+        from lightly.models.utils import update_momentum
+
+        update_momentum(self.student, self.teacher, self.momentum)
+
+
+def byol(heat: Heat) -> Racer:
+    from lightly.transforms import BYOLTransform, BYOLView1Transform, BYOLView2Transform
+
+    own, model = heat.algorithm, BYOL(heat)
+    first, second = (
+        made(input_size=view.size, solarization_prob=view.solarize, **_strengths(view))
+        for made, view in ((BYOLView1Transform, own.first), (BYOLView2Transform, own.second))
+    )
+    transform = BYOLTransform(view_1_transform=first, view_2_transform=second)
+    return trained(model, batches(heat, transform), model, optimizer(heat, model), list, model.update)
+
+
+def encoder(heat: Heat) -> tuple[nn.Module, int]:
+    """The encoder to train, and how wide its features are."""
+    if heat.encoder is not None:
+        return heat.encoder, heat.encoder.features
+    return resnet18(heat.algorithm.backbone.small_image_stem), 512
+
+
+def _strengths(view: ViewSpec) -> dict:
+    return dict(
         cj_prob=view.jitter,
         cj_bright=view.brightness,
         cj_contrast=view.contrast,
@@ -45,8 +99,6 @@ def simclr(heat: Heat) -> Racer:
         gaussian_blur=view.blur,
         sigmas=view.blur_sigma,
     )
-    loss = lambda views: criterion(model(views[0]), model(views[1]))  # noqa: E731
-    return trained(model, batches(heat, transform), loss, optimizer(heat, model), list)
 
 
 def resnet18(small: bool) -> nn.Module:

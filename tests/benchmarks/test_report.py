@@ -153,3 +153,20 @@ def test_no_row_holds_a_path_of_the_machine():
     rows = list(ledger.measured(record.RESULTS))
     assert len(rows) > 50
     assert [text for each in rows for text in texts(each) if path.search(text)] == []
+
+
+def test_the_board(tmp_path):
+    """Medians over seeds, the best first; a seed run again counts once, and who is late not at all."""
+    of = {"budget": 600, "in_time": True, "knn_200": 40.0, "linear": 60.0, "epochs": 12.5}
+    runs = [("ours", 0, 40.0), ("ours", 0, 50.0), ("ours", 1, 52.0), ("ours", 2, 57.0), ("lightly simclr", 0, 51.0)]
+    rows = [row("cpu-class", name, 1.0, **of, seed=seed, knn=knn) for name, seed, knn in runs]
+    rows += [row("cpu-class", "late", 1.0, **of | {"in_time": False}, seed=0, knn=99.0)]
+    rows += [row("speedrun", "byol", 1.0, **of, seed=0, knn=88.0)]
+    write(tmp_path, "speedrun", rows)
+    lines = [line for line in ledger.TABLES["board"](tmp_path) if line.startswith("| 10 min")]
+    found = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    assert [each[:3] for each in found] == [
+        ["10 min", "ours", "52.0 (50.0, 52.0, 57.0)"],
+        ["10 min", "lightly simclr", "51.0"],
+    ]
+    assert found[0][4:7] == ["60.0", "12.5", "0, 1, 2"]

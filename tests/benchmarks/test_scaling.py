@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from headrace.benchmarks import evaluation, record, scaling, speedrun
+from headrace.benchmarks import evaluation, racers, record, scaling, speedrun
+from headrace.benchmarks.racers import heat as racers_heat
 from headrace.errors import UserError
 from headrace.pipelines.sources.arrays import ArraySource
 from headrace.pipelines.sources.shards import ShardSource
+from headrace.train.engine.optim import Schedules
+from headrace.train.recipe.recipe import load_recipe
 
 
 def test_gains_are_over_the_smallest_number():
@@ -134,3 +137,60 @@ def test_what_evaluating_takes_grows_with_images_and_epochs(monkeypatch):
     sets = [ArraySource(np.zeros((n, 4, 4, 3), np.uint8), [0] * n) for n in (300, 100)]
     process = SimpleNamespace(device="cpu")
     assert speedrun.expected(algorithm, sets, 7, process) == pytest.approx(0.002 * 400 + 0.001 * 300 * 7)
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (["--by", "lightly", "--train-images", "10"], "--train must be a folder"),
+        (["--by", "lightly", "--recipe", "mae_vit-tiny_cifar10"], "trains simclr, byol here, not mae"),
+    ],
+)
+def test_what_a_peer_cannot_do_is_one_line(tmp_path, monkeypatch, options, said):
+    monkeypatch.setattr(racers.System, "missing", False)
+    command = ["--train", str(tmp_path), "--val", str(tmp_path), "--device", "cpu", *options]
+    with pytest.raises(UserError, match=said):
+        speedrun.main(command)
+
+
+def test_the_cpu_class_takes_two_cores(monkeypatch):
+    taken = []
+    monkeypatch.setattr(speedrun, "cores", lambda: 1)
+    with pytest.raises(UserError, match="takes two cores, and this process may use one"):
+        speedrun.take_two_cores()
+    monkeypatch.setattr(speedrun, "cores", lambda: 8)
+    monkeypatch.setattr(speedrun.os, "sched_getaffinity", lambda pid: {3, 5, 1, 7}, raising=False)
+    monkeypatch.setattr(speedrun.os, "sched_setaffinity", lambda pid, cores: taken.append(cores), raising=False)
+    monkeypatch.setattr(speedrun.torch, "set_num_threads", taken.append)
+    speedrun.take_two_cores()
+    assert taken == [[1, 3], 2]
+
+
+def test_a_peer_learns_by_the_clock_and_around_our_encoder(tmp_path, monkeypatch):
+    """Its optimizer has the schedule's rate at the time that has passed, times nothing; its waiting is counted."""
+    recipe = load_recipe("simclr_resnet18_cifar10", ["algorithm.backbone.width=8", "train.batch_size=4"])
+    algorithm, seen = (
+        SimpleNamespace(encoder=object(), inputs=lambda: SimpleNamespace(views=[recipe.algorithm.view])),
+        [],
+    )
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=1.0, weight_decay=0.5)
+
+    def made(heat):
+        assert heat.encoder is algorithm.encoder and heat.data == tmp_path and heat.job.batch == 4
+
+        def batches():
+            while True:
+                time.sleep(0.02)
+                yield "batch"
+
+        step = lambda batch: seen.append((batch, optimizer.param_groups[0]["lr"]))  # noqa: E731
+        return racers_heat.Racer(batches(), step, list, torch.nn.Identity(), optimizer)
+
+    monkeypatch.setattr(racers.System, "load", lambda self, method: made)
+    training = speedrun.PeerTraining(recipe, algorithm, tmp_path, 40, "lightly")
+    training.take(2, 0.5)
+    rate = Schedules(recipe.optim, 4, 10_000, 100).lrs[5000]
+    assert seen == [("batch", pytest.approx(float(rate)))] * 2
+    assert training.steps_per_epoch == 10 and 0.04 <= training.waited < 1
+    assert optimizer.param_groups[0]["weight_decay"] == 0.5
