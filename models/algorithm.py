@@ -73,6 +73,10 @@ class Algorithm(nn.Module):
         name: str
         fixed_size: ClassVar[str | None] = None  # why views may not change their size from step to step, where so
 
+        def begins(self, total_steps: int, steps_per_epoch: int) -> dict[str, int]:
+            """The views that are wanted from a later step on than the first, and that step, by their names."""
+            return {}
+
         def resized(self, **sides: int) -> Algorithm.Config:
             """This configuration with views of other sides in pixels, by the names of their fields: what a batch of
             that size is made by. Networks stay those of `self`. Raises `ValueError` for a size that does not go."""

@@ -29,7 +29,8 @@ class Teacher(nn.Module):
         """teacher <- momentum teacher + (1 - momentum) student; `student` has the modules under the same names."""
         own = [p for module in self.children() for p in module.parameters()]
         others = [p for name, _ in self.named_children() for p in getattr(student, name).parameters()]
-        ema(own, others, momentum=momentum)
+        moved = [pair for pair in zip(own, others, strict=True) if pair[1].requires_grad]  # others stay equal
+        ema(*map(list, zip(*moved)), momentum=momentum)
 
 
 def cosine_momentum(start: float, progress: Progress) -> float:

@@ -250,9 +250,10 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class ChangingInputs(InputSpec):
-    """Views of other sizes, and their masks, in other steps. Its own are those that networks are built for."""
+    """Views of other sizes, fewer views, and their masks, in other steps. Its own are those that networks are built
+    for."""
 
-    several: tuple[InputSpec, ...] = ()  # of the same views
+    several: tuple[InputSpec, ...] = ()  # of these views, or some of them
     which: torch.Tensor | None = field(default=None, compare=False)  # (steps,) uint8: the number of each step's
 
     @property

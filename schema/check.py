@@ -12,7 +12,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from .tree import dotted, from_plain, hint, merge, plain, plain_node, text_of
+from .tree import dotted, from_plain, hint, key_of, merge, plain, plain_node, text_of
 from .yaml_nodes import Node, message
 
 _MOST = 2**63  # integers are those of tensors
@@ -147,18 +147,19 @@ class Checker:
             node.value.update(spelled.value)  # in the tree, too, which knows where values were written
         before = len(self.problems)
         hints = get_type_hints(kind, include_extras=True)
-        fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
+        fields = {key_of(field): field for field in dataclasses.fields(kind) if field.init}
         self.unknown(node, fields, key)
         values = {}
         for name, field in fields.items():
-            fallback = getattr(default, name) if type(default) is kind else _default(field)
+            fallback = getattr(default, field.name) if type(default) is kind else _default(field)
             if name in node.value:
-                item = node.value[name] = self.spelled_out(node.value[name], hints[name], dotted(key, name))
-                values[name] = self.value(item, hints[name], dotted(key, name), fallback)
+                hint = hints[field.name]
+                item = node.value[name] = self.spelled_out(node.value[name], hint, dotted(key, name))
+                values[field.name] = self.value(item, hint, dotted(key, name), fallback)
             elif fallback is MISSING:
                 self.problem(node.origin, dotted(key, name), "required, but missing")
             else:
-                values[name] = fallback
+                values[field.name] = fallback
         if len(self.problems) > before:
             return None
         try:

@@ -58,10 +58,15 @@ def _same_type(under: Node | None, over: Node) -> bool:
     return len(names) < 2 or names[0] == names[1]
 
 
+def key_of(field: dataclasses.Field) -> str:
+    """What recipes call a field: its name, or the `key` of its metadata, where that is a word of Python."""
+    return field.metadata.get("key", field.name)
+
+
 def plain(value: Any) -> Any:
     """Sections, or any value in them, as dicts, lists and scalars: for YAML and checkpoints."""
     if is_dataclass(value):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value) if field.init}
+        return {key_of(field): plain(getattr(value, field.name)) for field in dataclasses.fields(value) if field.init}
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

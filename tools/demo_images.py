@@ -68,24 +68,29 @@ def demo_image(seed, split, index):
 
     Each side is 144 to 176 pixels long.
     """
+    return masked_demo_image(seed, split, index)[:2]
+
+
+def masked_demo_image(seed, split, index):
+    """The same, and which pixels more than half of which lie in a piece: bool of shape (height, width)."""
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     name = CLASSES[index % len(CLASSES)]
     shape, texture = name.split("-")
     width, height = (int(side) for side in rng.integers(144, 177, size=2))
-    canvas = _background(rng, width, height)
+    canvas, mask = _background(rng, width, height), np.zeros((height, width), bool)
 
     # A jittered grid at a random offset, one piece more along each side than fits: those at the border are cut off.
     cell = np.array([width, height]) / PIECES
     offset = rng.uniform(-0.5, 0.5, size=2)
     for place in np.ndindex(PIECES + 1, PIECES + 1):
         centre = (place + offset + rng.uniform(-0.12, 0.12, size=2)) * cell
-        _draw_piece(rng, canvas, shape, texture, centre, cell.min() * rng.uniform(0.38, 0.50))
+        _draw_piece(rng, canvas, mask, shape, texture, centre, cell.min() * rng.uniform(0.38, 0.50))
 
     slope_x, slope_y = rng.uniform(-0.15, 0.15, size=2)
     light = slope_x * np.linspace(-0.5, 0.5, width)[None, :] + slope_y * np.linspace(-0.5, 0.5, height)[:, None]
     canvas *= (rng.uniform(0.90, 1.05) * (1 + light))[..., None]
     canvas += 0.012 * rng.standard_normal(canvas.shape, dtype=np.float32)
-    return Image.fromarray((canvas.clip(0, 1) * 255).round().astype(np.uint8)), name
+    return Image.fromarray((canvas.clip(0, 1) * 255).round().astype(np.uint8)), name, mask
 
 
 def _background(rng, width, height):
@@ -110,10 +115,11 @@ def _background(rng, width, height):
     return np.asarray(picture.reduce(2), dtype=np.float32) / 255
 
 
-def _draw_piece(rng, canvas, shape, texture, centre, radius):
-    """Draw one piece with its shadow into ``canvas``; ``centre`` (x, y) and ``radius`` are in pixels."""
+def _draw_piece(rng, canvas, mask, shape, texture, centre, radius):
+    """Draw one piece with its shadow into ``canvas`` and ``mask``; ``centre`` (x, y), ``radius`` are in pixels."""
     first = np.maximum(centre - 1.4 * radius, 0).astype(int)
-    window = canvas[first[1] : max(int(centre[1] + 1.4 * radius), 0), first[0] : max(int(centre[0] + 1.4 * radius), 0)]
+    rows, columns = (slice(low, max(int(high), 0)) for low, high in zip(first[::-1], (centre + 1.4 * radius)[::-1]))
+    window = canvas[rows, columns]
     # Coordinates in pixels around the centre, as a row and a column.
     x = np.arange(window.shape[1], dtype=np.float32)[None, :] + np.float32(first[0] - centre[0])
     y = np.arange(window.shape[0], dtype=np.float32)[:, None] + np.float32(first[1] - centre[1])
@@ -131,7 +137,9 @@ def _draw_piece(rng, canvas, shape, texture, centre, radius):
     body = first_colour
     if texture == "striped":
         body = first_colour + (second_colour - first_colour) * _stripes(rng, x, y, radius)
-    window += (body - window) * _coverage(_outline(shape, *_rotate(x, y, turn), radius))
+    covered = _coverage(_outline(shape, *_rotate(x, y, turn), radius))
+    window += (body - window) * covered
+    mask[rows, columns] |= covered[..., 0] > 0.5
 
 
 def _outline(shape, x, y, radius):

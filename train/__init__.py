@@ -9,7 +9,7 @@ ending.py        what is left to do behind the last step
 precision.py     which precision a device is good at
 recipe/          YAML -> checked dataclasses: what a run is
 foreign/         how other code bases name and lay out weights: their checkpoints, read
-init.py          weights that a run begins with
+init.py          weights that a run begins with         lora.py        low-rank matrices beside them
 engine/          the loop, the step, checkpoints, processes: how it goes
 evaluation/      features of an encoder, and what they are worth
 dense/           detectors and segmenters on encoders

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from ..models.algorithm import Algorithm
+from ..models.backbones.low_rank import merged
 from ..pipelines.loaders.quarantine import QUARANTINE_FILE, Quarantine
 from .engine import checkpoint
 from .engine.distributed import Launch
@@ -45,7 +46,7 @@ def end(
 def finish(out: Path, weights: dict[str, torch.Tensor], recipe: dict, quarantine: Quarantine) -> None:
     """Writes the encoder alone, of a recipe in plain values, and reports what was replaced."""
     quarantine.refresh()
-    write_encoder(out, weights, checkpoint.encoder_metadata(recipe))
+    write_encoder(out, merged(weights), checkpoint.encoder_metadata(recipe))
     if quarantine:
         say(f"{len(quarantine):,} images could not be decoded and were replaced by others ({out / QUARANTINE_FILE}):")
         say("\n".join(f"  {line}" for line in quarantine.lines(10)))

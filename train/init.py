@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..models.algorithm import Algorithm
+from ..models.backbones.low_rank import merged
 from ..models.weights import adapt
 from .engine import checkpoint
 from .engine.run_directory import ENCODER_FILE
@@ -114,11 +115,11 @@ def _read(given: str, algorithm: Algorithm) -> Found:
         path, state = checkpoint.find(path)
         name = state["config"]["algorithm"]["name"]
         if name == algorithm.config.name:
-            try:
-                own = encoder_places(checkpoint.build_algorithm(state["config"]["algorithm"], path))[-1]
-            except IndexError:
-                raise UserError(f"train.init: {path}: has no encoder that can be told from the rest") from None
-            method = state["model"]
+            kept = checkpoint.build_algorithm(state["config"]["algorithm"], path)
+            own = next((name for name, module in kept.named_modules() if module is kept.encoder), "")
+            if not own:
+                raise UserError(f"train.init: {path}: has no encoder that can be told from the rest")
+            method = merged(state["model"])
             encoder = {n.removeprefix(f"{own}."): v for n, v in method.items() if n.startswith(f"{own}.")}
             return Found(str(path), encoder, method)
         return Found(str(path), checkpoint.algorithm_of(state, path).encoder.state_dict())

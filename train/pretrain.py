@@ -56,8 +56,9 @@ from headrace.train.engine.transforms import checkpoint_blocks
 from headrace.train.evaluation.embed_encoder import load_encoder
 from headrace.train.evaluation.score import knn_score
 from headrace.train.evaluation.sweep import sweep
-from headrace.train.init import Guard, initialise
+from headrace.train.init import Guard, encoder_places, initialise
 from headrace.train.ledger import FOLDER, Ledger, frozen_in, renewal, require_sample_loss
+from headrace.train.lora import add_lora
 from headrace.train.precision import resolved
 from headrace.train.pretrain_command import main
 from headrace.train.recipe.recipe import Recipe, smoke_images
@@ -105,12 +106,16 @@ def pretrain(
         torch.use_deterministic_algorithms(settings.deterministic)
     torch.manual_seed(settings.seed)  # every rank starts from the same weights
     algorithm = make_algorithm(recipe.algorithm)
-    if algorithm.wants is not None:
-        teacher = load_encoder(algorithm.wants)
-        algorithm.take_teacher(teacher.module, teacher.view, teacher.digest)
     fresh = settings.init is not None and settings.resume in ("auto", "never") and not checkpoint.checkpoints(out)
     if fresh:  # elsewhere the checkpoint's weights take their place
         report = initialise(algorithm, settings.init)
+        if process.is_main:
+            say(report)
+    if algorithm.wants is not None:  # after train.init, which goes into every copy of the encoder
+        teacher = load_encoder(algorithm.wants)
+        algorithm.take_teacher(teacher.module, teacher.view, teacher.digest)
+    if settings.lora is not None:
+        report = add_lora(algorithm, encoder_places(algorithm), settings.lora)
         if process.is_main:
             say(report)
     torch.backends.cudnn.benchmark = not settings.deterministic and algorithm.equal_shapes

@@ -7,10 +7,17 @@ import torch
 from ..registry import Case
 
 
-def _case(id: str, rows: int, width: int, group: int | None = None, dtype: torch.dtype = torch.float32) -> Case:
+def _case(
+    id: str,
+    rows: int,
+    width: int,
+    group: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    nearest: int = 1,
+) -> Case:
     def arguments():
         generator = torch.Generator().manual_seed(60)
-        return (torch.randn(rows, width, generator=generator).to(dtype),), {"group": group or rows}
+        return (torch.randn(rows, width, generator=generator).to(dtype),), {"group": group or rows, "nearest": nearest}
 
     return Case(id, arguments)
 
@@ -20,6 +27,7 @@ CASES = (
     _case("fp32", 24, 40),
     _case("fp16", 20, 32, dtype=torch.float16),
     _case("groups", 48, 24, group=16),
+    _case("three-neighbours", 24, 20, group=12, nearest=3),
     _case("pairs", 10, 12, group=2),
     _case("several-blocks", 75, 130),
     _case("one-group-larger-than-a-block", 90, 20, group=45),

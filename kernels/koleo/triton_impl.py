@@ -66,12 +66,12 @@ def _(x, group):
     return x.new_empty(len(x), dtype=torch.int64)
 
 
-def koleo(embeddings: Tensor, *, group: int) -> Tensor:
-    """Arguments and result of `headrace.kernels.koleo.koleo`, without float64."""
+def koleo(embeddings: Tensor, *, group: int, nearest: int = 1) -> Tensor:
+    """Arguments and result of `headrace.kernels.koleo.koleo`, without float64 and of one neighbour."""
     from . import loss_of
 
     x = F.normalize(embeddings.float(), dim=1, eps=1e-8).contiguous()
-    return loss_of(x, neighbours(x.detach(), group))
+    return loss_of(x, neighbours(x.detach(), group)[:, None])
 
 
 def builds() -> Iterator[Build]:

@@ -7,7 +7,6 @@ from typing import ClassVar, Literal
 
 import torch
 
-from ...kernels.prototype_ce import prototype_ce
 from ...pipelines.spec import Batch
 from ...schema.bounds import Count, Momentum, NotNegative
 from ..algorithm import Progress, StepOutput
@@ -42,6 +41,7 @@ class DINOv2(SelfDistillation):
         center_momentum: Momentum = 0.9
         koleo: NotNegative = 0.1  # its weight
         koleo_group: Count = 64  # images among which neighbours are looked for, of the global batch
+        koleo_nearest: Count = 1  # how many neighbours each has
 
         deal: ClassVar[Literal["between"]] = "between"
 
@@ -57,13 +57,14 @@ class DINOv2(SelfDistillation):
             self.patch_center = Center(patches, config.center_momentum)
 
     def forward(self, batch: Batch, progress: Progress) -> StepOutput:
-        crops = self.crops(batch, progress)
+        config, crops = self.config, self.crops(batch, progress)
         of_crops = self.targets(crops.teacher, self.center, progress)
         of_patches = self.targets(crops.teacher_patches[None], self.patch_center, progress)
         losses = {
-            "loss_cls": prototype_ce(crops.student, **of_crops),
+            "loss_cls": self.crop_loss(crops, of_crops, progress),
             "loss_patch": self.patch_loss(crops, of_patches),
-            "loss_koleo": self.config.koleo * spread(crops.features, self.config.koleo_group),
+            "loss_koleo": config.koleo * spread(crops.features, config.koleo_group, config.koleo_nearest),
+            **self.gram_losses(crops, batch, progress),
         }
         if self.center is not None:
             self.center.see(crops.teacher.mean((0, 1)), crops.teacher.shape[:2].numel())

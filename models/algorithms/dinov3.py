@@ -8,7 +8,6 @@ from typing import ClassVar, Literal
 import torch
 from torch import nn
 
-from ...kernels.prototype_ce import prototype_ce
 from ...pipelines.rng import uniform
 from ...pipelines.spec import Batch
 from ...schema.bounds import Count, NotNegative, Positive
@@ -46,6 +45,7 @@ class DINOv3(SelfDistillation):
         patch_head: PatchHead = PatchHead()
         koleo: NotNegative = 0.1  # its weight
         koleo_group: Count = 64  # images among which neighbours are looked for, of the global batch
+        koleo_nearest: Count = 1  # how many neighbours each has
         rotary_rescale: Positive = 1.0
         # precision of rotary tables in training: float32, or bfloat16, in which the authors' runs had them
         rotary_tables: Literal["as_written", "as_run"] = "as_written"
@@ -64,33 +64,37 @@ class DINOv3(SelfDistillation):
     def __init__(self, config: Config = Config()) -> None:
         super().__init__(config)
         if config.rotary_tables == "as_run":
-            self.backbone.rotary_dtype = self.teacher.backbone.rotary_dtype = torch.bfloat16
+            for module in (self, self.teacher, self.gram):
+                if module is not None:
+                    module.backbone.rotary_dtype = torch.bfloat16
         self.small_norm = None
         if config.untie_norms:
             self.small_norm = nn.LayerNorm(self.backbone.features, eps=config.backbone.norm_eps)
 
     def forward(self, batch: Batch, progress: Progress) -> StepOutput:
-        crops = self.crops(batch, progress)
+        config, crops = self.config, self.crops(batch, progress)
         of_crops = self.targets(crops.teacher, None, progress)
         of_patches = self.targets(crops.teacher_patches[None], None, progress)
-        crossed, local = prototype_ce(crops.student[:2], **of_crops), 0.0
-        small = len(crops.student) - 2
-        if small:
-            local = prototype_ce(crops.student[2:], **of_crops, pairs="all")
         losses = {
-            "loss_cls": (crossed + small * local) / (1 + small),  # the mean over all pairs of two views
+            "loss_cls": self.crop_loss(crops, of_crops, progress),
             "loss_patch": self.patch_loss(crops, of_patches),
-            "loss_koleo": self.config.koleo * spread(crops.features, self.config.koleo_group),
+            "loss_koleo": config.koleo * spread(crops.features, config.koleo_group, config.koleo_nearest),
+            **self.gram_losses(crops, batch, progress),
         }
         return self.output(crops, losses, of_crops, of_patches)
 
     def tokens(self, images: torch.Tensor, progress: Progress, group: str, **masked) -> torch.Tensor:
-        if self.training and self.config.rotary_rescale > 1:
-            masked["rotary_scales"] = self.rotary_scales(progress, group, images.device)
         if group != "small" or self.small_norm is None or not self.training:
-            return self.backbone.tokens(images, **masked)
-        (x,) = self.backbone.outputs(images, (len(self.backbone.blocks) - 1,), **masked)
+            return super().tokens(images, progress, group, **masked)
+        options = self.draws(images, progress, group)
+        (x,) = self.backbone.outputs(images.flatten(0, 1), (len(self.backbone.blocks) - 1,), **masked, **options)
         return self.small_norm(x[:, :1])  # of small crops nothing but the class token is looked at
+
+    def draws(self, images: torch.Tensor, progress: Progress, group: str) -> dict:
+        found = super().draws(images, progress, group)
+        if self.training and self.config.rotary_rescale > 1:
+            found["rotary_scales"] = self.rotary_scales(progress, group, images.device)
+        return found
 
     def rotary_scales(self, progress: Progress, group: str, device: torch.device) -> torch.Tensor:
         """(depth,) float32"""

@@ -7,7 +7,6 @@ from typing import Literal
 
 import torch
 
-from ...kernels.prototype_ce import prototype_ce
 from ...pipelines.spec import Batch, CropMask, ViewSpec
 from ...pipelines.views.recipes import view
 from ...schema.bounds import Count, Momentum, Natural
@@ -56,7 +55,11 @@ class IBOT(SelfDistillation):
         crops = self.crops(batch, progress)
         of_crops = self.targets(crops.teacher, self.center, progress)
         of_patches = self.targets(crops.teacher_patches[None], self.patch_center, progress)
-        losses = {"loss_cls": prototype_ce(crops.student, **of_crops), "loss_patch": self.patch_loss(crops, of_patches)}
+        losses = {
+            "loss_cls": self.crop_loss(crops, of_crops, progress),
+            "loss_patch": self.patch_loss(crops, of_patches),
+            **self.gram_losses(crops, batch, progress),
+        }
         self.center.see(crops.teacher.mean((0, 1)), crops.teacher.shape[:2].numel())
         return self.output(crops, losses, of_crops, of_patches)
 

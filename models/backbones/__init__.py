@@ -6,6 +6,7 @@ capi.py         CAPI's
 swin.py         Swin Transformer        mixmim.py   MixMIM's        hivit.py   HiViT
 transformer.py  parts of plain ones     windows.py  parts of windowed ones
 external.py     any model of the timm library, and one's own
+low_rank.py     matrices that learn beside given ones
 """
 
 from __future__ import annotations

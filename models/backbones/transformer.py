@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -114,9 +114,17 @@ def drop_path(x: torch.Tensor, rate: float, training: bool) -> torch.Tensor:
     return x * kept / (1 - rate)
 
 
-def kept_rows(batch: int, rate: float, device: torch.device) -> torch.Tensor:
-    """(max(1, int(batch (1 - rate))),) int64: rows drawn without replacement, by torch's generator."""
-    return torch.randperm(batch, device=device)[: max(1, int(batch * (1 - rate)))]
+class Subset(NamedTuple):
+    """The rows of a batch that keep a branch, and what its results are multiplied by to match."""
+
+    rows: torch.Tensor  # (n,) int64
+    gain: float
+
+
+def drawn_subset(batch: int, rate: float, device: torch.device) -> Subset:
+    """max(1, int(batch (1 - rate))) rows drawn without replacement, by torch's generator."""
+    rows = torch.randperm(batch, device=device)[: max(1, int(batch * (1 - rate)))]
+    return Subset(rows, batch / len(rows))
 
 
 class RelativeBias(nn.Module):
@@ -170,7 +178,8 @@ class Block(nn.Module):
     turned by `rotary`, a `rotary_table`. `layer_scale` is the initial value of the learned factors of both branches.
     `qkv_bias` "qv": none for the keys (BEiT). `mlp` "swiglu": silu(a) * b of the halves a and b of a first layer with
     2 `hidden` outputs (arXiv 2002.05202); "quick_gelu": x * sigmoid(1.702 x) (CLIP). With `drop_subsets` each branch
-    is computed for a random subset of the samples alone, whose results are enlarged to match (arXiv 2304.07193).
+    is computed for a subset of the samples alone, whose results are enlarged to match (arXiv 2304.07193): `subsets` of
+    attention and MLP, or random ones.
     """
 
     def __init__(
@@ -246,21 +255,29 @@ class Block(nn.Module):
         return self.fc2(x)
 
     def forward(
-        self, x: torch.Tensor, bias: torch.Tensor | None = None, rotary: torch.Tensor | None = None
+        self,
+        x: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        rotary: torch.Tensor | None = None,
+        subsets: tuple[Subset, Subset] | None = None,
     ) -> torch.Tensor:
         if self.drop_subsets and self.training and self.drop_path:
-            x = self._of_subset(x, lambda rows: self.attention(self.norm1(rows), bias, rotary), self.scale1)
-            return self._of_subset(x, lambda rows: self.mlp(self.norm2(rows)), self.scale2)
+            first, second = subsets or [drawn_subset(len(x), self.drop_path, x.device) for _ in range(2)]
+            x = self._of_subset(x, first, lambda rows: self.attention(self.norm1(rows), bias, rotary), self.scale1)
+            return self._of_subset(x, second, lambda rows: self.mlp(self.norm2(rows)), self.scale2)
         x = x + self._branch(self.attention(self.norm1(x), bias, rotary), self.scale1)
         return x + self._branch(self.mlp(self.norm2(x)), self.scale2)
 
     def _of_subset(
-        self, x: torch.Tensor, branch: Callable[[torch.Tensor], torch.Tensor], scale: torch.Tensor | None
+        self,
+        x: torch.Tensor,
+        subset: Subset,
+        branch: Callable[[torch.Tensor], torch.Tensor],
+        scale: torch.Tensor | None,
     ) -> torch.Tensor:
-        rows = kept_rows(len(x), self.drop_path, x.device)
-        added = branch(x[rows])
+        added = branch(x[subset.rows])
         added = added if scale is None else added * scale
-        return x.index_add(0, rows, added.to(x.dtype), alpha=len(x) / len(rows))
+        return x.index_add(0, subset.rows, added.to(x.dtype), alpha=subset.gain)
 
     def _branch(self, x: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
         return drop_path(x if scale is None else x * scale, self.drop_path, self.training)

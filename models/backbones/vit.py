@@ -16,6 +16,7 @@ from .transformer import (
     Block,
     QKVBias,
     RelativeBias,
+    Subset,
     add_positions,
     drop_rates,
     init_transformer,
@@ -179,12 +180,13 @@ class ViT(nn.Module):
         hidden: torch.Tensor | None = None,
         mask_token: torch.Tensor | None = None,
         rotary_scales: torch.Tensor | None = None,
+        subsets: list[tuple[Subset, Subset]] | None = None,
     ) -> list[torch.Tensor]:
         """(B, 1 + N, width) after each of `blocks` (0-based, ascending), class token first, not normalised.
 
         N is the visible patches `keep` (B, K), of which none is hidden, or all of them; registers are left out. See
         `embed` for `hidden` and `mask_token`. `rotary_scales` (depth,): what each block multiplies the coordinates of
-        rotary positions by.
+        rotary positions by. `subsets`: of each block, those of `Block`.
         """
         if keep is None:
             x, grid = self.embed(images, hidden, mask_token)
@@ -203,7 +205,7 @@ class ViT(nn.Module):
             bias = shared if self.block_biases is None else self.block_biases[i](grid)
             if rotary_scales is not None:
                 rotary = self._rotary_table(grid, rotary_scales[i])
-            x = block(x, bias, rotary)
+            x = block(x, bias, rotary) if subsets is None else block(x, bias, rotary, subsets[i])
             if i in blocks:
                 found.append(self._without_registers(x))
         return found
@@ -228,11 +230,9 @@ class ViT(nn.Module):
         where = {"device": self.rotary.device, "dtype": self.rotary_dtype}
         return rotary_table(self.rotary.shape[-1], *grid, scale, **where)
 
-    def tokens(
-        self, images: torch.Tensor, keep: torch.Tensor | None = None, **masked: torch.Tensor | None
-    ) -> torch.Tensor:
+    def tokens(self, images: torch.Tensor, keep: torch.Tensor | None = None, **options) -> torch.Tensor:
         """(B, 1 + N, width) after the last norm (with `norm` "pooled": before it); see `outputs`."""
-        (x,) = self.outputs(images, (len(self.blocks) - 1,), keep, **masked)
+        (x,) = self.outputs(images, (len(self.blocks) - 1,), keep, **options)
         return self.norm(x) if self.norm_at == "tokens" else x
 
     def feature_maps(self, images: torch.Tensor, blocks: tuple[int, ...] | None = None) -> list[torch.Tensor]:

@@ -41,7 +41,7 @@ class Center(nn.Module):
         self.mean.lerp_(total[0] / rows.clamp(min=1), share)
 
 
-def spread(features: torch.Tensor, group: int) -> torch.Tensor:
+def spread(features: torch.Tensor, group: int, nearest: int = 1) -> torch.Tensor:
     """features (V, B, D) of this rank -> the sum over views of `koleo` in groups of so many consecutive samples of the
     global batch, whatever ranks they are on."""
     if features.shape[1] % group:
@@ -51,4 +51,4 @@ def spread(features: torch.Tensor, group: int) -> torch.Tensor:
             f"algorithm.koleo_group: {group} does not divide the {features.shape[1]} images of a micro-batch; give a "
             "divisor of at least 2"
         )
-    return sum(koleo(view, group=group) for view in features)
+    return sum(koleo(view, group=group, nearest=nearest) for view in features)

@@ -12,7 +12,7 @@ from torch import nn
 from ...kernels.prototype_ce import prototype_ce
 from ...kernels.sinkhorn import sinkhorn
 from ...lengths import length_in_steps
-from ...pipelines.spec import Batch, CropMask, Mask, ViewSpec
+from ...pipelines.spec import Batch, CropMask, InputSpec, Mask, ViewSpec
 from ...pipelines.views.recipes import view
 from ...schema.bounds import Count, Momentum, NotNegative, Part, Positive
 from ..algorithm import Algorithm, Progress, StepOutput
@@ -22,7 +22,9 @@ from ..sample_losses import prototype_losses, prototype_row_losses
 from ..smoke import tiny_backbone, tiny_view
 from ..teacher import Teacher
 from .center import Center
+from .gram import OWN, Gram, GramTeacher
 from .schedules import line
+from .subsets import dealt_subsets
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class SelfDistillationConfig(Algorithm.Config):
     mask_chance: float = 0.5  # the share of large crops that are masked
     mask_ratio: tuple[Part, Part] = (0.1, 0.5)  # the share of their patches that is hidden
     patch_weight: NotNegative = 1.0  # of the loss of masked patches
+    gram: Gram | None = None  # similarities of patches, held to an earlier teacher's
 
     deal: ClassVar[Literal["drawn", "between", "upper"]] = "upper"
 
@@ -75,6 +78,13 @@ class SelfDistillationConfig(Algorithm.Config):
             size, patch = getattr(self, name).size, self.backbone.patch_size
             if size % patch:
                 raise ValueError(f"{name}: {size} px are not whole patches of {patch} (backbone.patch_size)")
+        if self.gram is not None:
+            side = self.gram.side(self.first.size)
+            if side % self.backbone.patch_size:
+                given = f"{side} px, {self.gram.enlarge:g} times {self.first.size},"
+                raise ValueError(f"gram: {given} are not whole patches of {self.backbone.patch_size} (gram.enlarge)")
+            if "window" in (self.first.crop, self.second.crop):
+                raise ValueError("gram: a window cannot be cut again at another size; its views are crops")
         try:
             _ = self.mask
         except ValueError as fault:
@@ -85,12 +95,23 @@ class SelfDistillationConfig(Algorithm.Config):
         side = self.first.size // self.backbone.patch_size
         return CropMask(grid=(side, side), deal=self.deal, chance=self.mask_chance, ratio=self.mask_ratio)
 
+    @property
+    def gram_views(self) -> tuple[ViewSpec, ...]:
+        """The large crops as the Gram teacher sees them; () without it."""
+        return () if self.gram is None else (self.gram.view(self.first), self.gram.view(self.second))
+
+    def begins(self, total_steps: int, steps_per_epoch: int) -> dict[str, int]:
+        first = 0 if self.gram is None else length_in_steps(self.gram.begin, total_steps, steps_per_epoch)
+        return {view.name: first for view in self.gram_views}
+
     def smoke(self):
         tiny = {name: tiny_view(getattr(self, name)) for name in ("first", "second")}
         tiny |= {"small": tiny_view(self.small, 16), "backbone": tiny_backbone(self.backbone)}
         tiny |= {"hidden": 32, "bottleneck": 16, "prototypes": 32}
         if self.patch_head is not None:
             tiny["patch_head"] = PatchHead(hidden=24, bottleneck=12, prototypes=24)
+        if self.gram is not None:
+            tiny["gram"] = self.gram.smoke()
         return replace(self, **tiny)
 
 
@@ -134,10 +155,25 @@ class SelfDistillation(Algorithm):
         if own is not None:
             self.patch_head = DINOHead(features, own.hidden, own.bottleneck, own.prototypes, self.prototypes_form)
             parts["patch_head"] = self.patch_head
+        self._forwards = 0  # since the last step, which may have several micro-batches
         self.teacher = Teacher(**parts)
         for module in self.teacher.modules():
             if hasattr(module, "drop_path"):
                 module.drop_path = 0.0
+        self.gram = None if config.gram is None else GramTeacher(config.gram, self.teacher.backbone)
+
+    def inputs(self) -> InputSpec:
+        spec = super().inputs()
+        return replace(spec, views=(*spec.views, *self.config.gram_views))
+
+    @property
+    def wants(self) -> str | None:
+        gram = self.config.gram
+        return None if gram is None or gram.teacher == OWN else gram.teacher
+
+    def take_teacher(self, module: nn.Module, view: ViewSpec, digest: str) -> None:
+        """The Gram teacher. Raises `UserError` for an encoder of another shape than the run's."""
+        self.gram.take(module)
 
     @property
     def encoder(self) -> nn.Module:
@@ -158,9 +194,10 @@ class SelfDistillation(Algorithm):
         first, second, small = (batch.views[name] for name in self.view_names)
         large, mask = torch.cat([first, second]), batch.mask  # (2, B, 3, S, S)
         hidden, places, weights = self.masked(mask)
-        tokens = self.tokens(large.flatten(0, 1), progress, "large", hidden=hidden, mask_token=self.mask_token)
+        tokens = self.tokens(large, progress, "large", hidden=hidden, mask_token=self.mask_token)
         cls, patches = tokens[:, 0], tokens[:, 1:].flatten(0, 1)
-        local = self.tokens(small.flatten(0, 1), progress, "small")[:, 0]
+        local = self.tokens(small, progress, "small")[:, 0]
+        self._forwards += 1
         heads = self.head, self.patch_head or self.head
         student = heads[0](torch.cat([cls, local])).float().unflatten(0, (2 + len(small), -1))
         with torch.no_grad():
@@ -195,8 +232,18 @@ class SelfDistillation(Algorithm):
         return hidden, places, share.float()[places // hidden.shape[1]]
 
     def tokens(self, images: torch.Tensor, progress: Progress, group: str, **masked) -> torch.Tensor:
-        """(B, 1 + L, D): the student's normalised tokens of crops of one size."""
-        return self.backbone.tokens(images, **masked)
+        """(V B, 1 + L, D): the student's normalised tokens of crops (V, B, 3, S, S) of one size."""
+        return self.backbone.tokens(images.flatten(0, 1), **masked, **self.draws(images, progress, group))
+
+    def draws(self, images: torch.Tensor, progress: Progress, group: str) -> dict:
+        """What is drawn for the student's pass over crops of one size, as options of `ViT.outputs`: the same on any
+        number of ranks."""
+        config = self.config.backbone
+        if not self.training or config.drop_path_form != "subsets" or not config.drop_path:
+            return {}
+        group = f"{group}/{self._forwards}" if self._forwards else group
+        shape = config.drop_path, len(self.backbone.blocks), *images.shape[:2]
+        return {"subsets": dealt_subsets(*shape, progress, group, images.device)}
 
     def teach_patches(self, head: DINOHead, patches: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         """The teacher's logits (M, K') of the masked ones of patches (2B L, D)."""
@@ -217,6 +264,25 @@ class SelfDistillation(Algorithm):
             assigned = sinkhorn(logits.flatten(0, 1), epsilon=temperature)
             return found | {"teacher": assigned.unflatten(0, logits.shape[:2])}
         return found | {"teacher": logits, "center": center.mean, "teacher_temperature": temperature}
+
+    def crop_loss(self, crops: Crops, targets: dict, progress: Progress) -> torch.Tensor:
+        """Mean over all pairs of a large crop's teacher and another crop; beside Gram, small crops may count less."""
+        small = len(crops.student) - 2
+        weight = 1.0 if self.gram is None else self.gram.local_weight(progress)
+        if weight == 1 or not small:
+            return prototype_ce(crops.student, **targets)
+        crossed = prototype_ce(crops.student[:2], **targets)
+        local = prototype_ce(crops.student[2:], **targets, pairs="all")
+        return (crossed + small * weight * local) / (1 + small)
+
+    def gram_losses(self, crops: Crops, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
+        """Of the masked large crops; {} without Gram."""
+        if self.gram is None:
+            return {}
+        grid, images = self.backbone.grid_of(batch.views[self.config.first.name][0]), None
+        if self.gram.share(progress) is not None:
+            images = torch.cat([batch.views[view.name] for view in self.config.gram_views]).flatten(0, 1)
+        return self.gram.losses(crops.maps.flatten(0, 1), images, grid, progress)
 
     def patch_loss(self, crops: Crops, targets: dict) -> torch.Tensor:
         """Mean over large crops of the mean cross-entropy of their masked patches, times `patch_weight`."""
@@ -243,3 +309,6 @@ class SelfDistillation(Algorithm):
     def after_step(self, progress: Progress) -> None:
         start, end = self.config.momentum, self.config.momentum_end
         self.teacher.update(self, end + (start - end) * (1 + math.cos(math.pi * progress.fraction)) / 2)
+        self._forwards = 0
+        if self.gram is not None:
+            self.gram.follow(self.teacher.backbone, progress)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 
@@ -44,3 +46,8 @@ def ramp(
 def line(start: float, end: float, length: int, at: int) -> float:
     """Element `at` of ``numpy.linspace(start, end, length)``, and `end` behind it."""
     return end if at >= length - 1 else start + (end - start) * at / (length - 1)
+
+
+def half_cosine(length: int, at: int) -> float:
+    """Element `at` of ``ramp(0, 0, 1, steps, cosine=length)``: from 0 to 1, both reached, and 1 behind it."""
+    return 1.0 if at >= length - 1 else 0.5 * (1 - math.cos(math.pi * at / (length - 1)))

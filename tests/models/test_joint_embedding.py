@@ -6,7 +6,18 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing as mp
-from tiny_algorithms import OPTIONS, SAMPLES, STEPS_PER_EPOCH, build, embed, make_batch, make_optimizer, pictures, run
+from tiny_algorithms import (
+    OPTIONS,
+    SAMPLES,
+    STEPS_PER_EPOCH,
+    VARIANTS,
+    build,
+    embed,
+    make_batch,
+    make_optimizer,
+    pictures,
+    run,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 from two_processes import blobs, main, train
 
@@ -15,6 +26,7 @@ from headrace.models.clustering import kmeans
 
 GOLDEN = json.loads(Path(__file__).with_name("golden.json").read_text())
 ALL = pytest.mark.parametrize("name", OPTIONS)
+AND_VARIANTS = pytest.mark.parametrize("name", [*OPTIONS, *VARIANTS])
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +45,9 @@ def test_golden_steps(name):
     assert losses == pytest.approx(GOLDEN[name], rel=5e-3, abs=5e-3)
 
 
-VARIANTS = {"visreg": ("lejepa", {"regularizer": "visreg"})}
-
-
-@pytest.mark.parametrize("name", [*OPTIONS, *VARIANTS])
+@AND_VARIANTS
 def test_two_processes_have_the_gradients_of_one(name, two):
-    method, changes = VARIANTS.get(name, (name, {}))
-    one = train(method, 0, 1, **changes)["gradients"]
+    one = train(name, 0, 1)["gradients"]
     largest = max(g.norm() for g in one.values())
     assert one.keys() == two[0][name]["gradients"].keys()
     for key, gradient in one.items():
@@ -48,7 +56,7 @@ def test_two_processes_have_the_gradients_of_one(name, two):
             assert error < 1e-3 * max(gradient.norm(), 5e-2 * largest), (key, rank)
 
 
-@ALL
+@AND_VARIANTS
 def test_two_processes_remember_what_one_does(name, two):
     """Teachers, queues, banks, labels, centroids, centres after four steps."""
     one = train(name, 0, 1)["state"]
@@ -76,7 +84,7 @@ def test_kmeans_of_two_processes(two):
         assert torch.equal(two[rank]["kmeans"]["labels"], labels[rank::2])
 
 
-@ALL
+@AND_VARIANTS
 def test_resumed_equals_undisturbed(name):
     whole = build(name)
     optimizer = make_optimizer(whole)
@@ -104,7 +112,7 @@ def test_a_checkpoint_brings_its_memory_along(name):
     assert len(memory) == SAMPLES
 
 
-@ALL
+@AND_VARIANTS
 def test_bfloat16(name):
     """Under autocast: finite, and close to single precision."""
     losses = []
@@ -139,7 +147,7 @@ def test_waits_are_noticed():
     assert len(waits.found) >= 3
 
 
-@ALL
+@AND_VARIANTS
 def test_a_step_never_waits_for_the_device(name):
     algorithm = build(name)
     optimizer = make_optimizer(algorithm)

@@ -11,6 +11,7 @@ import torch
 from headrace.models.algorithm import Progress
 from headrace.models.algorithms import find_algorithm
 from headrace.models.backbones import ResNet, ViT
+from headrace.models.self_distillation.gram import Gram
 from headrace.models.self_distillation.method import PatchHead
 from headrace.pipelines.spec import Batch, Place, ViewSpec
 from headrace.pipelines.views.masks import draw_mask
@@ -103,11 +104,21 @@ OPTIONS = {
 }
 
 
+_SUBSETS = replace(OPTIONS["dinov2"]["backbone"], drop_path=0.4, drop_path_form="subsets")
+_GRAM = Gram("1 steps", warmup="3 steps", local_weight=0.5, update_every="2 steps", updates=1, features=0.1)
+VARIANTS = {  # of a method, by options of its own, held to what holds for all
+    "visreg": ("lejepa", dict(regularizer="visreg")),
+    "dinov2 with subsets": ("dinov2", dict(backbone=_SUBSETS)),
+    "dinov3 with gram": ("dinov3", dict(gram=_GRAM)),
+}
+
+
 def build(name, seed=0, **changes):
-    """The algorithm with weights of this seed, prepared for `SAMPLES` samples."""
+    """The algorithm, or one of `VARIANTS`, with weights of this seed, prepared for `SAMPLES` samples."""
     torch.manual_seed(seed)
-    kind = find_algorithm(name)
-    algorithm = kind(kind.Config(**{"backbone": BACKBONE, **OPTIONS[name], **changes}))
+    method, own = VARIANTS.get(name, (name, {}))
+    kind = find_algorithm(method)
+    algorithm = kind(kind.Config(**{"backbone": BACKBONE, **OPTIONS[method], **own, **changes}))
     algorithm.prepare(SAMPLES)
     return algorithm.train()
 

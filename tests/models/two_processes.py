@@ -4,7 +4,7 @@ import os
 
 import torch
 import torch.distributed as dist
-from tiny_algorithms import OPTIONS, build, make_batch, make_optimizer, run
+from tiny_algorithms import OPTIONS, VARIANTS, build, make_batch, make_optimizer, run
 
 from headrace.models.backbones import ResNet
 from headrace.models.clustering import kmeans
@@ -15,9 +15,9 @@ from headrace.train.engine.loop import wrap
 STEPS = range(4)
 
 
-def train(name, rank, world, **changes):
+def train(name, rank, world):
     """Four steps -> the gradients of the first and last (averaged over ranks) and the state at the end."""
-    algorithm = build(name, **changes)
+    algorithm = build(name)
     if name == "npid":  # each rank draws its own negatives; here they are a function of the sample instead
         algorithm.draw_negatives = lambda ids: (ids[:, None] * 7 + torch.arange(12) * 5) % len(algorithm.bank.rows)
     if algorithm.local_batch_norm:  # per process by design, so it is taken out
@@ -67,8 +67,7 @@ def shuffled_keys(rank, world):
 def main(rank, world, rendezvous, out):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world)
-    results = {name: train(name, rank, world) for name in OPTIONS}
-    results["visreg"] = train("lejepa", rank, world, regularizer="visreg")
+    results = {name: train(name, rank, world) for name in (*OPTIONS, *VARIANTS)}
     results["shuffle"] = shuffled_keys(rank, world)
     points = blobs()
     labels, centroids = kmeans(points[rank::world], 4, seed=1)

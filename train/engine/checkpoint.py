@@ -18,6 +18,7 @@ from torch import nn
 from ...errors import UserError
 from ...models.algorithm import Algorithm
 from ...models.algorithms import find_algorithm
+from ...models.backbones.low_rank import merged
 from ...models.targets.frozen import without_weights
 from ...pipelines.images.rules import Rules, use_rules
 from ..recipe import config
@@ -226,7 +227,7 @@ def find(path: str | Path) -> tuple[Path, dict]:
 def algorithm_of(state: dict, path: Path) -> Algorithm:
     """The algorithm of a state that `path` was loaded from, with its weights; images are decoded as in its run."""
     algorithm = build_algorithm(state["config"]["algorithm"], path)
-    load_weights(algorithm, state["model"], path, "those of the algorithm it names")
+    load_weights(algorithm, merged(state["model"]), path, "those of the algorithm it names")
     use_rules(Rules.of(state["config"].get("data") or {}))
     return algorithm
 

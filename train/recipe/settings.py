@@ -13,7 +13,7 @@ from ...lengths import length_in_steps
 from ...outside import called
 from ...pipelines.images.rules import MAX_PIXELS, Rules
 from ...pipelines.plan.spec import MixSpec, SetSpec
-from ...schema.bounds import Momentum, NotNegative, Positive
+from ...schema.bounds import Count, Momentum, NotNegative, Positive
 from .schedules import SCHEDULES, milestone_in_steps, own_factors
 
 
@@ -53,6 +53,14 @@ class DataSettings:
 
 
 @dataclass(frozen=True)
+class Lora:
+    """Thin matrices that learn beside the given weights of an encoder's blocks."""
+
+    rank: Count = 8
+    alpha: Positive = 16.0  # their product counts alpha / rank
+
+
+@dataclass(frozen=True)
 class TrainSettings:
     out: str | None = None  # run directory; default runs/<recipe name>
     batch_size: int = 256  # global: of all processes and micro-batches together
@@ -67,6 +75,7 @@ class TrainSettings:
     resume: str = "auto"  # auto: from the newest readable checkpoint in `out`, if any; never; or a path
     # what a new run begins with: a run directory, a checkpoint, an encoder.safetensors, or timm:NAME
     init: str | None = None
+    lora: Lora | None = None  # of the encoder, only low-rank matrices beside its layers learn; with init
     guard: float | None = None  # with knn_every: the fall of k-NN accuracy since the start at which the run stops
     accept_changes: bool = False  # continue although recipe or images are others than the checkpoint's
     replan: bool = False  # continue although data.train and data.mix, and they alone, plan another mixture from here on
@@ -93,6 +102,8 @@ class TrainSettings:
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise ValueError(f"{key}: must be at least 1, not {value}")
+        if self.lora is not None and (self.init is None or self.shard):
+            raise ValueError("lora: needs the weights that it leaves alone, train.init, and goes without train.shard")
         if self.guard is not None and (not 0 <= self.guard <= 1 or self.knn_every is None):
             raise ValueError("guard: a fall of the accuracy in [0, 1], looked at every train.knn_every epochs")
         if self.batch_size % self.accumulate:

@@ -1,4 +1,4 @@
-"""Views that change their size during a run: ``algorithm.view.size: {0: 128, 60%: [160, 192, 224]}``.
+"""Views that change their size during a run, or begin later: ``algorithm.view.size: {0: 128, 60%: [160, 192, 224]}``.
 
 From each moment on, every step has one of the moment's sizes. Where there are several, it is drawn: a function of
 (seed, step), equal on all processes, and the same place in the lists of all views, so that lists of one length change
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import torch
@@ -51,18 +51,24 @@ def inputs_of_run(config: Algorithm.Config, total_steps: int, steps_per_epoch: i
         for each in fields(config)
         if isinstance(view := getattr(config, each.name), ViewSpec) and view.sizes
     }
-    if not views:
+    late = config.begins(total_steps, steps_per_epoch)
+    if not views and not any(late.values()):
         return inputs_of(config)
     drawn = uniform(seed, "view sizes", 0, torch.arange(total_steps), 1)[:, 0].numpy()
     length = {"total_steps": total_steps, "steps_per_epoch": steps_per_epoch}
-    sides = np.stack([_of_steps(name, view.sizes, drawn, length) for name, view in views.items()], axis=1)
-    kinds, which = np.unique(sides, axis=0, return_inverse=True)
+    columns = [_of_steps(name, view.sizes, drawn, length) for name, view in views.items()]
+    columns += [np.arange(total_steps) >= first for first in late.values()]
+    kinds, which = np.unique(np.stack(columns, axis=1), axis=0, return_inverse=True)
     if len(kinds) > 255:
         raise UserError(f"algorithm: {len(kinds)} combinations of view sizes; at most 255 are possible")
-    several = tuple(inputs_of(_resized(config, dict(zip(views, map(int, kind))))) for kind in kinds)
+    several = []
+    for kind in kinds:
+        inputs = inputs_of(_resized(config, dict(zip(views, map(int, kind)))))
+        absent = {name for name, wanted in zip(late, kind[len(views) :]) if not wanted}
+        several.append(replace(inputs, views=tuple(view for view in inputs.views if view.name not in absent)))
     own = inputs_of(config)
     numbers = torch.from_numpy(which.reshape(-1).astype(np.uint8))
-    return ChangingInputs(own.views, own.mask, several=several, which=numbers)
+    return ChangingInputs(own.views, own.mask, several=tuple(several), which=numbers)
 
 
 def _of_steps(name: str, sizes: Mapping[str, tuple[int, ...]], drawn: np.ndarray, length: dict) -> np.ndarray:
