@@ -45,6 +45,7 @@ setup(
         "umap": ["umap-learn"],
         "cloud": ["obstore"],  # shards on S3, Google Cloud Storage and Azure
         "cloud-tests": ["obstore", "moto[server,s3]"],  # an S3 server for the tests of it
+        "huge": ["pyvips[binary]"],  # PNG and TIFF of more pixels than memory holds, with --max-side
         "formats": ["pillow-heif", "imagecodecs"],  # photos of phones: HEIC; JPEG XL
         "tables": ["pyarrow"],  # columns of samples in parquet files, and some of LitData's chunks
         "rasters": ["tifffile", "imagecodecs"],  # windows of large TIFFs

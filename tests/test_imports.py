@@ -71,6 +71,7 @@ HEAVY = {  # third-party package -> the files that are about it
     },
     "obstore": {"pipelines/remote/objects.py"},
     "tifffile": {"pipelines/sources/rasters.py"},
+    "pyvips": {"pipelines/images/oversize.py"},
     "lmdb": {"pipelines/sources/lmdb_values.py"},
     "ffcv": {"pipelines/sharding/beton.py", "pipelines/loaders/ffcv_file.py"},
 }

@@ -2,6 +2,7 @@
 
 decode.py     encoded bytes -> upright RGB pixels, or a reason why not
 reduced.py    the same, several times smaller
+oversize.py   of more pixels than are allowed: made smaller while it is decoded
 deep.py       samples of more than eight bits -> bytes
 rules.py      what a process takes for an image, and which range it gives to deep samples
 budget.py     memory that decoding threads reserve before they take it

@@ -8,13 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from .budget import reserve
-from .decode import TooManyPixels, decode, image_size, open_image, read_samples
+from .decode import TooManyPixels, decode, image_size
 from .jpeg import MAGIC, jpeg_header
-from .rules import rules
-
-_SCALES = 8  # by which libjpeg can shrink each side while it decodes
-_PROGRESSIVE = 2  # pixels' worth of memory, one part of it, that libjpeg keeps of each pixel of a progressive file
+from .oversize import fitted, reduced
 
 
 @dataclass(frozen=True)
@@ -41,7 +37,7 @@ class Encoding:
         except TooManyPixels as fault:
             if self.max_side is None:
                 raise
-            return self._jpeg(_reduced(data, self.max_side, fault))
+            return self._jpeg(reduced(data, self.max_side, fault))
         if self._keeps(data, max(height, width)):
             if self.verify:
                 decode(data)
@@ -67,32 +63,4 @@ def shrunk(pixels: np.ndarray, side: int | None) -> np.ndarray:
     if side is None or max(pixels.shape[:2]) <= side:
         return pixels
     image = Image.fromarray(pixels)
-    return np.asarray(image.resize(_fitted(image.size, side), Image.Resampling.BICUBIC))
-
-
-def _fitted(size: tuple[int, int], side: int) -> tuple[int, int]:
-    """(width, height) whose longer side is `side`."""
-    return tuple(max(1, round(s * side / max(size))) for s in size)
-
-
-def _reduced(data, side: int, fault: TooManyPixels) -> Image.Image:
-    """An upright image of more pixels than are allowed, its longer side `side`, and never held at its full size:
-    libjpeg decodes it at a half, a quarter or an eighth, at least twice as large as it is wanted.
-
-    Raises `fault` for other formats than JPEG, of which Pillow decodes all at once, and for what is too large even so.
-    """
-    encoded, most = bytes(data), rules().max_pixels
-    try:
-        image = open_image(encoded, most * _SCALES**2)
-    except TooManyPixels:
-        raise fault from None
-    if image.format not in ("JPEG", "MPO"):
-        raise TooManyPixels(f"{fault}; only JPEGs are shrunk while they are decoded")
-    wanted, whole = _fitted(image.size, side), image.width * image.height
-    image.draft(None, tuple(2 * s for s in wanted))
-    if image.width * image.height > most:
-        raise fault
-    kept = whole // _PROGRESSIVE if image.info.get("progressive") else 0
-    with reserve(image.width * image.height + kept):
-        upright = Image.fromarray(read_samples(image, encoded))
-    return upright.resize(_fitted(upright.size, side), Image.Resampling.BICUBIC)
+    return np.asarray(image.resize(fitted(image.size, side), Image.Resampling.BICUBIC))

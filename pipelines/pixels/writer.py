@@ -20,9 +20,10 @@ import numpy as np
 
 from ...errors import UserError
 from ..images.budget import BYTES_PER_PIXEL, free_memory
-from ..images.decode import DecodeError, image_size
+from ..images.decode import DecodeError, TooManyPixels, image_size
 from ..images.encode import shrunk
 from ..images.jpeg import chroma_halved
+from ..images.oversize import reduced
 from ..sources.shards import ShardSource, Tar
 from ..views.cut import decode_fast
 from .layout import HEAD, ROW, Request, aligned, first_pixel, head_bytes, sidecar_of, tar_print
@@ -89,11 +90,16 @@ def _area(source: ShardSource, index: int) -> int:
 def pixels_of(source: ShardSource, index: int, request: Request) -> tuple[np.ndarray, int, int, int] | None:
     """(bytes, height, width, CRC-32) of a sample; None for one that cannot be decoded, or has 4 GiB of pixels."""
     try:
-        encoded = source.read(index)
-        pixels = decode_fast(encoded)
+        encoded, pixels = source.read(index), None
+        try:
+            pixels = decode_fast(encoded)
+            small = shrunk(pixels, request.max_side)
+        except TooManyPixels as fault:
+            if request.max_side is None:
+                raise
+            small = np.asarray(reduced(encoded, request.max_side, fault))
     except (OSError, DecodeError):
         return None
-    small = shrunk(pixels, request.max_side)
     height, width = small.shape[:2]
     if request.format == "rgb":
         flat = np.ascontiguousarray(small).reshape(-1)

@@ -3,6 +3,8 @@ training, evaluation and every command."""
 
 import io
 import json
+import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -215,11 +217,11 @@ def test_max_side_in_worker_processes(tmp_path, capsys):
     photo = Image.fromarray(np.random.default_rng(2).integers(0, 256, (9, 12, 3), dtype=np.uint8)).resize((480, 360))
     for index in range(4):
         photo.save(root / f"{index}.jpg", quality=90)
-    photo.save(root / "4.png")
+    photo.save(root / "4.bmp")
     words = ["--max-side", "60", "--shard-samples", "2", "--workers", "2", "--max-pixels", "20000"]
     out = tmp_path / "out"
     assert run_command(lambda: sharding.main([str(root), str(out), *words])) == 2
-    assert "4.png: 480x360 pixels" in (said := capsys.readouterr().err) and "only JPEGs are shrunk" in said
+    assert "4.bmp: 480x360 pixels" in (said := capsys.readouterr().err) and "only JPEG, PNG and TIFF are" in said
     assert run_command(lambda: sharding.main([str(root), str(out), *words, "--skip-bad"])) == 0
     source = open_source(out)
     use_rules(Rules())
@@ -236,3 +238,64 @@ def test_shards_of_a_sensor_are_written_by_the_rule(sensor, tmp_path):
     use_rules(Rules())
     error = np.abs(decode(open_source(tmp_path / "out").read(2))[..., 0] - np.roll(TWELVE, 2) / 4095 * 255)
     assert error.mean() < 6
+
+
+OVERSIZE = {
+    "rgb": ("PNG", "RGB", {}),
+    "gray": ("PNG", "L", {}),
+    "alpha": ("PNG", "RGBA", {}),
+    "palette": ("PNG", "P", {}),
+    "sixteen": ("PNG", "I;16", {}),
+    "turned": ("PNG", "RGB", {"exif": 6}),
+    "mirrored": ("TIFF", "RGB", {"tiffinfo": {274: 7}}),
+    "lzw": ("TIFF", "RGB", {"compression": "tiff_lzw"}),
+    "sixteen-tiff": ("TIFF", "I;16", {}),
+    "white-is-zero": ("TIFF", "1", {"tiffinfo": {262: 0}}),
+}
+
+
+@pytest.mark.parametrize("kind", OVERSIZE)
+def test_png_and_tiff_of_too_many_pixels_are_shrunk_row_by_row(kind):
+    """To what Pillow makes of the whole of them."""
+    pytest.importorskip("pyvips", reason="needs the extra [huge]", exc_type=ImportError)
+    form, mode, options = OVERSIZE[kind]
+    coarse = Image.fromarray(np.random.default_rng(1).integers(0, 256, (6, 8, 3), dtype=np.uint8))
+    image = coarse.resize((803, 601), Image.Resampling.BICUBIC)
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+    elif mode == "1":
+        image = image.convert("L").point(lambda level: 255 * (level > 127)).convert("1")
+    else:
+        image = image.convert(mode)
+    turned = "exif" in options or 274 in options.get("tiffinfo", {})
+    if "exif" in options:
+        exif = Image.Exif()
+        exif[0x112] = options["exif"]
+        options = options | {"exif": exif}
+    if form == "TIFF":
+        options = options | {"tiffinfo": options.get("tiffinfo", {}) | {278: 20}}  # rows of a strip
+    data = np.frombuffer(saved(image, form, **options), np.uint8)
+    wanted, height, width = Encoding(max_side=80, quality=95).apply(data)
+    use_rules(Rules(max_pixels=40_000))
+    found, *size = Encoding(max_side=80, quality=95).apply(data)
+    assert size == [height, width] == ([80, 60] if turned else [60, 80])
+    error = np.abs(decode(found).astype(float) - decode(wanted))
+    assert error.mean() < (4 if mode == "1" else 2)
+    cut = data[: len(data) // 2]
+    with pytest.raises(DecodeError):
+        Encoding(max_side=80).apply(cut)
+
+
+def test_what_is_decoded_at_once_stays_refused(monkeypatch):
+    image = Image.new("RGB", (300, 200))
+    use_rules(Rules(max_pixels=40_000))
+    interlaced = bytearray(saved(image, "PNG"))
+    interlaced[28] = 1
+    interlaced[29:33] = zlib.crc32(interlaced[12:29]).to_bytes(4, "big")
+    with pytest.raises(DecodeError, match="an interlaced PNG is decoded all at once; save it without"):
+        Encoding(max_side=80).apply(bytes(interlaced))
+    with pytest.raises(DecodeError, match="a strip of its TIFF has 60,000; save it in smaller strips or in tiles"):
+        Encoding(max_side=80).apply(saved(image, "TIFF", tiffinfo={278: 200}))
+    monkeypatch.setitem(sys.modules, "pyvips", None)
+    with pytest.raises(DecodeError, match=r"pip install 'headrace\[huge\]'"):
+        Encoding(max_side=80).apply(saved(image, "PNG"))
