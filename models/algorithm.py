@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from ..errors import UserError
 from ..pipelines.spec import Batch, InputSpec, ViewSpec
+from ..schema.bounds import require
 
 # (module, view) -> (N, ...) on the CPU: what the module gives, in inference mode, for `view` of every training sample
 Embed = Callable[[nn.Module, ViewSpec], torch.Tensor]
@@ -87,6 +88,10 @@ class Algorithm(nn.Module):
             """This configuration with small views, a tiny backbone and narrow heads: a step of 8 images takes a CPU
             about 0.1 s. What kind of parts there are stays as it is."""
             raise UserError(f"algorithm.name: {self.name} has no tiny configuration for --smoke (Config.smoke)")
+
+    def __new__(cls, config: Algorithm.Config | None = None, *rest: Any, **named: Any) -> Algorithm:
+        require(config)  # recipes have been held to this before; raises `UserError`
+        return super().__new__(cls)
 
     def inputs(self) -> InputSpec:
         """The views and the mask this algorithm needs: a function of `self.config`, which every algorithm keeps.

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from ...schema.bounds import require
 from .external import Own, Timm
 from .hivit import HiViT
 from .mixmim import MixMIMTransformer
@@ -26,7 +27,11 @@ _KINDS = {kind.Config: kind for kind in (ViT, Timm, Swin, MixMIMTransformer, HiV
 
 
 def build_backbone(config: AnyBackboneConfig, image_size: int) -> nn.Module:
-    """The encoder that a backbone's `Config` describes, for training images of this side in pixels."""
+    """The encoder that a backbone's `Config` describes, for training images of this side in pixels.
+
+    Raises `UserError` for numbers that a recipe could not hold.
+    """
+    require(config)
     if isinstance(config, Own):
         return config.build(image_size)
     return ResNet(config) if isinstance(config, ResNet.Config) else _KINDS[type(config)](config, image_size)

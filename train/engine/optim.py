@@ -13,6 +13,7 @@ from torch import nn
 from ...errors import UserError
 from ...lengths import length_in_steps
 from ...outside import imported
+from ...schema.bounds import require
 from ..recipe.schedules import half_cosine, learning_rates
 from ..recipe.settings import (
     AdamWSettings,
@@ -111,8 +112,10 @@ def build_optimizer(model: nn.Module, settings: OptimSettings) -> torch.optim.Op
     """The optimizer of a recipe's `optim` section; `Schedules` sets its rates and decays before every step.
 
     Every one of ours leaves out a step whose `found_inf` is set, without asking the device for its value. Raises
-    `UserError` for an optimizer of one's own that does not take the options.
+    `UserError` for an optimizer of one's own that does not take the options, and for numbers that a recipe could not
+    hold.
     """
+    require(settings)
     groups = parameter_groups(model, settings)
     try:
         return _optimizer(groups, settings)
