@@ -33,7 +33,7 @@ ALLOWED = {  # room -> what it may import of headrace, besides itself and what l
     "train": "schema train pipelines models kernels",
     "train/recipe": "schema pipelines models",
     "train/foreign": "train.recipe pipelines models",
-    "train/engine": "train.recipe pipelines models kernels",
+    "train/engine": "train.recipe schema.bounds pipelines models kernels",
     "train/evaluation": "train.recipe train.engine train.pretrain pipelines models kernels",
     "train/dense": "train.recipe train.engine train.evaluation train.pretrain pipelines models kernels",
     "tools": "schema tools train pipelines models kernels",

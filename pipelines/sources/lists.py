@@ -24,7 +24,8 @@ class ListSource(FileSource):
     The label is what follows the last blank, so paths may hold blanks; -1 is no label. Empty lines are passed over.
     `root` is where the paths start, by default the list's own folder, and what they may not leave; a path that begins
     with ``../`` starts in the list's folder, whatever the root. `classes` is a file with a class name per line;
-    without it, classes are called after their folders where these correspond one to one, else by their numbers.
+    without it, classes are called after their folders where these correspond one to one, without what all of these
+    begin with, else by their numbers.
 
     Raises `UserError`, with the line, for anything else: mixed lines, paths that leave the root, unknown labels.
     """
@@ -117,7 +118,10 @@ def _made_relative(path: bytes, root: Path, file: Path, where: str) -> bytes:
 
 
 def class_names(paths: list[bytes], labels: np.ndarray) -> list[str]:
-    """A name for every label up to the highest: its folder, where folders and labels correspond one to one."""
+    """A name for every label up to the highest: its folder, where folders and labels correspond one to one.
+
+    What all folders begin with is no part of it: the classes of ``train/cat/1.jpg`` and ``val/cat/2.jpg`` are the same.
+    """
     numbers = [str(number) for number in range(int(labels.max()) + 1)]
     folders: dict[int, bytes] = {}
     for path, label in zip(paths, labels.tolist(), strict=True):
@@ -126,7 +130,10 @@ def class_names(paths: list[bytes], labels: np.ndarray) -> list[str]:
             return numbers
     if b"" in folders.values() or len(set(folders.values())) < len(folders):
         return numbers
-    return [text(folders[label]) if label in folders else number for label, number in enumerate(numbers)]
+    parts = {label: folder.split(b"/") for label, folder in folders.items()}
+    shared = len(os.path.commonprefix([*parts.values()]))
+    names = {label: text(b"/".join(part[min(shared, len(part) - 1) :])) for label, part in parts.items()}
+    return [names.get(label, number) for label, number in enumerate(numbers)]
 
 
 def check_first(source: FileSource, where: Path) -> None:

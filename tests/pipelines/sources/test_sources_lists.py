@@ -55,6 +55,15 @@ def test_classes_are_folders_where_these_correspond():
         assert class_names(paths, np.array(labels)) == [str(n) for n in range(max(labels) + 1)]
 
 
+@pytest.mark.parametrize("split", ["train", "val", "data/val"])
+def test_what_all_folders_begin_with_names_no_class(split):
+    """So that two lists, of images to learn from and to be tested on, have the same classes."""
+    paths = [f"{split}/{name}/{n}.jpg".encode() for n, name in enumerate(("cat", "dog/big", "dog/small"))]
+    assert class_names(paths, np.arange(3)) == ["cat", "dog/big", "dog/small"]
+    assert class_names(paths[1:], np.arange(2)) == ["big", "small"]
+    assert class_names(paths[:1], np.arange(1)) == ["cat"]
+
+
 @pytest.mark.parametrize(
     ("lines", "line", "words"),
     [
