@@ -15,7 +15,6 @@ from ...pipelines.sources.lists import ListSource
 from ...pipelines.sources.stream import StreamSource
 from ...pipelines.sources.subset import Subset
 from ...pipelines.spec import ByteSource
-from .leakage import leak_remarks
 
 FLAGS = ("--train", "--val")
 _COMPARED = 16  # images whose bytes tell whether two sets are one
@@ -93,6 +92,8 @@ def remarks(train: ByteSource, val: ByteSource, leave_one_out: bool = False) -> 
         if len(own) and len(absent):
             names = _some([train.classes[label] for label in absent])
             found.append(f"{source.name} has no image of {len(absent):,} of {len(train.classes):,} classes: {names}")
+    from .leakage import leak_remarks  # and with it numba's compiled search: 0.25 s of a core that few runs need
+
     found += leak_remarks(train, val)
     if not leave_one_out and same_images(train, val):
         found.append(f"{val.name} holds the images of {train.name}: these figures are of images that were learned from")
