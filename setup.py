@@ -48,7 +48,8 @@ setup(
         "huge": ["pyvips[binary]"],  # PNG and TIFF of more pixels than memory holds, with --max-side
         "formats": ["pillow-heif", "imagecodecs"],  # photos of phones: HEIC; JPEG XL
         "tables": ["pyarrow"],  # columns of samples in parquet files, and some of LitData's chunks
-        "rasters": ["tifffile", "imagecodecs"],  # windows of large TIFFs
+        "rasters": ["tifffile", "imagecodecs"],  # windows of large TIFFs, images of many channels, 16-bit colour
+        "dicom": ["pydicom"],
         "lmdb": ["lmdb"],  # images that are the values of a database
         "writers": ["litdata", "mosaicml-streaming"],  # whose files tests compare with what is read of them
         "detect": ["pycocotools"],

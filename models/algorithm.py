@@ -73,6 +73,7 @@ class Algorithm(nn.Module):
     class Config:
         name: str
         fixed_size: ClassVar[str | None] = None  # why views may not change their size from step to step, where so
+        rgb_only: ClassVar[str | None] = None  # why images are RGB of eight bits, where so
 
         def begins(self, total_steps: int, steps_per_epoch: int) -> dict[str, int]:
             """The views that are wanted from a later step on than the first, and that step, by their names."""

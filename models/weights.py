@@ -49,9 +49,12 @@ def adapt(found: Mapping[str, Tensor], encoder: nn.Module) -> dict[str, Tensor]:
 
     Positions (1, L, D) and relative biases (offsets, heads) of squares are resized, positions as the encoder itself
     resizes them for other images; a bias that all blocks share becomes that of every block, where each has its own
-    (BEiT's fine-tuning).
+    (BEiT's fine-tuning). The first convolution is fitted to the channels of the images (`fit_channels`).
     """
     adapted, own = dict(found), encoder.state_dict()
+    stem = next((name for name, value in own.items() if value.dim() == 4), "")
+    if stem in adapted and adapted[stem].dim() == 4 and adapted[stem].shape[1] != own[stem].shape[1]:
+        adapted[stem] = fit_channels(adapted[stem], own[stem].shape[1])
     resizing = getattr(encoder, "resizing", {})
     blocks = [name for name in own if name.startswith(_BLOCKS) and name not in adapted]
     if blocks and _SHARED in adapted and _SHARED not in own:
@@ -61,6 +64,18 @@ def adapt(found: Mapping[str, Tensor], encoder: nn.Module) -> dict[str, Tensor]:
         if name in own and own[name].shape != value.shape:
             adapted[name] = _resized(name, value, own[name].shape, resizing)
     return adapted
+
+
+def fit_channels(weight: Tensor, channels: int) -> Tensor:
+    """The weight (D, C, p, q) of a convolution of images for images of so many channels: timm's rule.
+
+    One channel takes the sum over all. Several take those that are there in turn, times C / `channels`, so that what
+    sees the same picture in every channel sees about as much as before (as much, where `channels` is a multiple of C).
+    """
+    held = weight.shape[1]
+    if channels == 1:
+        return weight.float().sum(1, keepdim=True).to(weight.dtype)
+    return weight.repeat(1, -(-channels // held), 1, 1)[:, :channels] * (held / channels)
 
 
 def _resized(name: str, value: Tensor, shape: torch.Size, resizing: Mapping[str, float]) -> Tensor:

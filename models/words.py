@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,8 @@ from .targets.frozen import RANDOM, Weights
 class WordsConfig(Algorithm.Config):
     """Base of a `Config` with `view`, `target_view`, `backbone`, `hidden_patches`, `smallest_block`, `largest_block`
     and, of the tokenizer, `weights`."""
+
+    rgb_only: ClassVar[str] = "has a tokenizer of RGB images"
 
     def check_words(self, stride: int) -> None:
         """Raises `ValueError` where the tokenizer, of one word in `stride` x `stride` pixels, has another grid."""

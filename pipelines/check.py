@@ -27,7 +27,8 @@ from ..places import new_file
 from .check_far import far_folder
 from .check_tar import Problem, TarCheck
 from .images.decode import DecodeError, decode, image_size
-from .images.rules import add_rules, use_options
+from .images.rules import add_rules, rules, use_options
+from .measure.channels import Channels, measure_channels
 from .pixels.check import sidecar_problems
 from .range_use import small_range
 from .sources import existing, open_source, read_manifest, resolve
@@ -53,6 +54,7 @@ class Report:
     seconds: float = 0.0
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # what will not be read, or may not be meant; no fault in itself
+    channels: Channels | None = None  # of deep images
 
     @property
     def sound(self) -> bool:
@@ -69,6 +71,7 @@ class Report:
         if len(self.problems) > len(rows):
             lines.append(f"and {len(self.problems) - len(rows):,} more")
         lines += self.notes
+        lines += [] if self.channels is None else self.channels.lines()
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in Counter(one.kind for one in self.problems).items())
         shards = f" in {self.shards:,} shards" if self.shards else ""
         depth = "decoded" if self.decoded else "structure and checksums"
@@ -125,7 +128,9 @@ def _check(data, path: Path | None, image: str, look_at: Callable, decode: bool,
         _check_sequence(jobs, report.problems)
     if all(one.kind == "image" for one in report.problems):
         with contextlib.suppress(UserError):
-            report.notes += filter(None, [small_range(open_source(data, lambda note: None))])
+            source = open_source(data, lambda note: None)
+            report.notes += filter(None, [small_range(source)])
+            report.channels = None if rules().channels is None else measure_channels(source)
     report.seconds = time.monotonic() - start
     return report
 

@@ -21,8 +21,8 @@ _SMALL = 1 / 4  # of the range: 14 bits in 16
 
 def small_range(source: ByteSource) -> str | None:
     """A sentence for a set whose images of more than eight bits use a quarter of their range or less; None for others,
-    and where `rules().range` says what the values mean."""
-    if rules().range != "full":
+    where `rules().range` says what the values mean, and of deep images."""
+    if rules().range != "full" or rules().channels is not None:  # of sixteen bits, all 65,536 levels stay
         return None
     groups: dict[tuple[float, float], list[tuple[float, float]]] = {}
     some = range(0, len(source), max(1, len(source) // _LOOKED_AT))

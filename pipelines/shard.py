@@ -268,6 +268,7 @@ def main(argv: list[str] | None = None) -> int:
     if given.pixels and (ffcv or part[1] > 1):
         which = "--format ffcv" if ffcv else "--part"
         raise UserError(f"--pixels: not with {which}; run `headrace pixels` when the shards are complete")
+    pixels = Request.usual(given.pixels) if given.pixels else None
     options = ShardOptions(
         shard_mb=given.shard_mb or (None if given.shard_samples else 256),
         shard_samples=given.shard_samples,
@@ -313,8 +314,8 @@ def main(argv: list[str] | None = None) -> int:
         f"{manifest['bytes'] / 1e6:,.0f} MB, {seconds:,.1f} s{left_out}",
         flush=True,
     )
-    if given.pixels:
+    if pixels:
         from .pixels.command import write_pixels
 
-        print(write_pixels(given.out, Request(given.pixels), workers=given.workers))
+        print(write_pixels(given.out, pixels, workers=given.workers))
     return 0

@@ -100,11 +100,12 @@ class Operation:
 
 @dataclass(frozen=True)
 class ViewSpec:
-    """How one kind of view is made from a decoded RGB image; `count` of them per sample.
+    """How one kind of view is made from a decoded image; `count` of them per sample.
 
     Order of operations: crop, resize, flip, rotation, RandAugment, `operations` of one's own, colour jitter (its four
     parts in a random order per sample), grayscale (before the jitter with `gray_first`), blur, solarise, normalise,
-    erasing, parts. Strengths and probabilities of 0 switch an operation off.
+    channel drop, erasing, parts. Strengths and probabilities of 0 switch an operation off. Images have as many channels
+    as `mean` has values; which operations these allow, `views.finish.deep_problem` says.
 
     Raises `ValueError` for values that no image could satisfy.
     """
@@ -144,15 +145,16 @@ class ViewSpec:
     blur: float = 0.0
     blur_sigma: tuple[float, float] = (0.1, 2.0)  # standard deviation in pixels of the output
     solarize: float = 0.0  # probability of inverting values >= 128
-    mean: tuple[float, float, float] = IMAGENET_MEAN  # of values in [0, 1]
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[float, ...] = IMAGENET_MEAN  # of values in [0, 1], one for each channel
+    std: tuple[float, ...] = IMAGENET_STD
+    channel_drop: float = 0.0  # probability with which each channel becomes its mean; one always stays
     erasing: RandomErasing | None = None
     # rotations: 4 copies of each view, turned clockwise by 0, 90, 180, 270 degrees.
     # patches: 9 squares out of a 3x3 grid, the centre first, then column by column; see `draw.patch_boxes`.
     parts: Literal["rotations", "patches"] | None = None
 
     def __post_init__(self) -> None:
-        for key in ("flip", "jitter", "gray", "blur", "solarize"):
+        for key in ("flip", "jitter", "gray", "blur", "solarize", "channel_drop"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"{key}: a probability lies in [0, 1], not {getattr(self, key)}")
         for key in ("brightness", "contrast", "saturation", "rotate", "padding"):
@@ -172,6 +174,8 @@ class ViewSpec:
             raise ValueError(f"sizes: each moment needs sides in pixels, got {self.sizes}")
         if self.sizes and (last := max(list(self.sizes.values())[-1])) != self.size:
             raise ValueError(f"size: {self.size}, but `sizes` ends with {last}")
+        if len(self.mean) != len(self.std) or not self.mean:
+            raise ValueError(f"std: one for each channel, as mean: {len(self.std)} for {len(self.mean)} means")
         if min(self.std) <= 0:
             raise ValueError(f"std: must be positive, not {self.std}")
         if self.resize is not None and self.resize + 2 * self.padding < self.size:
@@ -184,6 +188,11 @@ class ViewSpec:
             raise ValueError("antialias: lanczos is defined with antialiasing alone")
         if self.parts == "patches" and self.size < 3 * (PATCH_JITTER + 1):
             raise ValueError(f"size: parts: patches needs at least {3 * (PATCH_JITTER + 1)} px, not {self.size}")
+
+    @property
+    def channels(self) -> int:
+        """Of the images, and of the views."""
+        return len(self.mean)
 
     @property
     def copies(self) -> int:
@@ -216,6 +225,7 @@ class ViewParams:
     policy: torch.Tensor | None = None  # (count, B, operations, 2) float32: RandAugment's (-1: none) and its magnitude
     erased: torch.Tensor | None = None  # (count, B, 4) int32: left, top, width, height; width 0 for none
     patches: torch.Tensor | None = None  # (count, B, 9, 2) int32: left, top of each of the 9 squares in the view
+    dropped: torch.Tensor | None = None  # (count, B, C) bool: channels that are their mean everywhere
 
     def select(self, samples: torch.Tensor | list[int]) -> ViewParams:
         """The parameters of some samples of the batch, in the given order."""
@@ -269,7 +279,7 @@ class ChangingInputs(InputSpec):
 class Batch:
     """One rank's share of one global batch, on the device."""
 
-    # name -> (copies, B, 3, side, side), channels-last, normalised; of each of `count` views its parts in turn
+    # name -> (copies, B, C, side, side), channels-last, normalised; of each of `count` views its parts in turn
     views: dict[str, torch.Tensor]
     ids: torch.Tensor  # (B,) int64 on the CPU: which samples of the source
     # (B,) int64 on the device; None where the source has no labels. Of segmentation (B, H, W): the class of each pixel

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..models.algorithm import Algorithm
 from ..models.backbones.low_rank import merged
-from ..models.weights import adapt
+from ..models.weights import adapt, fit_channels
 from .engine import checkpoint
 from .engine.run_directory import ENCODER_FILE
 from .foreign.convert import convert
@@ -74,15 +74,15 @@ def encoder_places(algorithm: Algorithm) -> list[str]:
 def fit_patches(found: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
     """`found` with the patch projection (D, C, p, p) fitted to other channels and another patch size.
 
-    The sum over channels is kept: what sees a grey image in one channel sees it in three. Patches are resized so that
-    products with resized images stay as they are (the pseudo-inverse of FlexiViT, arXiv 2212.08013).
+    Channels as `models.weights.fit_channels` says: what sees a grey image in one channel sees it in three. Patches are
+    resized so that products with resized images stay as they are (the pseudo-inverse of FlexiViT, arXiv 2212.08013).
     """
     key = "patch_embed.weight"
     if key not in found or key not in own or found[key].shape == own[key].shape or found[key].dim() != 4:
         return found
     weight, shape = found[key].float(), own[key].shape
     if weight.shape[1] != shape[1]:
-        weight = (weight.sum(1, keepdim=True) / shape[1]).expand(-1, shape[1], -1, -1)
+        weight = fit_channels(weight, shape[1])
     if weight.shape[2:] != shape[2:]:
         old, new = weight.shape[2], shape[2]
         basis = torch.eye(old**2).view(-1, 1, old, old)

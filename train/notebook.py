@@ -66,7 +66,7 @@ def pretrain(recipe: str | os.PathLike, data: Any = None, *, smoke: bool = False
     built = load_recipe(os.fspath(recipe), given)
     if smoke:
         built = made_tiny(built)
-        source = smoke_images() if source is None and built.data.train is None else source
+        source = smoke_images(built.data.channels) if source is None and built.data.train is None else source
     with launch(pick_device(built.train.device), built.train.timeout) as process:
         return run(built, process, source)
 

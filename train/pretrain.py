@@ -22,7 +22,7 @@ from headrace.models.algorithm import Algorithm, Embed
 from headrace.models.algorithms import make_algorithm
 from headrace.models.distributed import synchronize_batch_norm
 from headrace.pipelines.identity import identity
-from headrace.pipelines.images.rules import use_rules
+from headrace.pipelines.images.rules import rules, use_rules
 from headrace.pipelines.loaders.choose import choose_pixels, make_loader
 from headrace.pipelines.loaders.quarantine import QUARANTINE_FILE, Quarantine
 from headrace.pipelines.order import Order, share_of
@@ -71,7 +71,7 @@ def run(recipe: Recipe, generated: bool = False) -> int:
     if recipe.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     with launch(pick_device(recipe.train.device), recipe.train.timeout) as process:
-        pretrain(recipe, process, smoke_images() if generated else None)
+        pretrain(recipe, process, smoke_images(recipe.data.channels) if generated else None)
     return 0
 
 
@@ -109,10 +109,14 @@ def pretrain(
     fresh = settings.init is not None and settings.resume in ("auto", "never") and not checkpoint.checkpoints(out)
     if fresh:  # elsewhere the checkpoint's weights take their place
         report = initialise(algorithm, settings.init)
+        use_rules(recipe.data.rules)  # those of the run that it was read from may be others
         if process.is_main:
             say(report)
     if algorithm.wants is not None:  # after train.init, which goes into every copy of the encoder
         teacher = load_encoder(algorithm.wants)
+        if rules().channels != recipe.data.channels:
+            known = rules().channels or "RGB"
+            raise UserError(f"data.channels: {recipe.data.channels or 'RGB'}, but {algorithm.wants} reads {known}")
         algorithm.take_teacher(teacher.module, teacher.view, teacher.digest)
     if settings.lora is not None:
         report = add_lora(algorithm, encoder_places(algorithm), settings.lora)

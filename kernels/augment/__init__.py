@@ -25,8 +25,8 @@ def augment(
     pixels: Tensor,
     table: Tensor,
     *,
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
     sigma_max: float = 0.0,
     gray_weights: str = "luma",
     gray_first: bool = False,
@@ -37,7 +37,9 @@ def augment(
     """Finished views of `dtype`.
 
     Args:
-        pixels: (N, S, S, 3) uint8, contiguous.
+        pixels: (N, S, S, 3) uint8, contiguous; or (N, S, S, C) uint16, of which contrast blends with each channel's own
+            mean unless there are three, and whose table asks for nothing that has a meaning for colours alone. Of these
+            the reference is the one implementation.
         table: (N, 12) float32 of `parameter_table`, contiguous; a float64 one gives a float64 result (reference only).
         mean, std: of values in [0, 1], per channel.
         sigma_max: the widest blur in pixels, which fixes the window (`blur_taps`); 0: no sample is blurred.
@@ -48,13 +50,17 @@ def augment(
         impl: implementation to use for this call; None leaves it to `headrace.kernels`.
 
     Returns:
-        (N, 3, S, S) in channels-last memory, or with `patch_size` (N, S/p * S/p, p*p*3): patches row by row, inside a
+        (N, C, S, S) in channels-last memory, or with `patch_size` (N, S/p * S/p, p*p*3): patches row by row, inside a
         patch row, column, channel, the channel fastest.
 
     Raises:
         UserError: arguments that do not fit together, or an implementation that cannot run them.
     """
     _check(pixels, table, sigma_max, gray_weights, patch_size)
+    if pixels.dtype != torch.uint8:
+        if impl not in (None, "reference"):
+            raise UserError(f"augment: pixels of {pixels.dtype} are for the reference alone, not for {impl!r}")
+        impl = "reference"
     return OPERATOR(
         pixels,
         table,
@@ -70,8 +76,12 @@ def augment(
 
 
 def _check(pixels: Tensor, table: Tensor, sigma_max: float, gray_weights: str, patch_size: int) -> None:
-    if pixels.dtype != torch.uint8 or pixels.dim() != 4 or pixels.shape[1:] != (pixels.shape[2], pixels.shape[2], 3):
-        raise UserError(f"augment: pixels is {pixels.dtype} {tuple(pixels.shape)}, it must be torch.uint8 (N, S, S, 3)")
+    square = pixels.dim() == 4 and pixels.shape[1] == pixels.shape[2]
+    if not square or not (pixels.dtype == torch.uint8 and pixels.shape[3] == 3 or pixels.dtype == torch.uint16):
+        raise UserError(
+            f"augment: pixels is {pixels.dtype} {tuple(pixels.shape)}, it must be torch.uint8 (N, S, S, 3) or "
+            "torch.uint16 (N, S, S, C)"
+        )
     if table.shape != (len(pixels), len(COLUMNS)):
         raise UserError(
             f"augment: table is {tuple(table.shape)}, {len(pixels)} crops need {(len(pixels), len(COLUMNS))}; "

@@ -27,8 +27,8 @@ def augment(
     pixels: Tensor,
     table: Tensor,
     *,
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
     sigma_max: float = 0.0,
     gray_weights: str = "luma",
     gray_first: bool = False,
@@ -37,7 +37,7 @@ def augment(
 ) -> Tensor:
     """Arguments and result of `headrace.kernels.augment.augment`; a float64 table is computed and answered in it."""
     column = dict(zip(COLUMNS, table.unbind(1)))
-    x = pixels.permute(0, 3, 1, 2).to(table.dtype) / 255
+    x = pixels.permute(0, 3, 1, 2).to(table.dtype) / torch.iinfo(pixels.dtype).max
 
     def grayscale() -> None:
         _apply(x, column["gray"] > 0, lambda part, _: _gray(part, gray_weights).expand_as(part), column["gray"])
@@ -54,8 +54,8 @@ def augment(
         _apply(x, column["sigma"] > 0, lambda part, s: _blur(part, s, blur_taps(sigma_max)), column["sigma"])
     _apply(x, column["solarize"] > 0, lambda part, _: torch.where(part >= SOLARIZE, 1 - part, part), column["solarize"])
     _apply(x, column["flip"] > 0, lambda part, _: part.flip(-1), column["flip"])
-    scale = x.new_tensor([1 / s for s in std]).view(1, 3, 1, 1)
-    offset = x.new_tensor([-m / s for m, s in zip(mean, std)]).view(1, 3, 1, 1)
+    scale = x.new_tensor([1 / s for s in std]).view(1, -1, 1, 1)
+    offset = x.new_tensor([-m / s for m, s in zip(mean, std)]).view(1, -1, 1, 1)
     x = torch.addcmul(offset, x, scale)
     dtype = torch.float64 if table.dtype == torch.float64 else dtype
     return patchify(x, patch_size).to(dtype) if patch_size else x.to(dtype, memory_format=torch.channels_last)
@@ -86,7 +86,8 @@ def _brightness(x, factor):
 
 
 def _contrast(x, factor):
-    return _blend(x, _gray(x).mean((-3, -2, -1), keepdim=True), factor)
+    middle = _gray(x).mean((-3, -2, -1), keepdim=True) if x.shape[1] == 3 else x.mean((-2, -1), keepdim=True)
+    return _blend(x, middle, factor)
 
 
 def _saturation(x, factor):

@@ -89,7 +89,7 @@ class Distill(Algorithm):
         """See `Algorithm`. Raises `UserError` where its features are others than `features`, or where it has no map of
         patches and the local part wants one."""
         self.teacher = Teacher(module, self.config.view, view)
-        blank = torch.zeros(1, 3, self.config.view.size, self.config.view.size)
+        blank = torch.zeros(1, self.config.view.channels, self.config.view.size, self.config.view.size)
         with torch.no_grad():
             pooled, patches = self.teacher(blank, bool(self.config.local))
         if pooled.shape[1] != self.config.features:
@@ -158,7 +158,7 @@ class Teacher(Frozen):
         super().__init__()
         self.module, self.size = module, wanted.size if wanted.size != shown.size else None
         mean, std, own_mean, own_std = (
-            torch.tensor(x).view(3, 1, 1) for x in (shown.mean, shown.std, wanted.mean, wanted.std)
+            torch.tensor(x).view(-1, 1, 1) for x in (shown.mean, shown.std, wanted.mean, wanted.std)
         )
         same = torch.equal(mean, own_mean) and torch.equal(std, own_std)
         self.register_buffer("factor", None if same else std / own_std)

@@ -42,6 +42,7 @@ class EVA(MAE):
     class Config(MAE.Config):
         name: Literal["eva"] = "eva"
         fixed_size: ClassVar[str] = "CLIP's tower sees one size"
+        rgb_only: ClassVar[str] = "has a target of RGB images, CLIP's"
         view: ViewSpec = view("eva")
         clip: CLIPShape = CLIPShape()
         weights: Weights = Weights()  # of CLIP's vision tower

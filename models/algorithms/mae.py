@@ -61,14 +61,15 @@ class MAE(Algorithm):
         super().__init__()
         self.config = config
         self.vit = ViT(config.backbone, config.view.size)
-        self.decoder = MAEDecoder(config.decoder, self.vit.features, self.vit.grid, 3 * config.backbone.patch_size**2)
+        outputs = config.backbone.in_channels * config.backbone.patch_size**2
+        self.decoder = MAEDecoder(config.decoder, self.vit.features, self.vit.grid, outputs)
 
     @property
     def encoder(self) -> ViT:
         return self.vit
 
     def predict(self, images: torch.Tensor, mask: Mask) -> tuple[torch.Tensor, torch.Tensor]:
-        """images (B, 3, S, S) -> predicted patches (B, L, 3 p²) and the visible tokens (B, K, D)."""
+        """images (B, C, S, S) -> predicted patches (B, L, C p²) and the visible tokens (B, K, D)."""
         tokens = self.vit.tokens(images, mask.keep)
         return self.decoder(tokens, mask.restore), tokens[:, 1:]
 

@@ -48,7 +48,7 @@ class MAEHiViT(MAE):
         self.norm = nn.LayerNorm(fused, eps=1e-6)
         # the encoder's own norm follows its pooling, which pre-training does without
         self.hivit.norm.requires_grad_(False)
-        outputs = 3 * config.backbone.patch_size**2
+        outputs = config.backbone.in_channels * config.backbone.patch_size**2
         self.decoder = MAEDecoder(config.decoder, fused, self.hivit.grid, outputs, class_token=False)
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
@@ -36,6 +36,7 @@ class MaskFeat(Algorithm):
     @dataclass(frozen=True)
     class Config(Algorithm.Config):
         name: Literal["maskfeat"] = "maskfeat"
+        rgb_only: ClassVar[str] = "predicts gradients of the colours of RGB images"
         view: ViewSpec = view("maskfeat")
         backbone: ViT.Config = ViT.Config("vit_base", positions="learned")
         hidden_patches: Count = 78

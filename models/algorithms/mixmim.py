@@ -75,7 +75,8 @@ class MixMIM(Algorithm):
         super().__init__()
         self.config = config
         self.backbone = MixMIMTransformer(config.backbone, config.view.size)
-        self.decoder = MixMIMDecoder(config.decoder, self.backbone.features, config.mask.grid, 3 * STRIDE**2)
+        outputs = config.backbone.in_channels * STRIDE**2
+        self.decoder = MixMIMDecoder(config.decoder, self.backbone.features, config.mask.grid, outputs)
 
     @property
     def encoder(self) -> MixMIMTransformer:

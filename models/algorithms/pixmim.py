@@ -25,5 +25,5 @@ class PixMIM(MAE):
 
     def target(self, images: torch.Tensor) -> torch.Tensor:
         view = self.config.view
-        mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (view.mean, view.std))
+        mean, std = (torch.tensor(v, device=images.device).view(-1, 1, 1) for v in (view.mean, view.std))
         return (low_pass(images.float() * std + mean, self.config.radius) - mean) / std

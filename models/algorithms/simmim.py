@@ -81,7 +81,7 @@ class SimMIM(Algorithm):
                     block.fc2.weight.div_((2 * number) ** 0.5)
         width = self.backbone.patch_embed.conv.out_channels if build is Swin else self.backbone.features
         self.mask_token = nn.Parameter(torch.empty(1, 1, width))
-        self.head = nn.Linear(self.backbone.features, 3 * config.output**2)
+        self.head = nn.Linear(self.backbone.features, config.backbone.in_channels * config.output**2)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 
     @property

@@ -35,6 +35,7 @@ class VQKD(Algorithm):
     class Config(Algorithm.Config):
         name: Literal["vqkd"] = "vqkd"
         fixed_size: ClassVar[str] = "CLIP's tower sees one size"
+        rgb_only: ClassVar[str] = "has a target of RGB images, CLIP's"
         view: ViewSpec = ViewSpec(scale=(0.08, 1.0), interpolation="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
         backbone: ViT.Config = ENCODER
         decoder_depth: Count = 1

@@ -74,6 +74,7 @@ class CAPIEncoder(nn.Module):
         registers: Natural = 16
         drop_path: Chance = 0.2
         rotary: Literal["rotation", "released"] = "rotation"
+        in_channels: Count = 3  # of the images
 
         def __post_init__(self) -> None:
             if self.width % self.heads or self.width // self.heads % 4:
@@ -82,7 +83,7 @@ class CAPIEncoder(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config, self.features, self.patch_size = config, config.width, config.patch_size
-        self.patch_embed = nn.Conv2d(3, config.width, config.patch_size, config.patch_size)
+        self.patch_embed = nn.Conv2d(config.in_channels, config.width, config.patch_size, config.patch_size)
         self.registers = nn.Parameter(torch.empty(1, config.registers, config.width))
         blocks = (CAPIBlock(config.width, config.heads, config.drop_path) for _ in range(config.depth))
         self.blocks = nn.ModuleList(blocks)

@@ -10,15 +10,17 @@ from torch import nn
 
 from ...errors import UserError
 from ...outside import called, imported
+from ...schema.bounds import Count
 
 
 class Timm(nn.Module):
-    """A timm model without its classifier: images (B, 3, H, W) -> (B, features), pooled as timm pools it."""
+    """A timm model without its classifier: images (B, C, H, W) -> (B, features), pooled as timm pools it."""
 
     @dataclass(frozen=True)
     class Config:
         name: Literal["timm"] = "timm"
         model: str = "resnet50"  # as in timm.list_models(); weights are random
+        in_channels: Count = 3  # of the images
 
     def __init__(self, config: Config, image_size: int) -> None:
         super().__init__()
@@ -28,10 +30,11 @@ class Timm(nn.Module):
             raise UserError(f"backbone.model: {config.model} needs the timm package; pip install timm") from None
         if config.model not in timm.list_models():
             raise UserError(f"backbone.model: timm has no model {config.model!r}; see timm.list_models()")
+        options = {"num_classes": 0, "in_chans": config.in_channels}
         try:
-            self.body = timm.create_model(config.model, num_classes=0, img_size=image_size)
+            self.body = timm.create_model(config.model, **options, img_size=image_size)
         except TypeError:  # convolutional networks take any size and are not told one
-            self.body = timm.create_model(config.model, num_classes=0)
+            self.body = timm.create_model(config.model, **options)
         self.features = self.body.num_features
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

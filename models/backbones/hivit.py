@@ -85,6 +85,7 @@ class HiViT(nn.Module):
         relative_bias: bool = False  # a table for each block of the main stage
         layer_scale: NotNegative | None = None
         drop_path: Chance = 0.0
+        in_channels: Count = 3  # of the images
 
         @property
         def shape(self) -> tuple[int, tuple[int, int, int], int]:
@@ -107,7 +108,7 @@ class HiViT(nn.Module):
         self.patch_size, self.features = config.patch_size, width
         self.grid = (image_size // config.patch_size,) * 2
         pixels = config.patch_size // _INNER
-        self.patch_embed = nn.Conv2d(3, width // 4, pixels, pixels)
+        self.patch_embed = nn.Conv2d(config.in_channels, width // 4, pixels, pixels)
         self.patch_norm = nn.LayerNorm(width // 4, eps=1e-6)
         rates = drop_rates(config.drop_path, sum(depths) + sum(depths[:-1]))  # two MLPs a depth unit of early stages
         early = 2 * depths[0]

@@ -35,6 +35,7 @@ class MixMIMTransformer(WindowEncoder):
         depths: tuple[Count, Count, Count, Count] | None = None
         heads: tuple[Count, Count, Count, Count] | None = None
         drop_path: Chance = 0.0
+        in_channels: Count = 3  # of the images
 
         sizes = _SIZES
         multiple = 4  # for fixed positions
@@ -45,7 +46,7 @@ class MixMIMTransformer(WindowEncoder):
         if image_size % 32:
             raise ValueError(f"size: MixMIM needs images whose side is a multiple of 32, not {image_size}")
         self.features, self.grid = 8 * width, (image_size // 4,) * 2
-        self.patch_embed = PatchEmbed(width)
+        self.patch_embed = PatchEmbed(width, config.in_channels)
         self.register_buffer("positions", sincos_positions(width, *self.grid)[None])
         windows = tuple(map(min, config.windows, window_sizes(image_size, image_size)))
         self.body = WindowStages(width, depths, heads, windows, shifted=False, last_drop_path=config.drop_path)

@@ -38,6 +38,7 @@ class ResNet(nn.Module):
         small_image_stem: bool = False  # a 3x3 convolution of stride 1 and no pooling, for images of 32 to 64 px
         sobel: bool = False  # edges instead of colours: the stem sees two derivatives of the grey image
         zero_init_residual: bool = True  # every block starts as the identity
+        in_channels: Count = 3  # of the images
 
         def __post_init__(self) -> None:
             if self.v1d and (self.small_image_stem or self.sobel):
@@ -100,7 +101,7 @@ class Sobel(nn.Module):
 
 
 def _stem(config: ResNet.Config) -> nn.Module:
-    channels, width = 2 if config.sobel else 3, config.width
+    channels, width = 2 if config.sobel else config.in_channels, config.width
     if config.small_image_stem:
         return nn.Conv2d(channels, width, 3, padding=1, bias=False)
     if not config.v1d:

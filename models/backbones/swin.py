@@ -33,6 +33,7 @@ class Swin(WindowEncoder):
         depths: tuple[Count, Count, Count, Count] | None = None
         heads: tuple[Count, Count, Count, Count] | None = None
         drop_path: Chance = 0.1
+        in_channels: Count = 3  # of the images
 
         sizes = _SIZES
 
@@ -42,7 +43,7 @@ class Swin(WindowEncoder):
         if image_size % 32:
             raise ValueError(f"size: Swin needs images whose side is a multiple of 32, not {image_size}")
         self.features = 8 * width
-        self.patch_embed = PatchEmbed(width)
+        self.patch_embed = PatchEmbed(width, config.in_channels)
         windows = window_sizes(config.windows or config.window, image_size)
         self.body = WindowStages(width, depths, heads, windows, shifted=True, last_drop_path=config.drop_path)
         self.norm = nn.LayerNorm(8 * width, eps=EPS)

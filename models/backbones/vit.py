@@ -74,6 +74,7 @@ class ViT(nn.Module):
         # xavier: MAE's; dinov2, dinov3: N(0, 0.02) and torch's own for patches, tokens N(0, 1e-6) or N(0, 0.02)
         init: Literal["xavier", "dinov2", "dinov3"] = "xavier"
         freeze_patch_embed: bool = False  # the random patch projection stays as it is (MoCo v3)
+        in_channels: Count = 3  # of the images
 
         @property
         def shape(self) -> tuple[int, int, int]:
@@ -108,7 +109,8 @@ class ViT(nn.Module):
         self.patch_size, self.pool, self.norm_at, self.features = config.patch_size, config.pool, config.norm, width
         self.grid = (image_size // config.patch_size,) * 2
         self.resizing = {"antialias": config.antialias, "offset": config.resize_offset}
-        self.patch_embed = nn.Conv2d(3, width, config.patch_size, config.patch_size, bias=not config.pre_norm)
+        projection = config.in_channels, width, config.patch_size, config.patch_size
+        self.patch_embed = nn.Conv2d(*projection, bias=not config.pre_norm)
         self.cls_token = nn.Parameter(torch.empty(1, 1, width)) if config.class_token else None
         self.registers = None
         if config.registers:

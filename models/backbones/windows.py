@@ -17,11 +17,11 @@ EPS = 1e-5  # of every norm; plain transformers have 1e-6
 
 
 class PatchEmbed(nn.Module):
-    """Images (B, 3, H, W) -> normalised tokens (B, H / 4, W / 4, width)."""
+    """Images (B, channels, H, W) -> normalised tokens (B, H / 4, W / 4, width)."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(3, width, 4, 4)
+        self.conv = nn.Conv2d(channels, width, 4, 4)
         self.norm = nn.LayerNorm(width, eps=EPS)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import nn
 
@@ -21,6 +22,7 @@ class OnMaps(Algorithm):
 
     @dataclass(frozen=True)
     class Config(Algorithm.Config):
+        rgb_only: ClassVar[str] = "reads RGB images with annotations"
         backbone: AnyBackboneConfig | None = None  # null: that of the encoder which the command is given
         image_size: Count = 224  # what the encoder was trained on
         drop_path: Chance | None = None  # of the encoder, in place of its own

@@ -1,4 +1,4 @@
-"""Encoded bytes -> upright RGB pixels: the definition that every loader follows.
+"""Encoded bytes -> upright RGB pixels: the definition that every loader follows. Of deep images, see `channels.py`.
 
 Any format of `formats.py`, by its bytes; the first frame of animations; EXIF orientation applied; alpha composited on
 nothing (its channel is dropped); grayscale repeated three times; more than eight bits as `deep.py` says. A truncated
@@ -88,7 +88,7 @@ def _jpeg_scan(encoded: bytes) -> int:
     return offset
 
 
-def _check_complete(image: Image.Image, encoded: bytes) -> None:
+def check_complete(image: Image.Image, encoded: bytes) -> None:
     """Raises `DecodeError` for truncated bytes: by the end marker in JPEG and PNG, by decoding in rarer formats.
 
     Pillow refuses a JPEG without its end marker too, other decoders fill in grey. A cut WebP does not even open.
@@ -100,10 +100,10 @@ def _check_complete(image: Image.Image, encoded: bytes) -> None:
         if encoded.rfind(b"IEND") < 0:
             raise DecodeError("truncated PNG (no end chunk)")
     elif image.format != "WEBP":
-        _load(image, encoded)
+        load(image, encoded)
 
 
-def _load(image: Image.Image, encoded: bytes) -> deep.Samples | None:
+def load(image: Image.Image, encoded: bytes) -> deep.Samples | None:
     """Decodes in place; of a binary PNM, returns the samples instead. Raises `DecodeError`."""
     try:
         if image.format == "PPM" and (samples := deep.pnm(image, encoded)) is not None:
@@ -119,17 +119,21 @@ def image_size(data) -> tuple[int, int]:
 
     Raises `DecodeError`.
     """
+    if rules().channels is not None:
+        from .channels import channels_size
+
+        return channels_size(data)
     if (header := jpeg_header(data)) is not None:
         check_size(header.width, header.height, data)
         return header.height, header.width
     encoded = bytes(data)
     image = open_image(encoded)
     with reserve(image.width * image.height):
-        _check_complete(image, encoded)
-        return _upright_size(image, encoded)
+        check_complete(image, encoded)
+        return upright_size(image, encoded)
 
 
-def _upright_size(image: Image.Image, encoded: bytes) -> tuple[int, int]:
+def upright_size(image: Image.Image, encoded: bytes) -> tuple[int, int]:
     width, height = image.size  # of a TIFF, Pillow has turned the decoded pixels already, and forgotten the tag
     if image.format == "PNG" and b"eXIf" not in encoded:  # Pillow decodes all of a PNG to look for EXIF at its end
         return height, width
@@ -141,7 +145,11 @@ def _upright_size(image: Image.Image, encoded: bytes) -> tuple[int, int]:
 
 
 def decode(data) -> np.ndarray:
-    """(H, W, 3) uint8 RGB. Raises `DecodeError`."""
+    """(H, W, 3) uint8 RGB; of deep images what people may look at. Raises `DecodeError`."""
+    if rules().channels is not None:
+        from .channels import as_picture, decode_channels
+
+        return as_picture(decode_channels(data))
     encoded = bytes(data)
     image = open_image(encoded)
     with reserve(image.width * image.height):
@@ -164,7 +172,7 @@ def read_samples(image: Image.Image, encoded: bytes) -> deep.Samples | np.ndarra
         image.seek(0)
     except Exception as fault:
         raise DecodeError(f"undecodable pixels ({fault})") from None
-    if (samples := _load(image, encoded)) is not None:
+    if (samples := load(image, encoded)) is not None:
         return samples
     try:
         ends = deep.declared(image)

@@ -1,7 +1,7 @@
-"""Samples of more than eight bits -> bytes. What they mean is what the format declares; what it cannot say is refused.
+"""Samples of any type -> 256 levels, or 65,536. They mean what the format declares; what it cannot say is refused.
 
 PNM says its largest value, TIFF and PNG the type of their integers; floating point runs from 0 to 1. `rules.range`
-names other ends. Whole ranges keep the upper eight bits, as Pillow does with 16-bit colour.
+names other ends. Whole ranges that are wider keep their upper bits, as Pillow does with 16-bit colour.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from .rules import Range
 
 _SLAB = 1 << 20  # samples that are worked on at a time: what lies between has 8 bytes each
 _PERCENTILES, _ASKED = (1, 99), 1 << 22  # of so many samples at most, evenly spread
-_HALF_LEVEL = 0.5 / 255  # by which floating point may leave 0..1: rounding
 _BITS, _PHOTOMETRIC, _FORMAT = 258, 262, 339  # tags of TIFF
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
 
@@ -26,7 +25,7 @@ class RangeError(ValueError):
 
 @dataclass(frozen=True)
 class Samples:
-    """`values` (H, W) or (H, W, 3), of which `low` is black and `high` is white by the format's own word."""
+    """`values` (H, W) or (H, W, C), of which `low` is black and `high` is white by the format's own word."""
 
     values: np.ndarray
     low: float
@@ -38,11 +37,26 @@ class Samples:
 
     def as_bytes(self, wanted: Range) -> np.ndarray:
         """uint8 of the same shape. Raises `RangeError`."""
-        flat, out = self.values.reshape(-1), np.empty(self.values.size, np.uint8)
-        whole = self.values.dtype.kind in "iu"
+        return self._scaled(self.values.reshape(-1), wanted, np.uint8).reshape(self.values.shape)
+
+    def as_levels(self, wanted: Range) -> np.ndarray:
+        """(H, W, C) uint16, whose memory is that of (C, H, W); percentiles are those of each channel.
+
+        Sixteen whole bits stay as they are, to the last. Raises `RangeError`.
+        """
+        values = self.values if self.values.ndim == 3 else self.values[..., None]
+        planes = np.empty((values.shape[2], *values.shape[:2]), np.uint16)
+        for number, plane in enumerate(planes):
+            channel = np.ascontiguousarray(values[..., number]).reshape(-1)
+            plane[:] = self._scaled(channel, wanted, np.uint16).reshape(plane.shape)
+        return planes.transpose(1, 2, 0)
+
+    def _scaled(self, flat: np.ndarray, wanted: Range, kind: type[np.uint8] | type[np.uint16]) -> np.ndarray:
+        out, white = np.empty(flat.size, kind), np.iinfo(kind).max
+        whole, rounding = self.values.dtype.kind in "iu", 0.5 / white  # by which floating point may leave 0..1
         low, high = self._ends(flat, wanted)
-        shift = int(self.high - self.low + 1).bit_length() - 9 if whole else -1
-        upper = wanted == "full" and shift >= 0 and self.high - self.low + 1 == 256 << shift
+        shift = int(self.high - self.low + 1).bit_length() - 1 - np.iinfo(kind).bits if whole else -1
+        upper = wanted == "full" and shift >= 0 and self.high - self.low + 1 == (white + 1) << shift
         for start in range(0, len(flat), _SLAB):
             part = flat[start : start + _SLAB]
             if upper:
@@ -51,14 +65,14 @@ class Samples:
             part = part.astype(np.float64)
             if not np.isfinite(part).all():
                 raise RangeError("floating point that is not finite")
-            if wanted == "full" and (part.min() < low - _HALF_LEVEL or part.max() > high + _HALF_LEVEL):
+            if wanted == "full" and (part.min() < low - rounding or part.max() > high + rounding):
                 ends = f"{part.min():g} to {part.max():g}"
                 raise RangeError(f"values from {ends}, beyond {low:g}..{high:g}; say what they mean with data.range")
-            scaled = (part - low) * (255 / (high - low)) if high > low else np.zeros_like(part)
-            out[start : start + _SLAB] = np.clip(scaled + 0.5, 0, 255)
+            scaled = (part - low) * (white / (high - low)) if high > low else np.zeros_like(part)
+            out[start : start + _SLAB] = np.clip(scaled + 0.5, 0, white)
         if self.inverted:
-            np.subtract(255, out, out=out)
-        return out.reshape(self.values.shape)
+            np.subtract(white, out, out=out)
+        return out
 
     def _ends(self, flat: np.ndarray, wanted: Range) -> tuple[float, float]:
         if wanted == "full":

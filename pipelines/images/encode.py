@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from ...errors import UserError
 from .decode import TooManyPixels, decode, image_size
 from .jpeg import MAGIC, jpeg_header
 from .oversize import fitted, reduced
+from .rules import rules
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,11 @@ class Encoding:
     quality: int = 90
     plain_jpeg: bool = False
     verify: bool = False
+
+    def __post_init__(self) -> None:
+        if rules().channels is not None and (self.max_side is not None or self.plain_jpeg):
+            which = "--format ffcv" if self.plain_jpeg else "--max-side"
+            raise UserError(f"{which}: writes JPEGs, RGB of eight bits, which --channels asks not for; leave one out")
 
     def apply(self, data):
         """(bytes to store, height, width of the upright image): `data` itself, or the bytes of a new JPEG.

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 
 from PIL import features
 
+from .rules import rules
+
 # suffix -> what it is, for every kind of picture that Pillow decodes, with plug-ins for HEIF and JPEG XL
 FORMATS = {
     **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo"), "JPEG"),
@@ -42,13 +44,17 @@ _OPTIONAL = {
     "JPEG XL": (JPEG_XL, _EXTRA),
     "JPEG 2000": ("jpg_2000", "this Pillow was built without it: pip install --upgrade pillow"),
 }
+# what is read where a process has a number of channels, besides
+_DEEP = {".npy": "array", **dict.fromkeys((".dcm", ".dicom"), "DICOM")}
+_HOW_MANY = "say how many channels with data.channels, or --channels"
 # pictures that Pillow does not decode, and files that hold others
 _CONVERT, _UNPACK = "convert to JPEG or PNG", "unpack"
 _FOREIGN = {
     **dict.fromkeys((".psd", ".xcf"), f"layers: {_CONVERT}"),
     **dict.fromkeys((".dng", ".nef", ".cr2", ".cr3", ".arw", ".raf", ".orf", ".rw2"), f"camera raw: {_CONVERT}"),
     **dict.fromkeys((".svg", ".eps", ".pdf", ".ai", ".wmf", ".emf"), f"drawing: {_CONVERT}"),
-    **dict.fromkeys((".exr", ".hdr", ".fits", ".fit", ".dcm"), f"measured values: {_CONVERT}"),
+    **{suffix: f"{kind}: {_HOW_MANY}" for suffix, kind in _DEEP.items()},
+    **dict.fromkeys((".exr", ".hdr", ".fits", ".fit"), f"measured values: {_CONVERT}, or NumPy's .npy"),
     **dict.fromkeys((".mp4", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg"), "film: save its frames as JPEG or PNG"),
     **dict.fromkeys((".zip", ".rar", ".7z", ".gz", ".tgz", ".bz2", ".xz", ".zst"), f"archive: {_UNPACK}"),
 }
@@ -66,6 +72,12 @@ def _missing(kind: str) -> str | None:
 
 _UNREAD = {kind: remedy for kind in _OPTIONAL if (remedy := _missing(kind))}
 IMAGE_SUFFIXES = tuple(suffix for suffix, kind in FORMATS.items() if kind not in _UNREAD)  # lower case, with the dot
+_ALL = (*IMAGE_SUFFIXES, *_DEEP)
+
+
+def image_suffixes() -> tuple[str, ...]:
+    """The suffixes of what this process takes for images, lower case, with the dot."""
+    return IMAGE_SUFFIXES if rules().channels is None else _ALL
 
 
 def why_not(suffix: str) -> str | None:

@@ -13,6 +13,7 @@ except ImportError:  # no wheel for this platform: Pillow decodes everything
 from .budget import reserve
 from .decode import check_size, decode
 from .jpeg import jpeg_header
+from .rules import rules
 
 
 def decode_reduced(data, least: int) -> np.ndarray:
@@ -21,7 +22,7 @@ def decode_reduced(data, least: int) -> np.ndarray:
     libjpeg shrinks ordinary JPEGs while it decodes, by a half, a quarter or an eighth; what is left to shrink, and
     images of other kinds, are means over squares of pixels. Raises `DecodeError` for what is no complete image.
     """
-    pixels = _jpeg(data, least)
+    pixels = _jpeg(data, least) if rules().channels is None else None
     pixels = decode(data) if pixels is None else pixels
     factor = min(pixels.shape[:2]) // least
     return np.array(Image.fromarray(pixels).reduce(factor)) if factor > 1 else pixels

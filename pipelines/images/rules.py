@@ -1,8 +1,9 @@
-"""What a process takes for an image and how it reads samples of more than eight bits: one rule for all that decodes.
+"""What a process takes for an image, how many channels it reads, and what its samples mean: one rule for all that
+decodes.
 
 It belongs to the process, as Pillow's own limit does, and to no loader: training, evaluation on the way and commands in
-the same process cannot see different pixels. A run takes it from `data.range` and `data.max_pixels`, commands from
-options of the same names, an evaluation from the run whose encoder it judges.
+the same process cannot see different pixels. A run takes it from `data.channels`, `data.range` and `data.max_pixels`,
+commands from options of the same names, an evaluation from the run whose encoder it judges.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from ...errors import UserError
 
+MOST_CHANNELS = 16
 MAX_PIXELS = 89_478_485  # a quarter of a gigabyte in RGB: Pillow's own limit
 Range = tuple[float, float] | Literal["full", "percentile"]
 
@@ -23,15 +25,19 @@ Range = tuple[float, float] | Literal["full", "percentile"]
 class Rules:
     """`range`: which values of more than eight bits become black and white. full: those that the format declares;
     percentile: the 1st and the 99th of each image; (low, high): these, in the file's own numbers.
-    `max_pixels`: an image of more is bad.
+    `max_pixels`: an image of more is bad. `channels`: None for RGB of eight bits; a number for images of so many
+    channels, at sixteen bits.
 
     Raises `ValueError` for values without a meaning, which starts with the field's name.
     """
 
     range: Range = "full"
     max_pixels: int = MAX_PIXELS
+    channels: int | None = None
 
     def __post_init__(self) -> None:
+        if self.channels is not None and not 1 <= self.channels <= MOST_CHANNELS:
+            raise ValueError(f"channels: 1 to {MOST_CHANNELS}, not {self.channels}")
         if isinstance(self.range, str):
             if self.range not in ("full", "percentile"):
                 raise ValueError(f"range: full, percentile or two numbers low,high, not {self.range!r}")
@@ -43,7 +49,7 @@ class Rules:
     @classmethod
     def of(cls, section: Mapping[str, Any]) -> Rules:
         """Those that a recipe's section `data` holds, as plain values; what it does not hold is as usual."""
-        found = {key: section[key] for key in ("range", "max_pixels") if key in section}
+        found = {key: section[key] for key in RULES if key in section}
         return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in found.items()})
 
     @property
@@ -52,6 +58,7 @@ class Rules:
         return {key: value for key, value in asdict(self).items() if value != getattr(Rules, key)}
 
 
+RULES = tuple(each.name for each in fields(Rules))
 _current = Rules()
 
 
@@ -66,7 +73,9 @@ def use_rules(new: Rules) -> None:
 
 
 def add_rules(parser: argparse.ArgumentParser) -> None:
-    """Options of a command that has no recipe: --range and --max-pixels."""
+    """Options of a command that has no recipe: --channels, --range and --max-pixels."""
+    text = "read so many channels of sixteen bits, as data.channels (RGB of eight bits)"
+    parser.add_argument("--channels", type=int, metavar="N", help=text)
     text = "of images of more than eight bits: full, percentile, or LOW,HIGH in the file's own numbers, as data.range"
     parser.add_argument("--range", type=_range, metavar="RANGE", help=f"{text} (full)")
     text = "an image of more is bad, as data.max_pixels"
@@ -75,7 +84,7 @@ def add_rules(parser: argparse.ArgumentParser) -> None:
 
 def use_options(given: argparse.Namespace) -> None:
     """What `add_rules` was given is from here on the process's rule; what it was not stays as it is."""
-    said = {key: getattr(given, key, None) for key in ("range", "max_pixels")}
+    said = {key: getattr(given, key, None) for key in RULES}
     changed = {key: value for key, value in said.items() if value is not None}
     try:
         use_rules(replace(rules(), **changed))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ...errors import UserError
+from ..images.rules import Rules, rules
 from ..spec import InputSpec, MaskSpec, ViewSpec
 from ..views import recipes
 
@@ -54,6 +55,25 @@ def device_of(given: str | torch.device) -> torch.device:
             f"device: {given} was asked for, but there are {torch.cuda.device_count()} GPUs, from cuda:0 on"
         )
     return device
+
+
+def ruled(channels: int | None, range: object) -> Rules:
+    """The process's rules with what is given of these. Raises `UserError`."""
+    said = {} if channels is None else {"channels": whole("channels", channels)}
+    if range is not None:
+        said["range"] = range if isinstance(range, str) else _pair(range)
+    try:
+        return replace(rules(), **said)
+    except ValueError as fault:
+        raise UserError(str(fault)) from None
+
+
+def _pair(given: object) -> tuple[float, float]:
+    try:
+        low, high = map(float, given)
+    except (TypeError, ValueError):
+        raise UserError(f"range: needs full, percentile or two numbers (low, high), got {given!r}") from None
+    return low, high
 
 
 def as_inputs(views, mask=None) -> InputSpec:

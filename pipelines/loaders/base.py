@@ -16,6 +16,7 @@ from ...errors import UserError
 from ...kernels.augment import OPERATOR, augment, blur_taps, parameter_table
 from ...kernels.registry import decide
 from ..images.decode import DecodeError, image_size
+from ..images.rules import rules
 from ..order import Order, share_of
 from ..spec import Batch, ByteSource, InputSpec, LoaderStats, Place, ViewParams, ViewSpec
 from ..views.draw import draw_views
@@ -88,7 +89,8 @@ class BaseLoader:
     # ---- what a subclass provides
 
     def _cut(self) -> tuple[Plan, dict[str, torch.Tensor]]:
-        """The plan of step `self._step` and its crops: view name -> (count * B, size, size, 3) uint8 on the device.
+        """The plan of step `self._step` and its crops: view name -> (count * B, size, size, C) uint8 on the device, or
+        uint16 of deep images.
 
         Or of views in `self._makers` the result of its colour half: (count * B, 3, size, size) float32, channels-last.
         """
@@ -149,11 +151,11 @@ class BaseLoader:
             self._spent[index] = self._spent.get(index, 0.0) + time.perf_counter() - began
 
     def _finish(self, view: ViewSpec, crops: torch.Tensor, plan: Plan, table: torch.Tensor) -> torch.Tensor:
-        """What `_cut` gave and its parameters -> views (copies, B, 3, side, side)."""
+        """What `_cut` gave and its parameters -> views (copies, B, C, side, side)."""
         params = plan.params[view.name]
-        if crops.dtype == torch.uint8:
+        if not crops.dtype.is_floating_point:
             crops = operate(before_colour(crops, view, params), view, self.seed, plan.passes, plan.ids)
-        if crops.dtype != torch.uint8:
+        if crops.dtype.is_floating_point:
             finished = crops.to(self.dtype)
         elif view in self._makers:
             finished = self._makers[view].finish_batch(crops, table).to(self.dtype)
@@ -172,8 +174,8 @@ class BaseLoader:
         return after_colour(finished, view, params, self.seed, plan.passes, plan.ids)
 
     def _view_makers(self) -> dict[ViewSpec, ViewMaker]:
-        """On a CPU a `ViewMaker` for each view, unless the user chose an implementation of `augment` instead."""
-        if self.device.type != "cpu":
+        """On a CPU a `ViewMaker` for each view of RGB, unless the user chose an implementation of `augment` instead."""
+        if self.device.type != "cpu" or rules().channels is not None:
             return {}
         from ..views.cpu_augment import ViewMaker
 

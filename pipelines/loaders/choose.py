@@ -7,18 +7,19 @@ import importlib.util
 import torch
 
 from ...errors import UserError
+from ..images.rules import rules
 from ..pixels.sidecars import Pixels, open_pixels
 from ..sources.arrays import ArraySource
 from ..sources.beton import BetonSource
 from ..sources.stream import StreamSource
 from ..spec import ByteSource, InputSpec, Loader
-from ..views.finish import dali_problem
+from ..views.finish import dali_problem, deep_problem
 from .cpu import CpuLoader
 from .memory import MemoryLoader
 
 DALI_HINT = "pip install nvidia-dali-cuda130 (or nvidia-dali-cuda120 for a CUDA 12 driver)"
 
-READ_PIXELS = ("cpu", "memory")  # those loaders that need not decode what is decoded
+READ_PIXELS = ("cpu", "memory")  # those loaders that need not decode what is decoded, and know deep images
 
 LOADERS = ("auto", "cpu", "dali", "memory", "webdataset", "ffcv")
 
@@ -37,7 +38,13 @@ def choose_loader(
     An explicit choice is honoured or refused with a `UserError`. Without `inputs`, any loader is taken to make them.
     `pixels` are those of `open_pixels`.
     """
-    beyond_dali = next(filter(None, map(dali_problem, inputs.views if inputs else ())), None)
+    views, channels = inputs.views if inputs else (), rules().channels
+    for view in views:
+        if channels is None and view.channels != 3:
+            raise UserError(f"{view.name}.mean: {view.channels} values; say so with data.channels={view.channels}")
+        if channels is not None and (problem := deep_problem(view, channels)):
+            raise UserError(f"{view.name}.{problem}")
+    beyond_dali = next(filter(None, map(dali_problem, views)), None)
     if kind != "auto":
         if problem := _problem(source, kind, beyond_dali):
             raise UserError(f"data.loader: {problem}")
@@ -45,9 +52,13 @@ def choose_loader(
     if isinstance(source, ArraySource):
         return "memory", "the images are arrays"
     if isinstance(source, StreamSource):
+        if channels is not None:
+            raise UserError(f"data.loader: {_problem(source, 'webdataset', None)}")
         return "webdataset", "the images are streamed"
     if pixels is not None:
         return "cpu", f"pixels: {pixels.words}"
+    if channels is not None:
+        return "cpu", "deep images"
     if beyond_dali:
         return "cpu", f"dali {beyond_dali}"
     if torch.device(device).type != "cuda":
@@ -81,6 +92,8 @@ def choose_pixels(
 
 def _problem(source: ByteSource, kind: str, beyond_dali: str | None) -> str | None:
     """Why the loader `kind` cannot read this source or make these views."""
+    if rules().channels is not None and kind not in READ_PIXELS:
+        return f"{kind} reads RGB of eight bits; with data.channels, use data.loader=cpu or memory"
     if kind == "dali" and beyond_dali:
         return f"dali {beyond_dali}; use data.loader=cpu"
     if kind == "dali" and not _installed("nvidia", "nvidia.dali"):

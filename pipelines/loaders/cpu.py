@@ -19,6 +19,7 @@ import torch
 from ...cores import cores
 from ..images.budget import reserve
 from ..images.planes import Planes
+from ..images.rules import rules
 from ..pixels.sidecars import Pixels
 from ..spec import ViewSpec
 from ..views.cut import decode_fast
@@ -59,6 +60,7 @@ class CpuLoader(BaseLoader):
     ) -> None:
         super().__init__(source, inputs, order, **rest)
         self._pixels = pixels
+        self._deep = rules().channels or 1
         self._planner = ThreadPoolExecutor(1, thread_name_prefix="headrace-plan")
         self._cutters = ThreadPoolExecutor(threads or cores(), thread_name_prefix="headrace-cut")
         self._coming: dict[int, Future] = {}  # step -> what `_prepare` returns
@@ -67,8 +69,8 @@ class CpuLoader(BaseLoader):
         pin = self.device.type == "cuda"  # copies to the device are then twice as fast
         self._buffers = {
             view: Buffers(
-                (view.count * self.batch_size, view.size, view.size, 3),
-                torch.float32 if view in self._whole else torch.uint8,
+                (view.count * self.batch_size, view.size, view.size, view.channels),
+                torch.float32 if view in self._whole else torch.uint8 if rules().channels is None else torch.uint16,
                 pin,
             )
             for view in views
@@ -125,7 +127,7 @@ class CpuLoader(BaseLoader):
 
     def _fill(self, plan: Plan, work: list[Callable[[np.ndarray | Planes, int], None]], start: int) -> bool:
         for b in range(start, min(start + _CHUNK, len(plan.ids))):
-            with nullcontext() if _decoded(plan.encoded[b]) else reserve(math.prod(plan.sizes[b])):
+            with nullcontext() if _decoded(plan.encoded[b]) else reserve(self._deep * math.prod(plan.sizes[b])):
                 began, index = time.perf_counter(), int(plan.ids[b])
                 image = self._image(index, plan.encoded[b])
                 if image is None:  # set aside by now; `_cut` prepares the step again, without it
@@ -145,7 +147,8 @@ class CpuLoader(BaseLoader):
         return None if index in self._bad else super()._load(index)
 
     def _image(self, index: int, held) -> np.ndarray | Planes | None:
-        """What is there of a sample, decoded: (H, W, 3) uint8 or `Planes`; None for a bad one, which is set aside."""
+        """What is there of a sample, decoded: (H, W, 3) uint8, (H, W, C) uint16 or `Planes`; None for a bad one, which
+        is set aside."""
         return held if _decoded(held) else self._attempt("decode", index, self._decode, held)
 
     def load_state_dict(self, state: dict[str, int]) -> None:

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from ...cores import cores
 from ...errors import UserError
 from ..identity import LOOKED_AT, spread
+from ..images.rules import use_rules
 from ..order import Order
 from ..pixels.sidecars import MODES
 from ..plan.facts import plan_hash
@@ -25,7 +26,7 @@ from ..plan.mixture import MixedOrder
 from ..plan.order_of import order_of
 from ..sources.stream import StreamSource
 from ..spec import Batch, ByteSource, LoaderStats, MaskSpec, ViewSpec
-from .arguments import as_inputs, device_of, one_of, share, whole
+from .arguments import as_inputs, device_of, one_of, ruled, share, whole
 from .choose import LOADERS, choose_pixels, make_loader
 from .quarantine import Quarantine
 
@@ -49,6 +50,8 @@ def loader(
     dtype: torch.dtype = torch.float32,
     max_bad: float = 0.01,
     quarantine: str | os.PathLike | None = None,
+    channels: int | None = None,
+    range: tuple[float, float] | Literal["full", "percentile"] | None = None,
 ) -> EpochLoader:
     """Batches of multi-view, masked images, for a loop of one's own.
 
@@ -75,6 +78,11 @@ def loader(
         dtype: of the views.
         max_bad: the share of images that may be undecodable, each replaced by another, before the loop ends.
         quarantine: a file that gets a line of JSON for each of those.
+        channels: 1 to 16, of deep images: views (count, B, channels, S, S) of samples of sixteen bits, with a mean and
+            a standard deviation for each channel in `views`. Arrays may then be of any integers or floating point,
+            their channels last or first. None: as before, RGB of eight bits at first.
+        range: which values of images of more than eight bits are black and white, as `data.range` of a recipe. Both are
+            rules of the process, for everything that it decodes from here on; None leaves them as they are.
 
     Returns:
         An `EpochLoader`: ``for batch in loader`` is one epoch of ``len(loader)`` batches.
@@ -93,6 +101,7 @@ def loader(
         raise UserError(f"dtype: needs a type of floating point such as torch.float16, got {dtype!r}")
     share("max_bad", max_bad)
     where = device_of(device)
+    use_rules(ruled(channels, range))
     source, inputs = as_source(data), as_inputs(views, mask)
     order = order_of(source, batch_size, seed=seed, shuffle=shuffle, last=last_batch, block=block)
     kind, _, stored = choose_pixels(source, loader, pixels, where, inputs)

@@ -10,6 +10,7 @@ import torch
 from ...kernels.crop_resize import crop_resize
 from ..images.decode import DecodeError
 from ..images.planes import Planes
+from ..images.rules import rules
 from ..pixels.sidecars import Pixels
 from ..sources.arrays import ArraySource
 from ..spec import ByteSource, ViewSpec
@@ -74,7 +75,7 @@ class MemoryLoader(CpuLoader):
     """See `CpuLoader`. Every image of the source is decoded at its first use, or taken from `pixels`, and kept.
 
     On a GPU they are kept there, and cropped there, if they take no more than half of its free memory, the source knows
-    their sizes, and no view is cut from a window or resized by Lanczos; else on the host.
+    their sizes, they are RGB of eight bits, and no view is cut from a window or resized by Lanczos; else on the host.
     """
 
     _keeps_on = ("cuda",)  # device types
@@ -84,7 +85,7 @@ class MemoryLoader(CpuLoader):
         self._images = self._room()
 
     def _room(self) -> DeviceImages | None:
-        if self.device.type not in self._keeps_on:
+        if self.device.type not in self._keeps_on or rules().channels is not None:
             return None
         if any(view.crop == "window" or view.interpolation == "lanczos" for view in self.inputs.views):
             return None

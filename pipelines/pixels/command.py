@@ -25,6 +25,7 @@ are kept, and the result is the same to the byte.
 
 rgb: 3 bytes a pixel; views are those of decoding, bit for bit.
 yuv420: 1.5 bytes a pixel, chroma at half the resolution.
+deep: with --channels, 2 bytes a pixel and channel; views are those of decoding, bit for bit.
 
 Several machines: start the same command everywhere with --part 0/N ... N-1/N on a shared disk.
 """
@@ -47,7 +48,7 @@ def write_pixels(
     if workers is not None and workers < 1:
         raise UserError(f"--workers: must be at least 1, not {workers}")
     source = source if isinstance(source, ShardSource) else _shards(source)
-    request, tars = request or Request(), source.tars()
+    request, tars = request or Request.usual(), source.tars()
     starts = [sum(tar.samples for tar in tars[:number]) for number in range(len(tars))]
     ours = [Job(source, tars[number], starts[number]) for number in range(part[0], len(tars), part[1])]
     jobs = [job for job in ours if not _finished(job.tar, request)]
@@ -133,7 +134,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("shards", help="a folder of tars, or one tar")
-    add("--format", choices=FORMATS, default="rgb", help="(%(default)s)")
+    add("--format", choices=FORMATS, help="(rgb; deep, with --channels)")
     add("--max-side", type=int, metavar="N", help="shrink the longer side to N pixels first, as headrace shard does")
     add("--workers", type=int, metavar="N", help="threads (one a core); any number writes the same")
     add("--part", metavar="I/N", help="write only every N-th file, from the I-th")
@@ -142,6 +143,6 @@ def main(argv: list[str] | None = None) -> int:
     use_options(given)
     part = part_of(given.part)
     os.environ.pop("LOCAL_RANK", None)  # every part speaks for itself
-    request = Request(given.format, given.max_side)
+    request = Request.usual(given.format, given.max_side)
     print(write_pixels(given.shards, request, workers=given.workers, part=part, progress=part[0] == 0))
     return 0

@@ -2,7 +2,8 @@
 
 bytes 0-4095     `MAGIC`, version and length (u4, little-endian) of the JSON that follows; zeros behind it
 from 4096 on     a `ROW` for every sample, in the order of the tar; one without pixels, which did not decode, is zeros
-then             pixels, each sample at a multiple of `ALIGN`: ``rgb`` (height, width, 3), ``yuv420`` as `Planes.flat`
+then             pixels, each sample at a multiple of `ALIGN`: ``rgb`` (height, width, 3), ``yuv420`` as `Planes.flat`,
+                 ``deep`` (channels, height, width) u2, little-endian
 
 The JSON: {format, max_side, decoder, rules, samples, bytes, rows, tar: {image, bytes, print, sha256}}. `bytes` is the
 length of the file, `rows` the CRC-32 of the rows, `print` the SHA-256 of blocks spread over the tar: a moment's look.
@@ -29,7 +30,7 @@ from ..sources.shards import Tar
 
 MAGIC, VERSION, HEAD, ALIGN = b"HRPIXELS", 1, 4096, 64
 SUFFIX = ".pixels"
-FORMATS = ("rgb", "yuv420")
+FORMATS = ("rgb", "yuv420", "deep")
 ROW = np.dtype([("offset", "<u8"), ("height", "<u4"), ("width", "<u4"), ("crc", "<u4")])
 _FIXED = struct.Struct("<8sII")
 _BLOCKS, _BLOCK = 16, 4096  # of a tar that its print is made of; bytes
@@ -42,7 +43,15 @@ class Request:
     format: str = "rgb"
     max_side: int | None = None
 
+    @classmethod
+    def usual(cls, form: str | None = None, max_side: int | None = None) -> Request:
+        """In the format asked for, or in the one that loses nothing of what this process decodes."""
+        return cls(form or usual_formats()[0], max_side)
+
     def __post_init__(self) -> None:
+        if self.format not in usual_formats():
+            how = "have --channels" if self.format == "deep" else "are RGB of eight bits"
+            raise UserError(f"--format: images of {self.format} {how}; here, give {' or '.join(usual_formats())}")
         if self.max_side is not None and self.max_side < 1:
             raise UserError(f"--max-side: must be at least 1 pixel, not {self.max_side}")
 
@@ -53,7 +62,8 @@ class Request:
 
     def facts(self) -> dict:
         """As the header holds it, with what else decides: software and rules."""
-        return asdict(self) | {"decoder": decoder(), "rules": json.loads(json.dumps(asdict(rules())))}
+        said = {key: value for key, value in asdict(rules()).items() if value is not None}
+        return asdict(self) | {"decoder": decoder(), "rules": json.loads(json.dumps(said))}
 
 
 @dataclass(frozen=True)
@@ -78,8 +88,15 @@ def decoder() -> str:
     return f"Pillow {pillow_version}, libjpeg {features.version('jpg')}"
 
 
+def usual_formats() -> tuple[str, ...]:
+    """What the pixels of images can be written as, by how this process decodes them."""
+    return ("rgb", "yuv420") if rules().channels is None else ("deep",)
+
+
 def bytes_of(form: str, height, width):
     """Bytes of an image's pixels; numbers or arrays."""
+    if form == "deep":
+        return 2 * rules().channels * height * width
     return 3 * height * width if form == "rgb" else planes_size(height, width)
 
 
@@ -132,7 +149,7 @@ def read_sidecar(tar: Tar) -> Sidecar | None:
         raise UserError(f"{path}: {size:,} bytes instead of {head['bytes']:,}; {_AGAIN}")
     if head["decoder"] != decoder():
         raise UserError(f"{path}: decoded by {head['decoder']}, here is {decoder()}; {_AGAIN}")
-    if head["rules"] != (here := Request().facts()["rules"]):
+    if head["rules"] != (here := Request.usual().facts()["rules"]):
         raise UserError(f"{path}: decoded with {_words(head['rules'])}, asked for are {_words(here)}; {_AGAIN}")
     if zlib.crc32(rows) != head["rows"] or len(rows) != samples * ROW.itemsize:
         raise UserError(f"{path}: its table of samples is damaged; {_AGAIN}")
@@ -170,7 +187,7 @@ def _problem(rows: np.ndarray, form: str, size: int) -> str | None:
     offset, height, width = (rows[key].astype(np.float64) for key in ("offset", "height", "width"))
     if ((height == 0) != (width == 0)).any() or ((height == 0) & (offset != 0)).any():
         return "has a sample of no height or no width"
-    if (offset + 3 * height * width > 2.0**62).any():
+    if (offset + 32 * height * width > 2.0**62).any():
         return "points past the end of the file"
     there = rows[height > 0]
     start, height, width = (there[key].astype(np.int64) for key in ("offset", "height", "width"))

@@ -28,7 +28,8 @@ class Pixels(Protocol):
     words: str
 
     def image(self, index: int) -> np.ndarray | Planes | None:
-        """(H, W, 3) uint8 RGB, or `Planes`, read-only; None for a sample that has none, which is for a decoder.
+        """(H, W, 3) uint8 RGB, (H, W, C) uint16 or `Planes`, read-only; None for a sample that has none, which is for a
+        decoder.
 
         Raises `OSError` for what cannot be read.
         """
@@ -122,6 +123,8 @@ class Sidecars(MappedSource):
         start = offset - offset % mmap.PAGESIZE
         pages.base.obj.madvise(mmap.MADV_WILLNEED, start, offset + size - start)
         flat = pages[offset : offset + size]
+        if self.request.format == "deep":
+            return flat.view("<u2").reshape(-1, height, width).transpose(1, 2, 0)
         return flat.reshape(height, width, 3) if self.request.format == "rgb" else Planes(flat, height, width)
 
 

@@ -24,8 +24,10 @@ from ..images.decode import DecodeError, TooManyPixels, image_size
 from ..images.encode import shrunk
 from ..images.jpeg import chroma_halved
 from ..images.oversize import reduced
+from ..images.rules import rules
 from ..sources.shards import ShardSource, Tar
 from ..views.cut import decode_fast
+from ..views.finish import shrunk_deep
 from .layout import HEAD, ROW, Request, aligned, first_pixel, head_bytes, sidecar_of, tar_print
 
 _CHUNK = 1 << 20  # bytes hashed at a time
@@ -65,7 +67,7 @@ def _decoded(
     try:
         for job in jobs:
             for index in job.ids:
-                size = BYTES_PER_PIXEL * _area(job.source, index)
+                size = BYTES_PER_PIXEL * _area(job.source, index) * (rules().channels or 1)
                 while ahead and (len(ahead) == most or held + size > room):
                     done, future = ahead.popleft()
                     held -= done
@@ -93,15 +95,17 @@ def pixels_of(source: ShardSource, index: int, request: Request) -> tuple[np.nda
         encoded, pixels = source.read(index), None
         try:
             pixels = decode_fast(encoded)
-            small = shrunk(pixels, request.max_side)
+            small = (shrunk if request.format != "deep" else shrunk_deep)(pixels, request.max_side)
         except TooManyPixels as fault:
-            if request.max_side is None:
+            if request.max_side is None or request.format == "deep":
                 raise
             small = np.asarray(reduced(encoded, request.max_side, fault))
     except (OSError, DecodeError):
         return None
     height, width = small.shape[:2]
-    if request.format == "rgb":
+    if request.format == "deep":
+        flat = np.ascontiguousarray(small.transpose(2, 0, 1), "<u2").reshape(-1).view(np.uint8)
+    elif request.format == "rgb":
         flat = np.ascontiguousarray(small).reshape(-1)
     else:
         from ..views.yuv import to_planes  # numba, which rgb does without

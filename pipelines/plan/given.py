@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from ...errors import UserError
 from ..sources import open_source
-from ..sources.arrays import ArraySource
+from ..sources.arrays import ArraySource, deep_arrays
 from ..sources.dataset import DatasetSource
 from ..sources.paths import PathSource
 from ..spec import ByteSource
@@ -40,6 +40,8 @@ def as_source(data, mix: MixSpec | Mapping | None = None) -> ByteSource:
     if not whole and len(images) and all(map(_is_path, images)):
         return PathSource(images, labels)
     images = _array(images) if whole else [_array(image) for image in images]
+    if len(images) and (deep := deep_arrays(images, labels)) is not None:
+        return deep
     shapes = [images.shape[1:]] if whole else [getattr(image, "shape", ()) for image in images]
     if not len(images) or any(len(shape) != 3 or shape[2] != 3 or not all(shape) for shape in shapes):
         raise UserError(

@@ -27,7 +27,7 @@ from ...places import write_file
 from ..images import jpeg
 from ..images.decode import DecodeError
 from ..images.encode import Encoding
-from ..images.formats import IMAGE_SUFFIXES
+from ..images.formats import image_suffixes
 from ..measure.measure import measure
 from ..measure.store import Block
 from ..sources import tar
@@ -151,10 +151,10 @@ def member_name(position: int, name: str, data) -> tuple[str, str]:
     suffix = suffix.lower().replace("jpeg", "jpg")
     if bytes(data[:3]) == jpeg.MAGIC:
         suffix = ".jpg"
-    elif suffix not in IMAGE_SUFFIXES:
+    elif suffix not in image_suffixes():
         with Image.open(io.BytesIO(data)) as image:
             known = Image.registered_extensions()
-            suffix = next((s for s in IMAGE_SUFFIXES if known.get(s) == image.format), f".{image.format.lower()}")
+            suffix = next((s for s in image_suffixes() if known.get(s) == image.format), f".{image.format.lower()}")
     return f"{position:08d}_{re.sub(r'[^A-Za-z0-9_-]', '_', stem)[:80]}", suffix[1:]
 
 

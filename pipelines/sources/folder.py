@@ -11,11 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import UserError
-from ..images.formats import IMAGE_SUFFIXES, passed_over
+from ..images.formats import image_suffixes, passed_over
 from .files import FileSource, text
 
 COLUMNS = "columns"  # a folder beside images: what is known of them, see pipelines/plan/columns.py
-_SUFFIXES = frozenset(suffix.encode() for suffix in IMAGE_SUFFIXES)
 _HIDDEN = "hidden with an image's suffix"
 _TRAIN = re.compile(rb"train", re.IGNORECASE)
 _SPLIT = re.compile(
@@ -31,7 +30,7 @@ def image_files(root: Path, others: Counter[str] | None = None) -> Iterator[byte
     Hidden names (macOS's ``._x`` among them) are passed over, and counted where they end as images. Links are followed,
     but not into a folder that they lie in; a link to nothing counts as an image, so that somebody hears of it.
     """
-    top = os.stat(root)
+    top, suffixes = os.stat(root), frozenset(suffix.encode() for suffix in image_suffixes())
     pending = [(b"", ((top.st_dev, top.st_ino),))]
     while pending:
         folder, ancestors = pending.pop()
@@ -39,7 +38,7 @@ def image_files(root: Path, others: Counter[str] | None = None) -> Iterator[byte
             with os.scandir(os.path.join(os.fsencode(root), folder)) as entries:
                 for entry in entries:
                     if entry.name.startswith(b"."):
-                        if others is not None and os.path.splitext(entry.name)[1].lower() in _SUFFIXES:
+                        if others is not None and os.path.splitext(entry.name)[1].lower() in suffixes:
                             others[_HIDDEN] += 1
                         continue
                     if entry.is_dir():
@@ -49,7 +48,9 @@ def image_files(root: Path, others: Counter[str] | None = None) -> Iterator[byte
                             pending.append((folder + entry.name + b"/", (*ancestors, identity)))
                         continue
                     suffix = os.path.splitext(entry.name)[1].lower()
-                    if suffix in _SUFFIXES and (entry.is_file() or not os.path.exists(entry.path)):
+                    if suffix == b".npy" and folder == COLUMNS.encode() + b"/":
+                        continue
+                    if suffix in suffixes and (entry.is_file() or not os.path.exists(entry.path)):
                         yield folder + entry.name
                     elif others is not None and folder != COLUMNS.encode() + b"/":
                         others[suffix.decode("utf-8", "backslashreplace") or "without a suffix"] += 1
@@ -67,7 +68,7 @@ def images_under(root: Path, remedy: str = "") -> tuple[list[bytes], list[str]]:
     paths = sorted(image_files(root, others))
     if not paths:
         found = passed_over(others) if others else "it is empty, hidden files aside"
-        remedy = remedy or f"images end in {' '.join(IMAGE_SUFFIXES)}"
+        remedy = remedy or f"images end in {' '.join(image_suffixes())}"
         raise UserError(f"{root}: no image in this folder: {found}; {remedy}")
     return paths, [f"passed over: {passed_over(others)}"] if others else []
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import UserError
-from ..images.formats import IMAGE_SUFFIXES, passed_over
+from ..images.formats import image_suffixes, passed_over
 from .mapped import INDEX, MappedSource
 from .tar import BLOCK, members, name_in
 
@@ -30,7 +30,7 @@ class ImageNetTar(MappedSource):
         self.notes = [f"passed over: {passed_over(others)}"] if others else []
         if not len(index):
             found = passed_over(others) if others else "it is empty"
-            raise UserError(f"{archive}: no image in it: {found}; images end in {' '.join(IMAGE_SUFFIXES)}")
+            raise UserError(f"{archive}: no image in it: {found}; images end in {' '.join(image_suffixes())}")
         super().__init__(str(archive), [archive], [archive.stat().st_size], index, classes, label_source)
 
     def key(self, index: int) -> str:
@@ -116,13 +116,13 @@ def _images(
     descriptor: int, others: Counter[str], begin: int = 0, end: int | None = None
 ) -> list[tuple[bytes, int, int]]:
     """(name, offset, size) of every image in a tar, by name; `others` counts the rest, but for hidden ones."""
-    found = []
+    found, suffixes = [], image_suffixes()
     for name, at, size in members(descriptor, begin, end):
         base = name.rpartition("/")[2]
         suffix = os.path.splitext(base)[1].lower()
         if base.startswith("."):
             continue
-        if suffix in IMAGE_SUFFIXES:
+        if suffix in suffixes:
             found.append((os.fsencode(name), at, size))
         else:
             others[suffix or "without a suffix"] += 1

@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import UserError
-from ..images.formats import IMAGE_SUFFIXES, why_not
+from ..images.formats import image_suffixes, why_not
 from .files import FileSource, text
 from .lookup import existing
 
 HIGHEST_LABEL = 999_999  # as in the `.cls` members of shards; a longer number is some other column
-_SUFFIXES = tuple(suffix.encode() for suffix in IMAGE_SUFFIXES)
 
 
 class ListSource(FileSource):
@@ -61,6 +60,7 @@ def read_list(file: Path, root: Path, classes: int = HIGHEST_LABEL + 1) -> tuple
         lines = io.BytesIO(file.read_bytes().removeprefix(b"\xef\xbb\xbf"))
     except OSError as fault:
         raise UserError(f"{file}: cannot be read ({fault.strerror}); give a text file") from None
+    suffixes = tuple(suffix.encode() for suffix in image_suffixes())
     paths: list[bytes] = []
     labels: list[int] = []
     first = 0  # the number of the first line that is not empty
@@ -71,7 +71,7 @@ def read_list(file: Path, root: Path, classes: int = HIGHEST_LABEL + 1) -> tuple
         path, *last = line.rsplit(None, 1)
         labelled = bool(last) and (last[0].isdigit() or last[0] == b"-1")
         path = path if labelled else line
-        if not path.lower().endswith(_SUFFIXES):
+        if not path.lower().endswith(suffixes):
             if (suffix := os.path.splitext(path)[1].lower()) and (why := why_not(text(suffix))):
                 raise UserError(f"{file}:{number}: {text(path)!r} is no image that is read ({why})")
             kind = "'path' or 'path label', the path"

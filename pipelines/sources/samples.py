@@ -15,9 +15,9 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
-from ..images.formats import IMAGE_SUFFIXES, passed_over
+from ..images.formats import image_suffixes, passed_over
+from ..images.rules import rules
 
-_IMAGES = frozenset(IMAGE_SUFFIXES)
 _NAMED = 4  # suffixes that a sentence names
 
 
@@ -33,10 +33,14 @@ def split(name: str) -> tuple[str, str] | None:
     return (f"{folder}{slash}{stem}", suffix) if stem and dot else None
 
 
-@lru_cache(1024)
 def is_image(suffix: str) -> bool:
     """Whether a member's suffix, ``jpg`` or ``rgb.jpg``, ends as an image's."""
-    return f".{suffix.rpartition('.')[2].lower()}" in _IMAGES
+    return _is_image(suffix, rules().channels is not None)
+
+
+@lru_cache(1024)
+def _is_image(suffix: str, deep: bool) -> bool:
+    return f".{suffix.rpartition('.')[2].lower()}" in image_suffixes()
 
 
 def label_of(sample: Sample) -> tuple | None:
@@ -145,7 +149,7 @@ class SampleReader:
         found = passed_over(members) if members else "it is empty, hidden files aside"
         if self.wanted:
             return f"no sample has a member .{self.wanted}: {found}; give the suffix of one"
-        ends = f"images end in {' '.join(IMAGE_SUFFIXES)}"
+        ends = f"images end in {' '.join(image_suffixes())}"
         return f"no member of its tars is an image: {found}; {ends}, and another member can be named, as in ?image=bin"
 
     def notes(self) -> list[str]:

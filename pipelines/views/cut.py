@@ -18,13 +18,20 @@ except ImportError:  # no wheel for this platform: Pillow decodes everything
     simplejpeg = None
 
 from ..images.budget import reserve
+from ..images.channels import decode_channels
 from ..images.decode import check_size, decode
 from ..images.jpeg import jpeg_header
 from ..images.planes import Planes
+from ..images.rules import rules
 
 
 def decode_fast(data) -> np.ndarray:
-    """(H, W, 3) uint8 RGB, equal to `decode.decode` bit for bit. Raises `DecodeError`."""
+    """(H, W, 3) uint8 RGB, equal to `decode.decode` bit for bit; what `decode_channels` gives, of deep images.
+
+    Raises `DecodeError`.
+    """
+    if rules().channels is not None:
+        return decode_channels(data)
     pixels = decode_plain(data)
     return decode(data) if pixels is None else pixels
 
@@ -56,7 +63,7 @@ def as_rgb(pixels: np.ndarray | Planes) -> np.ndarray:
 
 def crop_and_resize(pixels: np.ndarray | Planes, box: Sequence[int], interpolation: str, out: np.ndarray) -> None:
     """pixels (H, W, 3) uint8 and a box (left, top, width, height) -> out (size, size, 3) uint8: Pillow's, bit for bit,
-    but for `Planes`, whose chroma is half as fine.
+    but for `Planes`, whose chroma is half as fine. Deep pixels (H, W, C) uint16 -> uint16, rounded once.
 
     `interpolation` is "bilinear" or "bicubic", antialiased.
     """

@@ -56,13 +56,16 @@ def _draw_view(view: ViewSpec, seed: int, epoch: int, ids: torch.Tensor, sizes: 
     angle = torch.zeros(draws.shape[:2])
     if view.rotate:
         angle = _between(stream(1, "/rotate")[..., 0], -view.rotate, view.rotate).float()
-    policy = erased = patches = None
+    policy = erased = patches = dropped = None
     if view.randaugment is not None:
         policy = draw_policy(stream(5 * view.randaugment.operations, "/randaugment"), view.randaugment)
     if view.erasing is not None:
         erased = erased_box(stream(5, "/erasing"), view.size, view.erasing)
     if view.parts == "patches":
         patches = patch_boxes(stream(18, "/patches"), view.size)
+    if view.channel_drop:
+        u = stream(view.channels, "/channels")
+        dropped = (u < view.channel_drop) & (u < u.amax(-1, keepdim=True))
     return ViewParams(
         crop=box,
         resized=resized,
@@ -77,6 +80,7 @@ def _draw_view(view: ViewSpec, seed: int, epoch: int, ids: torch.Tensor, sizes: 
         policy=policy,
         erased=erased,
         patches=patches,
+        dropped=dropped,
     )
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from ...errors import UserError
 from ...outside import imported
+from ..images.oversize import fitted
 from ..images.planes import Planes
 from ..rng import drawer, of_rows, uniform
 from ..spec import ViewParams, ViewSpec
@@ -46,13 +47,31 @@ def dali_problem(view: ViewSpec) -> str | None:
     return None
 
 
+def deep_problem(view: ViewSpec, channels: int) -> str | None:
+    """What of a view has no meaning for images of so many channels at sixteen bits: ``key: why, and what to do``."""
+    if view.channels != channels:
+        values = f"{view.channels} value{'s' * (view.channels != 1)}, the images have {channels} channel"
+        return f"mean: {values}{'s' * (channels != 1)}; headrace check --channels {channels} measures mean and std"
+    for key, asked in (("randaugment", view.randaugment is not None), ("operations", bool(view.operations))):
+        if asked:
+            return f"{key}: works on RGB of eight bits, not with data.channels; leave it out"
+    jittered = {"saturation": view.jitter and view.saturation, "hue": view.jitter and view.hue}
+    colours = jittered | {"gray": view.gray, "solarize": view.solarize}
+    if channels != 3 and (keys := ", ".join(key for key, asked in colours.items() if asked)):
+        return f"{keys}: for red, green and blue alone, not for {channels} channel{'s' * (channels != 1)}; set to 0"
+    if channels == 1 and view.channel_drop:
+        return "channel_drop: the only channel of an image cannot be dropped; set it to 0"
+    return None
+
+
 def places(params: ViewParams) -> list[list[list[int]]]:
     """Per copy and sample: left, top, width, height of the crop; width, height after the resize; window's offset."""
     return torch.cat([params.crop, params.resized, params.offset], dim=-1).tolist()
 
 
 def cut_view(pixels: np.ndarray | Planes, view: ViewSpec, place: list[int], out: np.ndarray) -> None:
-    """An upright image, (H, W, 3) uint8 or `Planes`, and one of `places` -> out (size, size, 3) uint8, for any view.
+    """An upright image, (H, W, 3) uint8, (H, W, C) uint16 or `Planes`, and one of `places` -> out (size, size, C) of
+    its type, for any view.
 
     Rare crops that antialias are Pillow's own. All ways release the interpreter lock.
     """
@@ -60,19 +79,37 @@ def cut_view(pixels: np.ndarray | Planes, view: ViewSpec, place: list[int], out:
         return crop_and_resize(pixels, place[:4], view.interpolation, out)
     left, top, width, height, *size = place[:6]
     crop = as_rgb(pixels)[top : top + height, left : left + width]
-    if view.antialias:
+    if view.antialias and crop.dtype == np.uint8:
         resized = np.asarray(Image.fromarray(crop).resize(size, _FILTER[view.interpolation]))
+    elif view.antialias:
+        resized = resized_deep(crop, size, view.interpolation)
     else:
         planes = torch.from_numpy(crop.transpose(2, 0, 1).astype(np.float32))[None]
         planes = F.interpolate(planes, tuple(size[::-1]), mode=view.interpolation, align_corners=False)[0]
-        resized = planes.round_().clamp_(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
+        resized = planes.permute(1, 2, 0).numpy().round().clip(0, np.iinfo(crop.dtype).max).astype(crop.dtype)
     if view.crop == "window":
         resized = _window(resized, view, place[6:])
     out[:] = resized
 
 
+def shrunk_deep(pixels: np.ndarray, side: int | None) -> np.ndarray:
+    """(H, W, C) uint16 whose longer side is at most `side`, as `images.encode.shrunk` makes it of RGB."""
+    if side is None or max(pixels.shape[:2]) <= side:
+        return pixels
+    return resized_deep(pixels, list(fitted(pixels.shape[1::-1], side)), "bicubic")
+
+
+def resized_deep(crop: np.ndarray, size: list[int], interpolation: str) -> np.ndarray:
+    """(h, w, C) uint16 -> (height, width, C) of `size` (width, height): Pillow's in floating point, plane by plane."""
+    planes = [
+        np.asarray(Image.fromarray(crop[..., channel].astype(np.float32)).resize(size, _FILTER[interpolation]))
+        for channel in range(crop.shape[2])
+    ]
+    return np.stack(planes, -1).round().clip(0, np.iinfo(crop.dtype).max).astype(crop.dtype)
+
+
 def _window(pixels: np.ndarray, view: ViewSpec, offset: list[int]) -> np.ndarray:
-    """(size, size, 3) at offset (left, top) of pixels (h, w, 3), which may lie in the padding around them."""
+    """(size, size, C) at offset (left, top) of pixels (h, w, C), which may lie in the padding around them."""
     outside = []
     for axis, start in ((1, offset[0]), (0, offset[1])):
         side, place = pixels.shape[axis], np.arange(start, start + view.size)
@@ -95,16 +132,18 @@ def flips_early(view: ViewSpec) -> bool:
 
 
 def before_colour(pixels: torch.Tensor, view: ViewSpec, params: ViewParams) -> torch.Tensor:
-    """Flip, rotation and RandAugment of crops (count * B, S, S, 3) uint8 on any device, where `flips_early`."""
+    """Flip, rotation and RandAugment of crops (count * B, S, S, C) on any device, where `flips_early`."""
     if not flips_early(view):
         return pixels
+    kind = pixels.dtype
+    pixels = pixels if kind == torch.uint8 else pixels.to(torch.int32)  # torch indexes no uint16
     flip = params.flip.flatten().to(pixels.device)
     pixels = torch.where(flip.view(-1, 1, 1, 1), pixels.flip(2), pixels)
     if view.rotate:
         pixels = rotate(pixels, params.angle.flatten().to(pixels.device))
     if view.randaugment is not None:
         pixels = rand_augment(pixels, params.policy.flatten(0, 1), view.randaugment.fill)
-    return pixels.contiguous()
+    return pixels.to(kind).contiguous()
 
 
 def operate(
@@ -129,10 +168,13 @@ def operate(
 def after_colour(
     x: torch.Tensor, view: ViewSpec, params: ViewParams, seed: int, epoch: int | torch.Tensor, ids: torch.Tensor
 ) -> torch.Tensor:
-    """Erasing and parts of normalised views x (count, B, 3, S, S): (copies, B, 3, side, side), channels-last.
+    """Channel drop, erasing and parts of normalised views x (count, B, C, S, S): (copies, B, C, side, side),
+    channels-last.
 
     ids: (B,) int64 on the CPU. `x` may be overwritten.
     """
+    if params.dropped is not None:
+        x.masked_fill_(params.dropped.to(x.device)[..., None, None], 0)
     if params.erased is not None:
         for copy in range(view.count):
             rows = params.erased[copy, :, 2].nonzero()[:, 0]
@@ -143,7 +185,7 @@ def after_colour(
                 x[copy, on_device] = torch.where(inside[:, None], noise, x[copy, on_device])
     if view.parts is None:
         return x
-    images = x.permute(0, 1, 3, 4, 2)  # (count, B, S, S, 3)
+    images = x.permute(0, 1, 3, 4, 2)  # (count, B, S, S, C)
     if view.parts == "rotations":
         parts = torch.stack([torch.rot90(images, -turns, (2, 3)) for turns in range(4)], dim=1)
     else:
@@ -156,9 +198,9 @@ def after_colour(
 
 
 def erasing_noise(view: ViewSpec, seed: int, epoch: int | torch.Tensor, ids: torch.Tensor, copy: int) -> torch.Tensor:
-    """(B, 3, size, size) float32, normal, on the device of `ids`: what takes the place of erased pixels."""
-    u = uniform(seed, stream_name(view, copy, "/noise"), epoch, ids, 3 * view.size**2)
-    return torch.special.ndtri(u + 2.0**-54).float().view(len(ids), 3, view.size, view.size)
+    """(B, C, size, size) float32, normal, on the device of `ids`: what takes the place of erased pixels."""
+    u = uniform(seed, stream_name(view, copy, "/noise"), epoch, ids, view.channels * view.size**2)
+    return torch.special.ndtri(u + 2.0**-54).float().view(len(ids), view.channels, view.size, view.size)
 
 
 def _inside(boxes: torch.Tensor, size: int) -> torch.Tensor:

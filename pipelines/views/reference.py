@@ -62,6 +62,8 @@ def apply_view(
     if params.solarize[copy, sample]:
         x = tv.solarize(x, 128 / 255)
     x = tv.normalize(x, view.mean, view.std)
+    if params.dropped is not None:
+        x[params.dropped[copy, sample]] = 0
     if params.erased is not None:
         left, top, width, height = params.erased[copy, sample].tolist()
         inside = (slice(None), slice(top, top + height), slice(left, left + width))

@@ -8,6 +8,16 @@ from PIL import Image
 from headrace.pipelines.sources.voc import CATEGORIES
 
 
+def make_deep(root: Path) -> None:
+    """Eight images of four bands in `tiles`, and eight gray ones of sixteen bits in `scans`."""
+    for name in ("tiles", "scans"):
+        (root / name).mkdir()
+    for number in range(8):
+        image = np.random.default_rng(number).integers(0, 10000, (6, 6, 4)).repeat(8, 0).repeat(8, 1).astype(np.uint16)
+        np.save(root / "tiles" / f"{number}.npy", image)
+        Image.fromarray(image[..., 0]).save(root / "scans" / f"{number}.png")
+
+
 def make_voc(root: Path) -> None:
     """VOC 2007 with three photos in each split; every photo shows the categories that its number is divisible by."""
     folder = root / "VOC2007"

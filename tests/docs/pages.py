@@ -28,6 +28,7 @@ import headrace
 from headrace import kernels
 from headrace.cli import COMMANDS, dispatch
 from headrace.errors import UserError, run_command
+from headrace.pipelines.images.rules import Rules, use_rules
 from headrace.pipelines.sources import open_source
 from headrace.train import pretrain
 from headrace.train.recipe.recipe import load_recipe
@@ -145,7 +146,8 @@ class Page:
 
 
 def run(words: list[str]) -> int:
-    """Runs a command in this process; returns its exit code."""
+    """Runs a command in this process, by the rules of a new one; returns its exit code."""
+    use_rules(Rules())
     with mock.patch.dict(os.environ):
         while "=" in words[0]:
             name, _, os.environ[name] = words[0].partition("=")

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from made import make_voc
+from made import make_deep, make_voc
 from pages import COMMAND_WORDS, COMMANDS, ROOT, Page, blocks, commands, indented, pages, parse, run, standing_in
 
 from headrace.errors import UserError
@@ -54,6 +54,7 @@ def world(photo_folder, tmp_path_factory):
     root = tmp_path_factory.mktemp("world")
     shutil.copytree(photo_folder, root / "photos")
     make_voc(root / "data" / "VOCdevkit")
+    make_deep(root)
     with standing_in(root):
         for out in ("shards", "shards/train", "shards/val"):
             assert run(["headrace", "shard", "photos", out]) == 0

@@ -27,7 +27,7 @@ from ...pipelines.images.planes import Planes
 from ...pipelines.loaders.base import BaseLoader, Plan
 from ...pipelines.loaders.choose import READ_PIXELS, choose_loader, make_loader
 from ...pipelines.order import Order
-from ...pipelines.pixels.layout import FORMATS
+from ...pipelines.pixels.layout import usual_formats
 from ...pipelines.pixels.sidecars import Pixels, open_pixels
 from ...pipelines.sources.files import FileSource
 from ...pipelines.sources.subset import Subset
@@ -103,7 +103,7 @@ def measure(source: ByteSource, recipe: Recipe, seconds: float, with_model: bool
     pixels, free = {}, None
     if stored is None and "cpu" in loaders:
         options = {"kind": "cpu", "threads": threads, "seed": seed, "device": device}
-        for form in FORMATS:
+        for form in usual_formats():
             with closing(make_loader(samples, inputs, plain.order, pixels=_Made(samples, form), **options)) as loader:
                 pixels[form] = _timed(partial(_consume, loader, 2), share)
         place = getattr(source, "root", None)
@@ -142,7 +142,7 @@ class _Made:
         for index in range(len(source)):
             encoded = source.read(index)
             image = cut.decode_fast(encoded)
-            self._images.append(image if form == "rgb" else to_planes(image, chroma_halved(encoded)))
+            self._images.append(image if form != "yuv420" else to_planes(image, chroma_halved(encoded)))
 
     def image(self, index: int) -> np.ndarray | Planes:
         return self._images[index]

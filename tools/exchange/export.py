@@ -26,7 +26,7 @@ from ...train.foreign.convert import to_layout
 from ...train.recipe import config
 from . import onnx_file
 from .targets import LIBRARIES, detectron2, target
-from .targets.exported import Exported
+from .targets.exported import Exported, refuse
 
 TARGETS = (*LIBRARIES, "detectron2", "safetensors", "onnx")
 _IMPORTS = {
@@ -88,6 +88,9 @@ def export(part: Part, library: str, out: Path, name: str) -> tuple[Path, str]:
     its last line is an expression of `model` and `images` (B, 3, S, S): the features (B, D), or the scores where
     a classifier was trained and the library's model has a place for it.
     """
+    channels = getattr(part.config, "in_channels", 3)
+    if channels != 3 and library != "safetensors":
+        raise refuse(library, f"gets encoders of three channels, not of {channels}", "safetensors")
     out.mkdir(parents=True, exist_ok=True)
     temporary = out / f"{name}.tmp"
     if library == "safetensors":

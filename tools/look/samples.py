@@ -155,6 +155,9 @@ def describe(view: ViewSpec, params: ViewParams, copy: int, sample: int, size: t
         lines.append(f"blur, sigma {params.sigma[copy, sample].item():.2f} px")
     if params.solarize[copy, sample]:
         lines.append("solarised")
+    if params.dropped is not None and params.dropped[copy, sample].any():
+        which = params.dropped[copy, sample].nonzero()[:, 0].tolist()
+        lines.append(f"without channel{'s' * (len(which) > 1)} {', '.join(map(str, which))}")
     if params.erased is not None and params.erased[copy, sample, 2] > 0:
         left, top, width, height = params.erased[copy, sample].tolist()
         lines.append(f"erased {width} × {height} at ({left}, {top})")
@@ -162,9 +165,11 @@ def describe(view: ViewSpec, params: ViewParams, copy: int, sample: int, size: t
 
 
 def to_pixels(x: torch.Tensor, view: ViewSpec) -> torch.Tensor:
-    """(..., 3, S, S) normalised, on any device -> (..., S, S, 3) uint8 on the CPU."""
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (view.mean, view.std))
-    return ((x.float().cpu() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).movedim(-3, -1)
+    """(..., C, S, S) normalised, on any device -> (..., S, S, 3) uint8 on the CPU: its first three channels, or the
+    first as gray."""
+    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (view.mean, view.std))
+    levels = ((x.float().cpu() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).movedim(-3, -1)
+    return levels[..., :3] if view.channels > 2 else levels[..., :1].expand(*levels.shape[:-1], 3)
 
 
 def covers(mask: MaskSpec, view: ViewSpec) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from ...errors import UserError
 from ...models.algorithms.classifier import Classifier
 from ...models.algorithms.multihead import MultiHead
+from ...pipelines.images.rules import use_rules
 from ...pipelines.spec import ByteSource, ViewSpec
 from ..engine import checkpoint
 from ..engine.distributed import Launch, launch, pick_device
@@ -36,6 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"{arguments.recipe}: trains no classifier but {recipe.algorithm.name}; see configs/finetune")
     if recipe.data.train is None or recipe.data.val is None:
         raise UserError("data.train, data.val: fine-tuning needs both, labelled images to learn from and to classify")
+    use_rules(recipe.data.rules)  # which files are images depends on them
     sources = labelled_sets(recipe.data.train, recipe.data.val, ("data.train", "data.val"))
     first, given = [], [f"algorithm.classes={len(sources[0].classes)}"]
     with started_with(arguments.encoder, recipe.out) as weights:

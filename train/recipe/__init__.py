@@ -1,6 +1,7 @@
 """What a run is.
 
 recipe.py        a recipe's sections, --smoke
+channels.py      views and networks for images of so many channels
 listing.py       `headrace recipes`
 settings.py      the sections that belong to training: data, train, optim
 schedules.py     rates and decays as arrays

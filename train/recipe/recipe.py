@@ -15,6 +15,7 @@ from ...models.algorithm import Algorithm
 from ...models.algorithms import find_algorithm
 from ...pipelines.sources.arrays import ArraySource
 from . import config
+from .channels import require_channels
 from .settings import DataSettings, Optim, TrainSettings
 
 SECTIONS = ("algorithm", "data", "train", "optim", "kernels")
@@ -57,6 +58,7 @@ def load_recipe(path: str, overrides: Sequence[str | tuple[str, Any]] = ()) -> R
     sections = config.build(tree, types)
     resolved = config.show(tree, sections)
     sections.pop("description")
+    require_channels(sections["algorithm"], sections["data"].channels)
     return Recipe(name=Path(path).stem, resolved=resolved, **sections)
 
 
@@ -110,9 +112,11 @@ def replaced(overrides: Sequence[str], asked: Recipe, tiny: Recipe) -> list[str]
     return notes
 
 
-def smoke_images() -> ArraySource:
-    """64 smooth random images of 48 px in four classes, whose brightness differs."""
+def smoke_images(channels: int | None = None) -> ArraySource:
+    """64 smooth random images of 48 px in four classes, whose brightness differs; deep ones of so many `channels`."""
     rng = np.random.default_rng(0)
     labels = np.arange(_SMOKE_IMAGES) % 4
-    coarse = rng.uniform(0, 128, (_SMOKE_IMAGES, 6, 6, 3)) + 40 * labels[:, None, None, None]
-    return ArraySource(coarse.repeat(8, 1).repeat(8, 2).astype(np.uint8), labels, name="generated images")
+    coarse = rng.uniform(0, 128, (_SMOKE_IMAGES, 6, 6, channels or 3)) + 40 * labels[:, None, None, None]
+    images = coarse.repeat(8, 1).repeat(8, 2)
+    images = images.astype(np.uint8) if channels is None else (257 * images).astype(np.uint16)
+    return ArraySource(images, labels, name="generated images")

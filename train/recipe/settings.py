@@ -32,13 +32,15 @@ class DataSettings:
     )
     val: str | None = None  # labelled images for train.knn_every; the training set is the bank of neighbours
     max_bad: float = 0.01  # the share of undecodable images above which the run stops; one is always let pass
+    # None: RGB of eight bits. 1 to 16: images of so many channels, at sixteen bits up to the device
+    channels: int | None = None
     # which values of images of more than eight bits are black and white: those that the format declares, percentiles
     # of each image, or low,high in the file's own numbers
     range: tuple[float, float] | Literal["full", "percentile"] = "full"
     max_pixels: int = MAX_PIXELS  # an image of more is bad
 
     def __post_init__(self) -> None:
-        Rules(self.range, self.max_pixels)
+        _ = self.rules
         for key in ("block", "threads"):
             if isinstance(value := getattr(self, key), int) and value < 1:
                 raise ValueError(f"{key}: must be at least 1, not {value}")
@@ -49,7 +51,7 @@ class DataSettings:
     @property
     def rules(self) -> Rules:
         """How the images of this run are decoded, in training and in every evaluation of what it has trained."""
-        return Rules(self.range, self.max_pixels)
+        return Rules(self.range, self.max_pixels, self.channels)
 
 
 @dataclass(frozen=True)
