@@ -23,6 +23,8 @@ COMMANDS = {
     "finetune": ("train.evaluation.finetune", "accuracy after training all of its weights with labels"),
     "detect": ("train.dense.detect", "average precision after training it to find objects"),
     "segment": ("train.dense.segment", "mean intersection over union after training it to segment"),
+    "dense-knn": ("train.patches.knn", "mean intersection over union of k-NN on its patches"),
+    "dense-linear": ("train.patches.linear", "the same of a linear layer on its patches"),
     "svm": ("train.evaluation.svm", "mean average precision on VOC 2007 of linear SVMs on its features"),
     "tsne": ("tools.look.tsne", "its features in two dimensions, as a picture"),
     "shape-bias": ("tools.look.shape_bias", "whether a classifier goes by shape or by texture"),

@@ -36,6 +36,7 @@ ALLOWED = {  # room -> what it may import of headrace, besides itself and what l
     "train/engine": "train.recipe schema.bounds pipelines models kernels",
     "train/evaluation": "train.recipe train.engine train.pretrain pipelines models kernels",
     "train/dense": "train.recipe train.engine train.evaluation train.pretrain pipelines models kernels",
+    "train/patches": "train.recipe train.engine train.evaluation train.dense pipelines models kernels",
     "tools": "schema tools train pipelines models kernels",
     "tools/exchange": "train pipelines models kernels",
     "tools/look": "tools.columns train pipelines models kernels",

@@ -13,9 +13,10 @@ init.py          weights that a run begins with         lora.py        low-rank 
 engine/          the loop, the step, checkpoints, processes: how it goes
 evaluation/      features of an encoder, and what they are worth
 dense/           detectors and segmenters on encoders
+patches/         what an encoder's features of patches tell of pixels, without training it
 
-Who knows whom: recipe -> nobody; engine -> recipe; evaluation -> engine, recipe; dense -> all three. `pretrain.py` puts
-them together; fine-tuning and dense training are runs of its making.
+Who knows whom: recipe -> nobody; engine -> recipe; evaluation -> engine, recipe; dense -> all three; patches -> all
+four. `pretrain.py` puts them together; fine-tuning and dense training are runs of its making.
 """
 
 from ..lazy import face

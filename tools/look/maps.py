@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...errors import UserError
-from ...models.backbones.windows import WindowEncoder
+from ...models.dense.feature_map import multiple_of
 from ...pipelines.sources import open_source
 from ...pipelines.sources.files import FileSource
 from ...pipelines.sources.subset import Subset
@@ -54,8 +54,8 @@ def look(arguments: argparse.Namespace) -> Seen:
     source = some_images(arguments.images, arguments.samples)
     found = load_encoder(arguments.encoder)
     size = arguments.size or found.view.size
-    if size < 1 or size % _multiple(found.module):
-        raise UserError(f"--size: {arguments.encoder} takes multiples of {_multiple(found.module)} px, not {size}")
+    if size < 1 or size % multiple_of(found.module):
+        raise UserError(f"--size: {arguments.encoder} takes multiples of {multiple_of(found.module)} px, not {size}")
     view = replace(found.view, size=size, center_fraction=1.0)  # nothing of the middle square is cut away
     shown = embed(nn.Identity(), source, view, loader="cpu", threads=1)
     if shown.left_out:
@@ -79,11 +79,6 @@ def some_images(names: list[str], count: int) -> ByteSource:
     return Subset(
         source, [len(source) * i // count for i in range(count)] if count < len(source) else range(len(source))
     )
-
-
-def _multiple(encoder: nn.Module) -> int:
-    """Pixels that the side of an image must be a multiple of."""
-    return 32 if isinstance(encoder, WindowEncoder) else getattr(encoder, "patch_size", 1)
 
 
 def overlay(pixels: torch.Tensor, maps: torch.Tensor, share: float = 0.65) -> torch.Tensor:

@@ -6,10 +6,9 @@ import argparse
 
 import numpy as np
 import torch
-from torch import nn
 
 from ...errors import UserError
-from ...models.backbones import ResNet, ViT
+from ...models.dense.feature_map import feature_map
 from .maps import add_arguments, look, save_values
 from .plots import plot_rows
 
@@ -24,30 +23,6 @@ def principal_components(vectors: np.ndarray, count: int) -> np.ndarray:
     left, strengths, directions = left[:, :count], strengths[:count], directions[:count]
     signs = np.sign(directions[range(len(directions)), np.abs(directions).argmax(1)])
     return left * strengths * signs
-
-
-@torch.inference_mode()
-def feature_map(encoder: nn.Module, images: torch.Tensor, layer: int = -1) -> torch.Tensor:
-    """(B, C, rows, columns): of a ViT after block `layer` (the last one's are normalised), of others after a stage.
-
-    Raises `UserError` for an encoder without maps, and for a layer that it does not have.
-    """
-    if isinstance(encoder, ViT):
-        number = _within(layer, len(encoder.blocks))
-        return encoder.feature_maps(images, None if number == len(encoder.blocks) - 1 else (number,))[0]
-    if isinstance(encoder, ResNet):
-        maps = encoder.stages(images)
-    elif hasattr(encoder, "feature_maps"):
-        maps = encoder.feature_maps(images)
-    else:
-        raise UserError(f"pca: {type(encoder).__name__} gives no maps of features; take an encoder of headrace's own")
-    return maps[_within(layer, len(maps))]
-
-
-def _within(layer: int, count: int) -> int:
-    if not -count <= layer < count:
-        raise UserError(f"--layer: from 0 to {count - 1}, or from -1 for the last, not {layer}")
-    return layer % count
 
 
 def foreground_of(maps: np.ndarray) -> np.ndarray:

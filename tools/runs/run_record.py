@@ -18,7 +18,8 @@ from ...train.engine.run_directory import ENCODER_FILE
 from .run_logs import Log, read_log
 from .timing import elapsed
 
-_SCORES = ("top", "mAP", "AP", "mIoU", "share", "held-out", "accuracy")  # how figures of evaluations begin
+# how figures of evaluations begin
+_SCORES = ("top", "mAP", "AP", "mIoU", "mAcc", "aAcc", "share", "held-out", "accuracy")
 _COLLAPSED = 0.01  # of `spread`, as in train.interval
 
 
@@ -213,6 +214,8 @@ def _scores(results: Path, folder: Path) -> dict[str, float]:
         on = data.get("val") or data.get("voc") or data.get("cue conflict")
         title = f"{row.get('protocol')} on {on}" if on else str(row.get("protocol"))
         figures = row.get("figures")
+        if isinstance(figures, dict) and isinstance(figures.get("rows"), list):  # of detect and segment
+            figures = figures["rows"]
         for entry in figures if isinstance(figures, list) else [figures]:
             if isinstance(entry, dict):
                 found |= _entry(title, entry, named=isinstance(figures, list))

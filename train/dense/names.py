@@ -12,19 +12,20 @@ import torch
 from ...errors import UserError
 
 
-def match(train: Any, val: Any) -> str | None:
-    """What to say of categories that val lacks; None where it has all. Their order is nobody's business.
+def match(train: Any, val: Any, flag: str = "data.val") -> str | None:
+    """What to say of categories that val lacks; None where it has all. Their order is nobody's business. `flag` is what
+    the user calls it.
 
     Raises `UserError` for categories of val that train does not have: whatever is learned there, they are not found.
     """
     learned, tested = set(_plain(train.categories)), _plain(val.categories)
     if unknown := [name for name in tested if name not in learned]:
         raise UserError(
-            f"data.val: {val.name} has other categories than {train.name}: {_some(unknown)}; "
+            f"{flag}: {val.name} has other categories than {train.name}: {_some(unknown)}; "
             "categories go together by name, and what is tested must be among what is learned"
         )
     absent = [name for name in _plain(train.categories) if name not in set(tested)]
-    return f"data.val: has no category {_some(absent)}; figures are means over the others" if absent else None
+    return f"{flag}: has no category {_some(absent)}; figures are means over the others" if absent else None
 
 
 def places(names: Sequence[str], among: Sequence[str]) -> np.ndarray:

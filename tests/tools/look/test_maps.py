@@ -11,10 +11,11 @@ import torch
 from tiny_encoders import BEIT, DINOV3, HIVIT, MIXMIM, PLAIN, RESNET, SIZE, SWIN, encoder
 
 from headrace.errors import UserError
+from headrace.models.dense.feature_map import feature_map
 from headrace.tools.look import attention, pca
 from headrace.tools.look.attention import attention_of, query_of
 from headrace.tools.look.maps import overlay, some_images
-from headrace.tools.look.pca import component_colors, feature_map, foreground_of, principal_components
+from headrace.tools.look.pca import component_colors, foreground_of, principal_components
 
 IMAGES = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
 
