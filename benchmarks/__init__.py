@@ -13,6 +13,7 @@ In a checkout where headrace is installed, ``python -m benchmarks.NAME`` is the 
     speedrun.py    from nothing to k-NN and linear accuracy on CIFAR-10 in ten minutes
     accuracy.py, demo.py    what methods are worth on CIFAR-10; the demo, timed
     contenders.py  methods at equal CPU time, and what meters without labels are worth
+                   contender_tables.py has the tables of these
     self_distillation.py    DINO to DINOv3 in equal steps, and one of them continued on other images
     evaluation.py  k-NN at the scale of ImageNet, the fast linear sweep against a published protocol
     kernels.py     every operator beside its rivals

@@ -87,12 +87,17 @@ class Scores:
         self.results = work / "evaluation.jsonl"
 
     def frozen(self, encoder: str) -> dict[str, float]:
+        found = {"knn": self.knn(encoder)}
+        linear.main([encoder, *self._common(), "--epochs", str(self.head_epochs)])
+        return found | {"linear": _percent(self._last()["top1"])}
+
+    def knn(self, encoder: str) -> float:
+        knn.main([encoder, *self._common(), "--k", "20"])
+        return _percent(self._last()[0]["top1"])
+
+    def _common(self) -> list[str]:
         sets = ["--train", str(self.train), "--val", str(self.val)]
-        common = [*sets, "--features", str(self.work / "features"), "--results", str(self.results)]
-        knn.main([encoder, *common, "--k", "20"])
-        found = {"knn": self._last()[0]["top1"]}
-        linear.main([encoder, *common, "--epochs", str(self.head_epochs)])
-        return {name: _percent(share) for name, share in (found | {"linear": self._last()["top1"]}).items()}
+        return [*sets, "--features", str(self.work / "features"), "--results", str(self.results)]
 
     def finetuned(self, method: Method, encoder: str) -> dict[str, float]:
         out = self.work / f"finetune-{method.name}-{Path(encoder).name}"

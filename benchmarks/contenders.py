@@ -5,6 +5,9 @@ transformer of four blocks, for as many steps as it takes in `--minutes` of CPU 
 any user; then k-NN and a linear classifier score it, and the meters of its last steps are noted. A student learns from
 the best of them (``distill``), and the first method trains once more with smaller views at first (``progressive``).
 
+``--progressive`` trains the first method twice, with and without views that grow, and prints how many CPU seconds each
+takes to the k-NN accuracy that the one without has at its end.
+
 ``--qualities`` trains every method well and badly instead and prints, for each meter, Spearman's correlation with the
 linear classifier's accuracy. ``--cost`` times the meters beside a step. Rows go to the ledger ``contenders.jsonl``.
 """
@@ -17,17 +20,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from headrace.errors import run_command
 from headrace.train import pretrain
+from headrace.train.engine.checkpoint import checkpoints, step_of
 from headrace.train.engine.metrics import read_metrics
-from headrace.train.evaluation.evaluate import positive
+from headrace.train.engine.step import Stepper
+from headrace.train.evaluation.evaluate import positive, table
 from headrace.train.evaluation.labels import labelled, labelled_sets
 
 from .accuracy import Scores, subset
+from .contender_tables import METERS, QUALITIES, correlations
 from .record import add_out, append
 
 _VIT = ("algorithm.backbone.width=96", "algorithm.backbone.depth=4", "algorithm.backbone.heads=3")
@@ -49,9 +56,9 @@ METHODS: dict[str, tuple[str, tuple[str, ...], float]] = {  # recipe, overrides,
         1e-3,
     ),
 }
-METERS = ("spread", "rank", "alpha", "lidar", "patch_spread")
-QUALITIES = {"good": (1.0, 1.0), "short": (0.2, 1.0), "slow": (1.0, 0.03), "hot": (1.0, 10.0)}  # time, rate
 _TRIAL = 12  # steps whose time says how many there are in a minute
+_GROWING = "algorithm.view.size={0: 16, 40%: 24, 70%: 32}"
+_MARKS = 16  # moments of a run at which `--progressive` looks at k-NN
 
 
 class Bench:
@@ -62,11 +69,8 @@ class Bench:
 
     def run(self, name: str, recipe: str, overrides: Sequence[str], rate: float, seed: int, share: float = 1.0) -> dict:
         """Trains for `share` of the minutes; a row of figures."""
-        out = self.scores.work / f"{name}-{seed}"
-        settings = [f"data.train={self.scores.train}", "train.precision=fp32", "optim.warmup=0.1", f"optim.lr={rate}"]
-        settings += ["optim.lr_batch=null", f"train.batch_size={self.batch}", f"train.seed={seed}", *overrides]
-        trial = self._seconds(recipe, [*settings, f"train.max_steps={_TRIAL}", f"train.out={out}-trial"])
-        steps = max(20, int(share * 60 * self.minutes / (trial / _TRIAL)))
+        out, settings = self.scores.work / f"{name}-{seed}", self._settings(overrides, rate, seed)
+        steps = self._steps(recipe, settings, out, share)
         seconds = self._seconds(recipe, [*settings, f"train.max_steps={steps}", f"train.out={out}"])
         last = [row["metrics"] for row in read_metrics(out)[-5:]]
         meters = {key: round(float(np.mean([row[key] for row in last])), 4) for key in METERS if key in last[-1]}
@@ -76,6 +80,29 @@ class Bench:
         append("contenders", {"job": f"{self.minutes:g} CPU minutes", **row, "config": settings}, folder=self.folder)
         print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
         return row | {"out": str(out)}
+
+    def climb(self, name: str, recipe: str, overrides: Sequence[str], rate: float) -> list[dict]:
+        """Trains for the minutes; `step`, `cpu_seconds` of training until then and `knn`, at `_MARKS` moments."""
+        out, settings = self.scores.work / f"{name}-climb", self._settings(overrides, rate, 0)
+        steps = self._steps(recipe, settings, out, 1.0)
+        every = max(1, steps // _MARKS)
+        settings += [f"train.save_every={every}", f"train.keep_every={every}"]
+        with step_ends() as ends:
+            self._seconds(recipe, [*settings, f"train.max_steps={steps}", f"train.out={out}"])
+        found = []
+        for path in checkpoints(out):
+            figures = {"step": step_of(path), "cpu_seconds": round(ends[step_of(path) - 1], 1)}
+            found.append(figures | {"knn": self.scores.knn(str(path))})
+        return found
+
+    def _settings(self, overrides: Sequence[str], rate: float, seed: int) -> list[str]:
+        settings = [f"data.train={self.scores.train}", "train.precision=fp32", "optim.warmup=0.1", f"optim.lr={rate}"]
+        return [*settings, "optim.lr_batch=null", f"train.batch_size={self.batch}", f"train.seed={seed}", *overrides]
+
+    def _steps(self, recipe: str, settings: Sequence[str], out: Path, share: float) -> int:
+        """How many there are in `share` of the minutes."""
+        trial = self._seconds(recipe, [*settings, f"train.max_steps={_TRIAL}", f"train.out={out}-trial"])
+        return max(20, int(share * 60 * self.minutes / (trial / _TRIAL)))
 
     def _seconds(self, recipe: str, arguments: list[str]) -> float:
         began = time.process_time()
@@ -96,8 +123,46 @@ def compared(bench: Bench, names: Sequence[str], seeds: int) -> Iterator[dict]:
     teacher = (f"algorithm.teacher={best[0]['out']}", f"algorithm.features={width}", "algorithm.queue=4096")
     yield bench.run("distill", "distill_resnet18_cifar10", (*_RESNET, *teacher), 2e-3, seed=0)
     recipe, overrides, rate = METHODS[names[0]]
-    growing = "algorithm.view.size={0: 16, 40%: 24, 70%: 32}"
-    yield bench.run(f"{names[0]}-progressive", recipe, (*overrides, growing), rate, seed=0)
+    yield bench.run(f"{names[0]}-progressive", recipe, (*overrides, _GROWING), rate, seed=0)
+
+
+@contextmanager
+def step_ends() -> Iterator[list[float]]:
+    """CPU seconds of this process since now, at the end of each step of a run inside."""
+    ends: list[float] = []
+    began, true_step = time.process_time(), Stepper.__call__
+
+    def step(self, batch, progress):
+        output = true_step(self, batch, progress)
+        ends.append(time.process_time() - began)
+        return output
+
+    Stepper.__call__ = step
+    try:
+        yield ends
+    finally:
+        Stepper.__call__ = true_step
+
+
+def reached(curve: Sequence[dict], wanted: float) -> float | None:
+    """CPU seconds to the first moment with that k-NN accuracy, or None."""
+    return next((moment["cpu_seconds"] for moment in curve if moment["knn"] >= wanted), None)
+
+
+def progressive(bench: Bench, name: str) -> list[dict]:
+    """A row for the method as it is and one with views that grow: seconds to the k-NN that the first one ends with."""
+    recipe, overrides, rate = METHODS[name]
+    ways = {name: overrides, f"{name}, views that grow": (*overrides, _GROWING)}
+    curves = {way: bench.climb(way.replace(", views that ", "-"), recipe, own, rate) for way, own in ways.items()}
+    wanted, rows = curves[name][-1]["knn"], []
+    for way, curve in curves.items():
+        row = {"job": f"k-NN of {bench.minutes:g} CPU minutes", "contender": way, "wanted_knn": wanted}
+        row |= {"cpu_seconds_to_it": reached(curve, wanted), "knn_at_the_end": curve[-1]["knn"]}
+        row |= {"steps": curve[-1]["step"], "cpu_seconds": curve[-1]["cpu_seconds"]}
+        config = {"recipe": recipe, "overrides": [*ways[way]], "rate": rate, "batch": bench.batch}
+        append("contenders", {**row, "curve": curve, "config": config}, folder=bench.folder)
+        rows.append(row)
+    return rows
 
 
 def qualities(bench: Bench, names: Sequence[str]) -> Iterator[dict]:
@@ -106,34 +171,6 @@ def qualities(bench: Bench, names: Sequence[str]) -> Iterator[dict]:
         recipe, overrides, rate = METHODS[name]
         for quality, (share, factor) in QUALITIES.items():
             yield bench.run(f"{name}-{quality}", recipe, overrides, rate * factor, seed=0, share=share) | {"of": name}
-
-
-def correlations(rows: Sequence[dict]) -> dict[str, dict[str, float]]:
-    """Of each meter, Spearman's correlation with the linear accuracy: over all rows, and the mean within methods."""
-    found = {}
-    for meter in METERS:
-        known = [row for row in rows if meter in row]
-        inside = [[row for row in known if row["of"] == name] for name in sorted({row["of"] for row in known})]
-        within = [spearman(group, meter) for group in inside if len(group) > 2]
-        within = [value for value in within if value == value]
-        found[meter] = {"runs": len(known), "all": spearman(known, meter)}
-        found[meter]["within"] = float(np.mean(within)) if within else float("nan")
-    return found
-
-
-def spearman(rows: Sequence[dict], meter: str) -> float:
-    """The correlation of ranks, equal values sharing theirs; NaN where either does not vary."""
-    if len(rows) < 3:
-        return float("nan")
-    a, b = (_ranks([row[key] for row in rows]) for key in (meter, "linear"))
-    a, b = a - a.mean(), b - b.mean()
-    size = float(np.sqrt((a @ a) * (b @ b)))
-    return float(a @ b) / size if size else float("nan")
-
-
-def _ranks(values: Sequence[float]) -> np.ndarray:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
 
 
 def cost() -> dict[str, float]:
@@ -176,6 +213,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--val-images", type=positive, default=2_000, help="how many are used (%(default)s)")
     parser.add_argument("--batch", type=positive, default=128, help="images of a step (%(default)s)")
     parser.add_argument("--qualities", action="store_true", help="calibrate the meters")
+    text = "CPU seconds to the same k-NN with and without views that grow, of the first of --only"
+    parser.add_argument("--progressive", action="store_true", help=text)
     parser.add_argument("--cost", action="store_true", help="time the meters; needs no images")
     add_out(parser)
     args = parser.parse_args(argv)
@@ -191,6 +230,9 @@ def main(argv: Sequence[str]) -> int:
         counts = (args.train_images, args.val_images)
         sets = [subset(labelled(source), n, work / part) for source, n, part in zip(sources, counts, ("train", "val"))]
         bench = Bench(Scores(*sets, work, args.batch, 20, 1), args.minutes, args.batch, args.out)
+        if args.progressive:
+            table("to the same k-NN", progressive(bench, args.only[0]))
+            return 0
         if not args.qualities:
             list(compared(bench, args.only, args.seeds))
             return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 
 from .gate import PEER, recorded
@@ -267,12 +268,12 @@ def _steps(folder: Path) -> list[str]:
     return plain(rows) + ([] if any(row["cuda"] for row in rows) else ["", f"On a GPU: {NOT_YET.lower()}"])
 
 
-def _race(form: str) -> Callable[[Path], list[str]]:
-    def made(folder: Path) -> list[str]:
-        from .racers import tables  # which uses this file's
+def _elsewhere(ledger: str, module: str, form: str) -> Callable[[Path], list[str]]:
+    """Tables of a file that uses this one."""
 
-        rows = read("race", folder)
-        return getattr(tables, form)(rows) if rows else [NOT_YET]
+    def made(folder: Path) -> list[str]:
+        rows = read(ledger, folder)
+        return getattr(import_module(f".{module}", __package__), form)(rows) if rows else [NOT_YET]
 
     return made
 
@@ -298,12 +299,15 @@ TABLES: dict[str, Callable[[Path], list[str]]] = {
     "know-image": _of("know", plain, lambda row: row["job"] == "an image"),
     "curate": _of("curate"),
     "pixels": _of("pixels"),
-    "race": _race("figures"),
-    "race-ratios": _race("ratios"),
-    "race-targets": _race("targets"),
+    "race": _elsewhere("race", "racers.tables", "figures"),
+    "race-ratios": _elsewhere("race", "racers.tables", "ratios"),
+    "race-targets": _elsewhere("race", "racers.tables", "targets"),
     "speedrun": _of("speedrun", keep=lambda row: row["job"] == "speedrun"),
     "board": _of("speedrun", board, lambda row: row["job"] == "cpu-class"),
     "augment": _of("augment_gpu"),
+    "contenders": _elsewhere("contenders", "contender_tables", "methods"),
+    "progressive": _of("contenders", plain, lambda row: row["job"].startswith("k-NN of")),
+    "meters": _elsewhere("contenders", "contender_tables", "meters"),
     "kernels": kernels,
 }
 

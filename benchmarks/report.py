@@ -31,7 +31,15 @@ from .racers import SYSTEMS
 from .record import RESULTS, read
 
 ROOT = Path(headrace.__file__).parent
-PAGES = ("README.md", "docs/benchmarks.md", "docs/evaluation.md", "docs/know.md", "docs/race.md", "benchmarks/board.md")
+PAGES = (
+    "README.md",
+    "docs/benchmarks.md",
+    "docs/evaluation.md",
+    "docs/know.md",
+    "docs/meters.md",
+    "docs/race.md",
+    "benchmarks/board.md",
+)
 IMAGES = "docs/images"
 PANELS = {  # ledger -> the jobs that are drawn
     "loaders": ("mae", "two-views", "multicrop", "eval"),
