@@ -108,8 +108,9 @@ class Algorithm(nn.Module):
         """An encoder, as `headrace knn` names one, that is handed to `take_teacher` before training; None: none."""
         return None
 
-    def take_teacher(self, module: nn.Module, view: ViewSpec, digest: str) -> None:
-        """The encoder that `wants` names, the view it is evaluated with, and a hash of weights and configuration."""
+    def take_teacher(self, module: nn.Module, view: ViewSpec, what: str) -> None:
+        """The encoder that `wants` names, the view it is evaluated with, and what else the features of a view depend
+        on, in a line: its weights and configuration, the data set and how its images are decoded."""
         raise NotImplementedError
 
     def prepare(self, samples: int) -> None:

@@ -112,12 +112,17 @@ def pretrain(
         use_rules(recipe.data.rules)  # those of the run that it was read from may be others
         if process.is_main:
             say(report)
+    data = identity(source, order.blocks)
     if algorithm.wants is not None:  # after train.init, which goes into every copy of the encoder
-        teacher = load_encoder(algorithm.wants)
+        try:
+            teacher = load_encoder(algorithm.wants)
+        except UserError as fault:
+            raise UserError(f"{fault}; the algorithm section names it as a teacher") from None
         if rules().channels != recipe.data.channels:
             known = rules().channels or "RGB"
             raise UserError(f"data.channels: {recipe.data.channels or 'RGB'}, but {algorithm.wants} reads {known}")
-        algorithm.take_teacher(teacher.module, teacher.view, teacher.digest)
+        use_rules(recipe.data.rules)  # not those of the teacher's run
+        algorithm.take_teacher(teacher.module, teacher.view, f"{teacher.digest} {data} {recipe.data.rules}")
     if settings.lora is not None:
         report = add_lora(algorithm, encoder_places(algorithm), settings.lora)
         if process.is_main:
@@ -139,9 +144,7 @@ def pretrain(
     threads = recipe.data.threads or process.cores
     score = knn_score(recipe, process, algorithm, source, threads)
 
-    data = identity(source, order.blocks) | (
-        {"plan": plan_hash(source, order)} if isinstance(order, MixedOrder) else {}
-    )
+    data |= {"plan": plan_hash(source, order)} if isinstance(order, MixedOrder) else {}
     with locked(out) if process.is_main else nullcontext():
         resumed = find_resume(recipe, data, order)
         if resumed and isinstance(order, MixedOrder):

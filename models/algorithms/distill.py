@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...errors import UserError
+from ...errors import UserError, notice
 from ...pipelines.spec import Batch, ViewSpec
 from ...pipelines.views.recipes import view
 from ...schema.bounds import Count, Positive
@@ -85,7 +85,7 @@ class Distill(Algorithm):
     def wants(self) -> str | None:
         return None if self.config.teacher == UNTRAINED else self.config.teacher
 
-    def take_teacher(self, module: nn.Module, view: ViewSpec, digest: str) -> None:
+    def take_teacher(self, module: nn.Module, view: ViewSpec, what: str) -> None:
         """See `Algorithm`. Raises `UserError` where its features are others than `features`, or where it has no map of
         patches and the local part wants one."""
         self.teacher = Teacher(module, self.config.view, view)
@@ -99,11 +99,15 @@ class Distill(Algorithm):
             )
         if self.config.cache is not None:
             shapes = [tuple(x.shape[1:]) for x in (pooled, patches) if x is not None]
-            self.cached = CachedTargets(self.config.cache, f"{digest} {self.config.view}", shapes)
+            self.cached = CachedTargets(self.config.cache, f"{what} {self.config.view}", shapes)
 
     @property
     def encoder(self) -> nn.Module:
         return self.backbone
+
+    def prepare(self, samples: int) -> None:
+        if self.config.teacher == UNTRAINED:
+            notice("algorithm.teacher: untrained, a random encoder to try a recipe out; give the one to learn from")
 
     def forward(self, batch: Batch, progress: Progress) -> StepOutput:
         images = batch.views[self.config.view.name][0]

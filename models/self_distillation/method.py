@@ -171,7 +171,7 @@ class SelfDistillation(Algorithm):
         gram = self.config.gram
         return None if gram is None or gram.teacher == OWN else gram.teacher
 
-    def take_teacher(self, module: nn.Module, view: ViewSpec, digest: str) -> None:
+    def take_teacher(self, module: nn.Module, view: ViewSpec, what: str) -> None:
         """The Gram teacher. Raises `UserError` for an encoder of another shape than the run's."""
         self.gram.take(module)
 

@@ -17,7 +17,7 @@ from ...errors import UserError
 
 class CachedTargets:
     """Float32 rows by (seed, epoch, sample) in a folder: ``<what>/<seed>/epoch-<n>.f32``, and beside it ``.known``, a
-    byte a sample. `what` is a hash of the network and the view, so that targets of others are never taken for them.
+    byte a sample. `what` names the network, the view and the data set: targets of others are never taken for them.
 
     A view is a function of (seed, epoch, sample), so what is read is what would be computed: bit for bit what was
     computed then. Files grow with the samples that are seen. Processes write rows of their own into the same files.

@@ -1,13 +1,17 @@
 """Distilling by the command: what the teacher is, what it sees, and that a cache changes nothing."""
 
+import shutil
+
 import pytest
 import torch
+from PIL import Image, ImageOps
 
 from headrace.errors import UserError
 from headrace.models.algorithms import distill as module
 from headrace.models.algorithms.distill import Distill, Teacher
 from headrace.models.backbones import ResNet, ViT
 from headrace.models.targets.cached import CachedTargets
+from headrace.pipelines.images.rules import rules
 from headrace.pipelines.spec import ViewSpec
 from headrace.train import pretrain
 from headrace.train.engine import checkpoint
@@ -63,6 +67,27 @@ def test_cached_targets_are_those_computed_online_bit_for_bit(teacher, photo_fol
     assert not any("teacher" in key for key in online)
     with pytest.raises(AssertionError, match="the teacher was asked"):  # other draws are not in it
         run(teacher, photo_folder, tmp_path / "other", cache, "train.seed=1")
+
+
+def test_a_cache_of_another_data_set_is_not_read(teacher, photo_folder, tmp_path):
+    """Samples of the same numbers, in the same epochs of the same seed, but other images."""
+    others, cache = tmp_path / "others", f"algorithm.cache={tmp_path / 'cache'}"
+    shutil.copytree(photo_folder, others)
+    for file in others.rglob("*.jpg"):
+        ImageOps.invert(Image.open(file).convert("RGB")).save(file)
+    run(teacher, photo_folder, tmp_path / "first", cache)
+    online, cached = (run(teacher, others, tmp_path / f"{len(more)}", *more) for more in ([], [cache]))
+    assert online.keys() == cached.keys() and all(torch.equal(online[key], cached[key]) for key in online)
+
+
+def test_images_are_decoded_by_the_rules_of_the_run(teacher, photo_folder, tmp_path):
+    """And not by those of the run that the teacher is of."""
+    sets = [f"data.train={photo_folder}", f"train.out={tmp_path / 'mae'}", "train.max_steps=1", "train.device=cpu"]
+    options = ["optim.lr=1e-3", "data.threads=1", "data.range=percentile", "train.epochs=null"]
+    assert pretrain.main([str(tmp_path / "teacher.yaml"), *sets, *options]) == 0
+    assert rules().range == "percentile"
+    run(tmp_path / "mae", photo_folder, tmp_path / "student", "train.max_steps=1")
+    assert rules().range == "full"
 
 
 def test_the_student_is_evaluated_without_its_teacher(teacher, photo_folder, tmp_path):

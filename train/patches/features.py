@@ -135,7 +135,8 @@ def encoder_of(arguments: argparse.Namespace) -> tuple[Encoder, Patches, tuple[i
         near = max(multiple, round(size / multiple) * multiple)
         raise UserError(f"--size: {encoder.name} takes multiples of {multiple} px, such as {near}, not {size}")
     try:
-        rows, columns = feature_map(encoder.module, torch.zeros(1, 3, size, size), arguments.layer).shape[2:]
+        blank = torch.zeros(1, len(encoder.view.mean), size, size)
+        rows, columns = feature_map(encoder.module, blank, arguments.layer).shape[2:]
     except (AssertionError, RuntimeError, ValueError) as fault:  # others' models say it in many ways
         why = f" ({str(fault).splitlines()[0]})" if str(fault) else ""
         raise UserError(f"--size: {encoder.name} does not take images of {size} px{why}") from None
