@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -227,27 +226,6 @@ def demo(rows: Sequence[Row]) -> list[str]:
     return ["```", row["contender"], *body, f"in {row['seconds']:.0f} s on {machine(row)}", "```"]
 
 
-def board(rows: Sequence[Row]) -> list[str]:
-    """The best first: entries of one length on one processor by k-NN, medians over seeds. Late rows do not count."""
-    entries: dict[tuple, dict[int, Row]] = {}
-    for row in map(facts, rows):
-        if row["in_time"]:
-            key = (row["budget"], row["processor"], row["contender"], str(row["config"]))
-            entries.setdefault(key, {})[row["seed"]] = row  # the last run of a seed
-    body = []
-    for (budget, processor, contender, _), own in entries.items():
-        runs = list(own.values())
-        cells = [f"{statistics.median(row[key] for row in runs):.1f}" for key in ("knn", "knn_200", "linear")]
-        each = ", ".join(f"{row['knn']:.1f}" for row in runs)
-        cells[0] += f" ({each})" if len(runs) > 1 else ""
-        last = runs[-1]
-        cells += [f"{last['epochs']:g}", ", ".join(map(str, own)), last["time"][:10], last["commit"][:8]]
-        median = statistics.median(row["knn"] for row in runs)
-        body.append((budget, processor, -median, [f"{budget / 60:g} min", contender, *cells, processor]))
-    header = ["wall time", "entry", "k-NN (each seed)", "k = 200", "linear", "epochs", "seeds", "day", "commit", "on"]
-    return lines(header, [cells for *_, cells in sorted(body, key=lambda each: each[:3])], left=2)
-
-
 def kernels(folder: Path) -> list[str]:
     files = sorted(folder.glob("kernels-*.jsonl"))
     return kernel_table(files[-1].read_text(encoding="utf-8").splitlines()).splitlines() if files else [NOT_YET]
@@ -303,7 +281,7 @@ TABLES: dict[str, Callable[[Path], list[str]]] = {
     "race-ratios": _elsewhere("race", "racers.tables", "ratios"),
     "race-targets": _elsewhere("race", "racers.tables", "targets"),
     "speedrun": _of("speedrun", keep=lambda row: row["job"] == "speedrun"),
-    "board": _of("speedrun", board, lambda row: row["job"] == "cpu-class"),
+    "board": _elsewhere("speedrun", "racers.tables", "board"),
     "augment": _of("augment_gpu"),
     "contenders": _elsewhere("contenders", "contender_tables", "methods"),
     "progressive": _of("contenders", plain, lambda row: row["job"].startswith("k-NN of")),

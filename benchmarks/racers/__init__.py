@@ -9,7 +9,7 @@ numbers of the heat's recipe.
     lightly.py     lightly's modules and transforms
     by_hand.py     torchvision and timm, a loop as people write it
     mmpretrain.py  OpenMMLab's models and pipelines
-    tables.py      the race's rows as tables
+    tables.py      the race's rows as tables, and the board's
 """
 
 from __future__ import annotations

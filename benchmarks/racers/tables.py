@@ -1,10 +1,11 @@
-"""The ledger of the race as tables: all figures, ours over each peer, and what was aimed at."""
+"""The ledger of the race as tables: all figures, ours over each peer, what was aimed at; and the board."""
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator, Sequence
 
-from ..ledger import NOT_YET, about, latest, lines, machine
+from ..ledger import NOT_YET, about, facts, latest, lines, machine
 
 Row = dict
 OURS = "headrace"
@@ -102,3 +103,29 @@ def targets(rows: Sequence[Row]) -> list[str]:
         "",
         *lines(["target", "measured", "met"], body, left=3),
     ]
+
+
+def board(rows: Sequence[Row]) -> list[str]:
+    """The best first: entries of one length on one processor by k-NN, medians over seeds. Late rows do not count.
+
+    Of the ledger of the speedrun, those of the CPU class.
+    """
+    entries: dict[tuple, dict[int, Row]] = {}
+    for row in map(facts, rows):
+        if row["in_time"] and row["job"] == "cpu-class":
+            key = (row["budget"], row["processor"], row["contender"], str(row["config"]))
+            entries.setdefault(key, {})[row["seed"]] = row  # the last run of a seed
+    if not entries:
+        return [NOT_YET]
+    body = []
+    for (budget, processor, contender, _), own in entries.items():
+        runs = list(own.values())
+        cells = [f"{statistics.median(row[key] for row in runs):.1f}" for key in ("knn", "knn_200", "linear")]
+        each = ", ".join(f"{row['knn']:.1f}" for row in runs)
+        cells[0] += f" ({each})" if len(runs) > 1 else ""
+        last = runs[-1]
+        cells += [f"{last['epochs']:g}", ", ".join(map(str, own)), last["time"][:10], last["commit"][:8]]
+        median = statistics.median(row["knn"] for row in runs)
+        body.append((budget, processor, -median, [f"{budget / 60:g} min", contender, *cells, processor]))
+    header = ["wall time", "entry", "k-NN (each seed)", "k = 200", "linear", "epochs", "seeds", "day", "commit", "on"]
+    return lines(header, [cells for *_, cells in sorted(body, key=lambda each: each[:3])], left=2)
