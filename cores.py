@@ -25,6 +25,17 @@ def cores() -> int:
     return max(1, math.ceil(min(len(core_ids()), quota())))
 
 
+def take_cores(count: int) -> None:
+    """From now on this process and its children run on so many of its cores, where the system has such a setting.
+
+    Raises `ValueError` where it may use fewer.
+    """
+    if cores() < count:
+        raise ValueError(f"takes {count} cores, and this process may use {cores()}")
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(core_ids())[:count])
+
+
 def shared_cores(mine: Collection[int], neighbours: Sequence[Collection[int]]) -> int:
     """This process's part of `mine`, its cores, when the processes of its run on this node (itself among `neighbours`)
     have those: a core that n of them may use counts an n-th. So it does not matter who divided the cores, or nobody.

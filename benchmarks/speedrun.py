@@ -30,7 +30,7 @@ import numpy as np
 import torch
 
 from headrace import kernels
-from headrace.cores import cores
+from headrace.cores import cores, take_cores
 from headrace.errors import UserError, run_command
 from headrace.models.algorithm import Algorithm, Progress
 from headrace.models.algorithms import find_algorithm
@@ -245,15 +245,6 @@ def run(
     }
 
 
-def take_two_cores() -> None:
-    """This process and its children run on two cores from now on. Raises `UserError` where there are fewer."""
-    if cores() < 2:
-        raise UserError("speedrun: --cpu-class: takes two cores, and this process may use one")
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
-    torch.set_num_threads(2)
-
-
 def check_peer(args: argparse.Namespace) -> None:
     """Raises `UserError` for what a peer cannot do."""
     if SYSTEMS[args.by].missing:
@@ -281,7 +272,11 @@ def main(argv: Sequence[str]) -> int:
     add_out(parser)
     args = parser.parse_intermixed_args(argv)
     if args.cpu_class:
-        take_two_cores()
+        try:
+            take_cores(2)
+        except ValueError as fault:
+            raise UserError(f"speedrun: --cpu-class: {fault}") from None
+        torch.set_num_threads(2)
         args.device = "cpu"
     if args.by != "headrace":
         check_peer(args)

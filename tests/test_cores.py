@@ -84,3 +84,16 @@ def test_nobody_else_counts_cores():
     folders = [ROOT / name for name in ("schema", "pipelines", "kernels", "models", "train", "tools", "benchmarks")]
     files = [*ROOT.glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))]
     assert [str(path) for path in files if path.name != "cores.py" and counts.search(path.read_text("utf-8"))] == []
+
+
+def test_a_process_takes_some_of_its_cores():
+    """In a process of its own: of the cores that it may use the first, and its children with it; never more."""
+    code = (
+        "import os, subprocess, sys; from headrace.cores import cores, take_cores\n"
+        "try: take_cores(cores() + 1)\nexcept ValueError as fault: print(fault)\n"
+        "first = min(os.sched_getaffinity(0)); take_cores(1)\n"
+        "child = 'import os; print(sorted(os.sched_getaffinity(0)))'\n"
+        "print([first] == eval(subprocess.check_output([sys.executable, '-c', child])), cores())"
+    )
+    said = subprocess.check_output([sys.executable, "-c", code], text=True).splitlines()
+    assert said == [f"takes {cores() + 1} cores, and this process may use {cores()}", "True 1"]

@@ -23,7 +23,8 @@ def dealt_subsets(
     world = world_size()
     total, here = views * world * batch, np.arange(batch) + rank() * batch
     own = (np.arange(views)[:, None] * world * batch + here).ravel()
-    u = uniform(progress.seed, f"drop path/{group}", progress.step, torch.arange(total), 2 * blocks).numpy()
+    u = uniform(progress.seed, f"drop path/{group}", progress.step, torch.arange(total), 2 * blocks)
+    u = np.from_dlpack(u)  # which has never been anywhere but on the host
     keep = max(1, int(total * (1 - rate)))
     last = np.partition(u, keep - 1, axis=0)[keep - 1]
     kept = (u <= last)[own]

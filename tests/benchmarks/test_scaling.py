@@ -153,19 +153,6 @@ def test_what_a_peer_cannot_do_is_one_line(tmp_path, monkeypatch, options, said)
         speedrun.main(command)
 
 
-def test_the_cpu_class_takes_two_cores(monkeypatch):
-    taken = []
-    monkeypatch.setattr(speedrun, "cores", lambda: 1)
-    with pytest.raises(UserError, match="takes two cores, and this process may use one"):
-        speedrun.take_two_cores()
-    monkeypatch.setattr(speedrun, "cores", lambda: 8)
-    monkeypatch.setattr(speedrun.os, "sched_getaffinity", lambda pid: {3, 5, 1, 7}, raising=False)
-    monkeypatch.setattr(speedrun.os, "sched_setaffinity", lambda pid, cores: taken.append(cores), raising=False)
-    monkeypatch.setattr(speedrun.torch, "set_num_threads", taken.append)
-    speedrun.take_two_cores()
-    assert taken == [[1, 3], 2]
-
-
 def test_a_peer_learns_by_the_clock_and_around_our_encoder(tmp_path, monkeypatch):
     """Its optimizer has the schedule's rate at the time that has passed, times nothing; its waiting is counted."""
     recipe = load_recipe("simclr_resnet18_cifar10", ["algorithm.backbone.width=8", "train.batch_size=4"])

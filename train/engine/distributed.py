@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -115,7 +116,7 @@ def launch(device: torch.device, timeout: float = 600.0) -> Iterator[Launch]:
     patience = timedelta(seconds=timeout)
     try:
         on_gpu = device.type == "cuda"
-        store = _meet(next(rendezvous("env://", timeout=patience))[0], rank, world, timeout)
+        store = _joined(rank, world, timeout)
         dist.init_process_group(
             "nccl" if on_gpu else "gloo",
             store=store,
@@ -141,6 +142,25 @@ def launch(device: torch.device, timeout: float = 600.0) -> Iterator[Launch]:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+            _left.set()
+
+
+_left = threading.Event()  # set once this process has been in a group, and left it
+
+
+def _joined(rank: int, world: int, timeout: float) -> dist.Store:
+    """The store of these very processes.
+
+    A process that has left a group before the first rank has may find that one's store, which is about to be closed;
+    then it asks again.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            return _meet(next(rendezvous("env://", timeout=timedelta(seconds=timeout)))[0], rank, world, timeout)
+        except dist.DistNetworkError:
+            if not _left.is_set() or time.monotonic() > deadline:
+                raise
 
 
 def _bound_threads(most: int) -> None:

@@ -251,7 +251,7 @@ def test_commands(photo_folder, tmp_path, capsys):
         with pytest.raises(UserError, match=words) as caught:
             attention.main(arguments)
         assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match="gives no maps of features"):
+    with pytest.raises(UserError, match="gives no map of features"):
         pca.main(["pixels:8", *photos])
 
 
