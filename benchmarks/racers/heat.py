@@ -26,14 +26,14 @@ class Job:
 
 
 JOBS = {
-    "simclr-32": Job("simclr", "simclr_resnet18_cifar10", 128, 32, "SimCLR, ResNet-18, 32 px"),
-    "simclr-224": Job("simclr", "simclr_resnet18", 32, 224, "SimCLR, ResNet-18, 224 px"),
-    "mae-32": Job("mae", "mae_vit-tiny_cifar10", 256, 32, "MAE, ViT-tiny, 32 px"),
-    "mae-224": Job("mae", "mae_vit-tiny", 64, 224, "MAE, ViT-tiny, 224 px"),
+    "simclr-32": Job("simclr", "simclr_resnet18_cifar10", 32, 32, "SimCLR, ResNet-18, 32 px"),
+    "simclr-224": Job("simclr", "simclr_resnet18", 16, 224, "SimCLR, ResNet-18, 224 px"),
+    "mae-32": Job("mae", "mae_vit-tiny_cifar10", 64, 32, "MAE, ViT-tiny, 32 px"),
+    "mae-224": Job("mae", "mae_vit-tiny", 32, 224, "MAE, ViT-tiny, 224 px"),
     "dino-224": Job(
         "dino",
         "dino_vit-tiny_cifar10",
-        16,
+        8,
         224,
         "DINO, ViT-tiny, 2 x 224 + 6 x 96",
         (

@@ -141,8 +141,9 @@ def test_mae_its_evaluations_and_its_weights_in_other_channels(tiles, tmp_path, 
     encoder = load_encoder(str(out))  # of encoder.safetensors, or the checkpoint: both remember
     assert rules() == Rules((0.0, 4095.0), channels=5) and encoder.view.channels == 5
     use_rules(Rules())
-    results = ["--results", str(tmp_path / "results.jsonl"), "--features", str(tmp_path / "features")]
-    assert knn([str(out), "--train", str(tiles), "--val", str(tiles), "--k", "3", *results]) == 0
+    results = ["--results", str(tmp_path / "results.jsonl")]
+    sets = ["--train", str(tiles), "--val", str(tiles), "--features", str(tmp_path / "features")]
+    assert knn([str(out), *sets, "--k", "3", *results]) == 0
     row = json.loads((tmp_path / "results.jsonl").read_text().splitlines()[-1])
     assert "knn" in json.dumps(row) and rules().channels == 5
     use_rules(Rules())
