@@ -43,7 +43,7 @@ _LIKE = {
     "mean": 0.12,
     "spread": 0.12,
 }  # how far a peer may be from us; other draws of weights differ by as much in loss
-_LOOK, _LOSSES = 512, 4  # images whose views are compared, steps whose losses are
+_LOOK, _LOSSES = 512, 12  # images whose views are compared, steps whose losses are: SimCLR's differ by a fifth each
 _TICK = 0.2  # seconds between two looks at memory
 
 
@@ -78,7 +78,7 @@ def turn(job: str, name: str, data: Path, workers: int, warm: int, seconds: floa
 
 
 def first_steps(racer: Racer, batches: int) -> dict:
-    """What racers are compared by: mean and spread of the views of some batches, the loss of the first four."""
+    """What racers are compared by: mean and spread of the views of some batches, the mean loss of the first twelve."""
     import torch
 
     sums, losses, shapes = np.zeros(3), [], set()

@@ -109,13 +109,13 @@ def test_missing_images_are_one_line(capsys):
 
 
 def test_first_steps_are_compared_by_all_their_views():
-    """Ten batches of two views: moments of all their values, the losses of the first four."""
-    values = np.random.default_rng(0).normal(0.3, 2.0, (10, 2, 4, 3, 8, 8)).astype(np.float32)
+    """Fifteen batches of two views: moments of all their values, the mean loss of the first twelve."""
+    values = np.random.default_rng(0).normal(0.3, 2.0, (15, 2, 4, 3, 8, 8)).astype(np.float32)
     batches = iter(torch.from_numpy(values))
     model = torch.nn.Linear(3, 5)
-    losses = iter([1.0, 2.0, 4.0, 9.0])
+    losses = iter([1.0, 2.0, 4.0, 9.0] * 3)
     racer = Racer(batches, lambda batch: torch.tensor(next(losses)), list, model)
-    found = race.first_steps(racer, 10)
+    found = race.first_steps(racer, 15)
     assert found.pop("shapes") == [(4, 3, 8, 8)]
     wanted = {"parameters": 20, "mean": values.mean(dtype=float), "spread": values.std(dtype=float), "loss": 4.0}
     assert found == pytest.approx(wanted, rel=1e-6)
