@@ -101,7 +101,7 @@ def plot(rows: Sequence[dict], path: Path) -> None:
         panel.barh(places, rates, xerr=errors, color=faces, edgecolor=kinds, height=0.72, ecolor=_TEXT)
         for place, row in zip(places, own):
             rate, end = row["images_per_second"], max(row["p80"], row["images_per_second"])
-            panel.text(end, place, f"  {rate:,.0f}", va="center", color=_TEXT, fontsize=8)
+            panel.text(end, place, f"  {rate:,.{1 if rate < 10 else 0}f}", va="center", color=_TEXT, fontsize=8)
         panel.set_yticks(places, names, fontsize=8, color=_TEXT)
         panel.invert_yaxis()
         panel.set_xlim(0, 1.3 * max(rates))
