@@ -280,6 +280,7 @@ TABLES: dict[str, Callable[[Path], list[str]]] = {
     "race": _elsewhere("race", "racers.tables", "figures"),
     "race-ratios": _elsewhere("race", "racers.tables", "ratios"),
     "race-targets": _elsewhere("race", "racers.tables", "targets"),
+    "remote": _elsewhere("remote", "remote", "table"),
     "speedrun": _of("speedrun", keep=lambda row: row["job"] == "speedrun"),
     "board": _elsewhere("speedrun", "racers.tables", "board"),
     "augment": _of("augment_gpu"),

@@ -28,12 +28,14 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from headrace.errors import UserError, run_command
 from headrace.pipelines.shard import shard
 from headrace.pipelines.sharding.plan import ShardOptions
 
+from .ledger import about, facts, lines
 from .record import add_out, append, spread
 
 BATCH, THREADS = 64, 2
@@ -152,7 +154,7 @@ def contenders(data: Path, room: Path, megabytes: int, stack: contextlib.ExitSta
         yield "s3: litdata", "litdata", f"s3://photos/chunks#{samples}"
 
 
-def main() -> int:
+def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m headrace.benchmarks.remote", description=__doc__)
     parser.add_argument("--data", type=Path, help="a folder of images in class folders")
     parser.add_argument("--copies", type=int, default=2, help="how often an epoch holds them, so that it takes seconds")
@@ -160,9 +162,11 @@ def main() -> int:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--job", nargs=2, help=argparse.SUPPRESS)
     add_out(parser)
-    given = parser.parse_args()
+    given = parser.parse_args(argv)
     if given.job:
         job(*given.job)
+    if given.data is None or not given.data.is_dir():
+        raise UserError(f"remote: --data {given.data or 'is missing'}: a folder of images in folders of classes")
     os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1"
     found: dict[str, list[dict]] = {}
     with tempfile.TemporaryDirectory() as place, contextlib.ExitStack() as stack:
@@ -190,6 +194,28 @@ def main() -> int:
     return 0
 
 
+def table(rows: list[dict]) -> list[str]:
+    """The last run for a page: images/s of an epoch and from its first batch on, over ours from disk, and CPU time."""
+    row = facts(rows[-1])
+    body = []
+    for name, own in row["figures"].items():
+        cells = ["headrace " * (name.split()[-1] in ("local", "first", "warm")) + name]
+        for key in ("epoch", "steady"):
+            one = own[key]
+            ratio = one["median"] / row["figures"]["local"][key]["median"]
+            cells += [f"{one['median']:,.0f} ({one['p20']:,.0f}-{one['p80']:,.0f})", f"{ratio:.2f}"]
+        body.append([*cells, f"{own['cpu_ms']['median']:.1f}"])
+    header = [
+        "images/s, median (p20-p80)",
+        "first epoch",
+        "of disk",
+        "from its first batch on",
+        "of disk",
+        "CPU ms an image",
+    ]
+    return [f"{about([row])}.", "", *lines(header, body)]
+
+
 def _print(figures: dict[str, dict]) -> None:
     """A line for each, with its rates as parts of those of `local`, and ours as multiples of the libraries'."""
     base = figures["local"]
@@ -211,4 +237,4 @@ def _print(figures: dict[str, dict]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(lambda: main(sys.argv[1:])))
