@@ -132,32 +132,32 @@ def targets(rows: Sequence[Row], folder: Path) -> list[str]:
             for peer, factor in wanted.items():
                 if peer in own and OURS in own:
                     found = over(own, peer)
-                    body.append([f"{what}: {factor:g} x {peer}", f"{found:.2f} x", _met(found >= factor), name])
+                    body.append([f"{what}: {factor:g} x {peer}", f"{found:.2f} x", met(found >= factor), name])
                 else:
                     body.append([f"{what}: {factor:g} x {peer}", NOT_YET, "", name])
             if peers and OURS in own:
                 worst = min(peers, key=lambda peer: over(own, peer))
                 found = over(own, worst)
-                body.append([f"{what}: ahead of all others", f"{found:.2f} x {worst}", _met(found > 1), name])
+                body.append([f"{what}: ahead of all others", f"{found:.2f} x {worst}", met(found > 1), name])
     for row in map(facts, read("overhead", folder)[-1:]):
-        body.append(["loop: less than 1 % of a step", f"{row['share']:.2%}", _met(row["share"] < 0.01), machine(row)])
+        body.append(["loop: less than 1 % of a step", f"{row['share']:.2%}", met(row["share"] < 0.01), machine(row)])
     on_gpu = [row for row in map(facts, read("steps", folder)) if row["cuda"] and row["contender"].startswith("real")]
     for row in on_gpu:
-        met = _met(row["data_wait"] < 0.02)
-        body.append([f"{row['job']}: waits for data < 2 %", f"{row['data_wait']:.2%}", met, machine(row)])
+        enough = met(row["data_wait"] < 0.02)
+        body.append([f"{row['job']}: waits for data < 2 %", f"{row['data_wait']:.2%}", enough, machine(row)])
     if not on_gpu:
         body.append(["SimCLR-R50, MAE-B, MixMIM-B on a GPU: wait for data < 2 %", NOT_YET, "", ""])
     in_ten = "CIFAR-10 in ten minutes on a GPU: k-NN >= 88, linear >= 90"
     runs = [row for row in map(facts, read("speedrun", folder)) if row["cuda"] and row["budget"] <= 600]
     for row in runs[-1:]:
-        met = _met(row["in_time"] and row["knn"] >= 88 and row["linear"] >= 90)
-        body.append([in_ten, f"{row['knn']:.1f}, {row['linear']:.1f}", met, machine(row)])
+        enough = met(row["in_time"] and row["knn"] >= 88 and row["linear"] >= 90)
+        body.append([in_ten, f"{row['knn']:.1f}, {row['linear']:.1f}", enough, machine(row)])
     if not runs:
         body.append([in_ten, NOT_YET, "", ""])
     return lines(["target", "measured", "met", "on"], body, left=4)
 
 
-def _met(enough: bool) -> str:
+def met(enough: bool) -> str:
     return "yes" if enough else "no"
 
 

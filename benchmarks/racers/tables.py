@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Sequence
 
-from ..ledger import NOT_YET, about, facts, latest, lines, machine
+from ..ledger import NOT_YET, about, facts, latest, lines, machine, met
 
 Row = dict
 OURS = "headrace"
@@ -76,7 +76,7 @@ def ratios(rows: Sequence[Row]) -> list[str]:
 
 def targets(rows: Sequence[Row]) -> list[str]:
     """What was aimed at, what was measured, and whether that is enough."""
-    body, met = [], {True: "yes", False: "no"}
+    body = []
     found = dict(heats(rows))
     for job, wanted in TARGETS.items():
         own = found.get(job, {})
@@ -84,20 +84,20 @@ def targets(rows: Sequence[Row]) -> list[str]:
             name = f"{own[OURS]['config']['title'] if own else job}: {factor:g} x {peer}"
             known = peer in own
             ratio = over(own, peer) if known else 0.0
-            body.append([name, f"{ratio:.2f} x" if known else NOT_YET, met[ratio >= factor] if known else ""])
+            body.append([name, f"{ratio:.2f} x" if known else NOT_YET, met(ratio >= factor) if known else ""])
     for job, own in found.items():
         alone, count = found.get(job.partition("-beside-")[0], {}), own[OURS]["config"]["beside"]
         if count and alone:
             cores = own[OURS]["cores"]
             share = over(own | {"alone": alone[OURS]}, "alone") * (cores + count) / cores
             name = f"{title(own[OURS])}: {SHARE:g} of the share of the cores"
-            body.append([name, f"{share:.2f}", met[share >= SHARE]])
+            body.append([name, f"{share:.2f}", met(share >= SHARE)])
         peers = {name: row["peak_mb"] for name, row in own.items() if name != OURS}
         if peers:
             least = min(peers, key=peers.get)
             ours = own[OURS]["peak_mb"]
             name = f"{title(own[OURS])}: no more memory than any peer"
-            body.append([name, f"{ours:,.0f} MB, {least} {peers[least]:,.0f} MB", met[ours <= peers[least]]])
+            body.append([name, f"{ours:,.0f} MB, {least} {peers[least]:,.0f} MB", met(ours <= peers[least])])
     return [
         f"{machine(next(iter(found.values()))[OURS])}." if found else "",
         "",

@@ -16,7 +16,7 @@ import numpy as np
 
 from ...errors import UserError
 from .lists import HIGHEST_LABEL
-from .lookup import choice
+from .lookup import choice, image_field
 from .mapped import INDEX, MappedSource
 
 INDEX_JSON = "index.json"
@@ -96,13 +96,7 @@ def inside(folder: Path, name: object) -> Path:
 
 def chosen(name: str, images: Sequence[str], numbers: Sequence[str], image: str, label: str) -> tuple[str, str]:
     """(image field, label field or empty) of those that may be them. Raises `UserError` where there is no telling."""
-    if image:
-        choice(name, "field of images", image, images)
-    elif len(images) == 1 or "image" in images:
-        image = "image" if "image" in images else images[0]
-    else:
-        hint = f"choose one of {', '.join(images)}, as in ?image={images[0]}" if images else "such fields hold bytes"
-        raise UserError(f"{name}: {len(images)} fields of encoded images; {hint}")
+    image = image_field(name, "field of images", "fields of encoded images", image, images, images)
     if label:
         choice(name, "field of whole numbers", label, numbers)
     return image, label or next((one for one in _LABELS if one in numbers), "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ...errors import UserError
@@ -36,3 +36,18 @@ def choice(where: str | os.PathLike, what: str, value: str, valid: Iterable[str]
     close = difflib.get_close_matches(value, valid, n=1)
     hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(valid)}" if valid else "it takes none"
     raise UserError(f"{where}: no {what} {value!r}; {hint}")
+
+
+def image_field(where: str, kind: str, kinds: str, asked: str, likely: Sequence[str], every: Sequence[str]) -> str:
+    """Which of the fields of a sample, or columns of a table, holds its image: the one that is asked for, of `every`
+    that may; else the only likely one, or `image`. `kind` and `kinds` are what one and several of them are called.
+
+    Raises `UserError` where there is no telling.
+    """
+    if asked:
+        return choice(where, kind, asked, every)
+    if len(likely) == 1 or "image" in likely:
+        return "image" if "image" in likely else likely[0]
+    bytes_ = f"such {kinds.split()[0]} hold bytes"
+    hint = f"choose one of {', '.join(likely)}, as in ?image={likely[0]}" if likely else bytes_
+    raise UserError(f"{where}: {len(likely)} {kinds}; {hint}")

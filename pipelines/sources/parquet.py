@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import UserError
-from .lookup import choice
+from .lookup import choice, image_field
 
 _HELD = 1 << 30  # bytes of row groups that were read last
 _SPLIT = re.compile(r"(.+)-\d{5}-of-\d{5}(?:-[0-9a-f]+)?\.parquet")  # of files that Hugging Face's tools write
@@ -210,13 +210,7 @@ def _columns(name: str, schema, image: str, label: str) -> tuple[str, str, list[
     features = {key: one for key, one in features.items() if isinstance(one, dict)}
     images = [column for column in schema.names if _kind(schema, column)]
     told = [column for column in images if features.get(column, {}).get("_type") == "Image"] or images
-    if image:
-        choice(name, "column of images", image, images)
-    elif len(told) == 1 or "image" in told:
-        image = "image" if "image" in told else told[0]
-    else:
-        hint = f"choose one of {', '.join(told)}, as in ?image={told[0]}" if told else "such columns hold bytes"
-        raise UserError(f"{name}: {len(told)} columns of images; {hint}")
+    image = image_field(name, "column of images", "columns of images", image, told, images)
     whole = [f.name for f in schema if types.is_integer(f.type) or types.is_string(f.type)]
     classes = [column for column in whole if features.get(column, {}).get("_type") == "ClassLabel"]
     if label:
