@@ -56,7 +56,7 @@ METHODS: dict[str, tuple[str, tuple[str, ...], float]] = {  # recipe, overrides,
         1e-3,
     ),
 }
-_TRIAL = 12  # steps whose time says how many there are in a minute
+_TRIAL = 12  # steps whose time says how many there are in a minute; starting and compiling, in the first, do not count
 _GROWING = "algorithm.view.size={0: 16, 40%: 24, 70%: 32}"
 _MARKS = 16  # moments of a run at which `--progressive` looks at k-NN
 
@@ -101,8 +101,9 @@ class Bench:
 
     def _steps(self, recipe: str, settings: Sequence[str], out: Path, share: float) -> int:
         """How many there are in `share` of the minutes."""
-        trial = self._seconds(recipe, [*settings, f"train.max_steps={_TRIAL}", f"train.out={out}-trial"])
-        return max(20, int(share * 60 * self.minutes / (trial / _TRIAL)))
+        with step_ends() as ends:
+            self._seconds(recipe, [*settings, f"train.max_steps={_TRIAL}", f"train.out={out}-trial"])
+        return max(20, int(share * 60 * self.minutes / np.median(np.diff(ends))))
 
     def _seconds(self, recipe: str, arguments: list[str]) -> float:
         began = time.process_time()
