@@ -15,6 +15,8 @@ In a checkout where headrace is installed, ``python -m benchmarks.NAME`` is the 
     contenders.py  methods at equal CPU time, and what meters without labels are worth
                    contender_tables.py has the tables of these
     self_distillation.py    DINO to DINOv3 in equal steps, and one of them continued on other images
+    gram.py        whether maps of patches that have decayed recover with Gram anchoring
+    patch_head.py  memory of the loss of masked patches beside all logits at once
     evaluation.py  k-NN at the scale of ImageNet, the fast linear sweep against a published protocol
     kernels.py     every operator beside its rivals
     augment_gpu.py, loaders_gpu.py    augmentation on a GPU, and loaders for one

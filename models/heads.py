@@ -44,8 +44,12 @@ class UnitLinear(nn.Linear):
     def __init__(self, features: int, prototypes: int) -> None:
         super().__init__(features, prototypes, bias=False)
 
+    def rows(self) -> torch.Tensor:
+        """(K, D): what vectors are multiplied with."""
+        return F.normalize(self.weight, dim=1)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, F.normalize(self.weight, dim=1))
+        return F.linear(x, self.rows())
 
 
 class GainLinear(UnitLinear):
@@ -55,8 +59,8 @@ class GainLinear(UnitLinear):
         super().__init__(features, prototypes)
         self.gain = nn.Parameter(torch.ones(prototypes, 1))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.gain * F.normalize(self.weight, dim=1))
+    def rows(self) -> torch.Tensor:
+        return self.gain * super().rows()
 
 
 class PlainPrototypes(nn.Linear):
@@ -65,6 +69,10 @@ class PlainPrototypes(nn.Linear):
     def __init__(self, features: int, prototypes: int) -> None:
         super().__init__(features, prototypes, bias=False)
         nn.init.trunc_normal_(self.weight, std=0.02)
+
+    def rows(self) -> torch.Tensor:
+        """(K, D): what vectors are multiplied with."""
+        return self.weight
 
 
 Prototypes = Literal["unit", "gain", "plain"]

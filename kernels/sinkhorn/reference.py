@@ -23,9 +23,9 @@ def largest(scores: Tensor) -> Tensor:
 def sinkhorn(scores: Tensor, *, epsilon: float, iterations: int) -> Tensor:
     """Arguments and result of `headrace.kernels.sinkhorn.sinkhorn`."""
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    q = ((scores - largest(scores)) / epsilon).exp()
+    q = (scores - largest(scores)).div_(epsilon).exp_()  # in place: one matrix beside the scores, 1 GB of many patches
     tiny = torch.finfo(q.dtype).tiny  # 0 / tiny = 0: what has no weight gets none
     for _ in range(iterations):
-        q = q / all_reduce(q.sum(0)).clamp(min=tiny)
-        q = q / q.sum(1, keepdim=True).clamp(min=tiny)
+        q /= all_reduce(q.sum(0)).clamp(min=tiny)
+        q /= q.sum(1, keepdim=True).clamp(min=tiny)
     return q

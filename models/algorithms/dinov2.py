@@ -59,7 +59,7 @@ class DINOv2(SelfDistillation):
     def forward(self, batch: Batch, progress: Progress) -> StepOutput:
         config, crops = self.config, self.crops(batch, progress)
         of_crops = self.targets(crops.teacher, self.center, progress)
-        of_patches = self.targets(crops.teacher_patches[None], self.patch_center, progress)
+        of_patches = self.patch_targets(crops, self.patch_center, progress)
         losses = {
             "loss_cls": self.crop_loss(crops, of_crops, progress),
             "loss_patch": self.patch_loss(crops, of_patches),
@@ -68,7 +68,7 @@ class DINOv2(SelfDistillation):
         }
         if self.center is not None:
             self.center.see(crops.teacher.mean((0, 1)), crops.teacher.shape[:2].numel())
-            self.patch_center.see(crops.teacher_patches.mean(0), len(crops.teacher_patches))
+            self.see_patches(self.patch_center, crops.teacher_patches, crops.teacher_prototypes)
         return self.output(crops, losses, of_crops, of_patches)
 
     @torch.no_grad()

@@ -74,7 +74,7 @@ class DINOv3(SelfDistillation):
     def forward(self, batch: Batch, progress: Progress) -> StepOutput:
         config, crops = self.config, self.crops(batch, progress)
         of_crops = self.targets(crops.teacher, None, progress)
-        of_patches = self.targets(crops.teacher_patches[None], None, progress)
+        of_patches = self.patch_targets(crops, None, progress)
         losses = {
             "loss_cls": self.crop_loss(crops, of_crops, progress),
             "loss_patch": self.patch_loss(crops, of_patches),

@@ -54,7 +54,7 @@ class IBOT(SelfDistillation):
     def forward(self, batch: Batch, progress: Progress) -> StepOutput:
         crops = self.crops(batch, progress)
         of_crops = self.targets(crops.teacher, self.center, progress)
-        of_patches = self.targets(crops.teacher_patches[None], self.patch_center, progress)
+        of_patches = self.patch_targets(crops, self.patch_center, progress)
         losses = {
             "loss_cls": self.crop_loss(crops, of_crops, progress),
             "loss_patch": self.patch_loss(crops, of_patches),
@@ -64,10 +64,10 @@ class IBOT(SelfDistillation):
         return self.output(crops, losses, of_crops, of_patches)
 
     def teach_patches(self, head: DINOHead, patches: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-        """The centre is that of all patches. Prototypes are linear: they meet the mean of them, and the masked ones."""
-        units = head.project(patches)
-        self.patch_center.see(head[1](units.float().mean(0, keepdim=True))[0], len(units))
-        return head[1](units[places]).float()
+        """The centre is that of all patches."""
+        vectors = head.project(patches)
+        self.see_patches(self.patch_center, vectors, head[1].rows())
+        return vectors[places]
 
     def teacher_temperature(self, progress: Progress) -> float:
         """As the authors: the same through an epoch."""

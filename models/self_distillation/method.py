@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from ...kernels.prototype_ce import prototype_ce
@@ -18,11 +19,12 @@ from ...schema.bounds import Count, Momentum, NotNegative, Part, Positive
 from ..algorithm import Algorithm, Progress, StepOutput
 from ..backbones.vit import ViT
 from ..heads import DINOHead, Prototypes
-from ..sample_losses import prototype_losses, prototype_row_losses
+from ..sample_losses import prototype_losses
 from ..smoke import tiny_backbone, tiny_view
 from ..teacher import Teacher
 from .center import Center
 from .gram import OWN, Gram, GramTeacher
+from .patch_loss import PatchTargets, autocast_to, patch_loss, patch_row_losses
 from .schedules import line
 from .subsets import dealt_subsets
 
@@ -126,8 +128,10 @@ class Crops:
     features: torch.Tensor  # (2, B, D) the student's class tokens of the masked large crops
     student: torch.Tensor  # (2 + n, B, K) float32 logits of all crops
     teacher: torch.Tensor  # (2, B, K) float32
-    patches: torch.Tensor  # (M, K') float32 logits of masked patches
-    teacher_patches: torch.Tensor  # (M, K')
+    patches: torch.Tensor  # (M, D') masked patches, as prototypes meet them
+    prototypes: torch.Tensor  # (K', D') which they meet
+    teacher_patches: torch.Tensor  # (M, D')
+    teacher_prototypes: torch.Tensor  # (K', D')
     weights: torch.Tensor  # (M,) float32: w
     samples: torch.Tensor  # (M,) int64: which sample of the batch each belongs to
     embedding: torch.Tensor  # (B, D) the teacher's, of the first crops
@@ -205,12 +209,15 @@ class SelfDistillation(Algorithm):
             seen = teacher.backbone.tokens(large.flatten(0, 1))
             own_heads = teacher.head, getattr(teacher, "patch_head", teacher.head)
             of_patches = self.teach_patches(own_heads[1], seen[:, 1:].flatten(0, 1), places)
+            teacher_prototypes = own_heads[1][1].rows()
         return Crops(
             features=cls.unflatten(0, (2, -1)),
             student=student,
             teacher=own_heads[0](seen[:, 0]).detach().float().unflatten(0, (2, -1)),
-            patches=heads[1](patches[places]).float(),
+            patches=heads[1].project(patches[places]),
+            prototypes=heads[1][1].rows(),
             teacher_patches=of_patches,
+            teacher_prototypes=teacher_prototypes,
             weights=weights,
             samples=places // hidden.shape[1] % large.shape[1],
             embedding=seen[: large.shape[1], 0],
@@ -246,8 +253,16 @@ class SelfDistillation(Algorithm):
         return {"subsets": dealt_subsets(*shape, progress, group, images.device)}
 
     def teach_patches(self, head: DINOHead, patches: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-        """The teacher's logits (M, K') of the masked ones of patches (2B L, D)."""
-        return head(patches[places]).float()
+        """The masked ones (M, D') of the teacher's patches (2B L, D), as prototypes meet them."""
+        return head.project(patches[places])
+
+    @staticmethod
+    @torch.no_grad()
+    def see_patches(center: Center, vectors: torch.Tensor, prototypes: torch.Tensor) -> None:
+        """The mean of the logits of `vectors` (M, D'): prototypes are linear, so they meet the mean of these."""
+        with torch.autocast(vectors.device.type, enabled=False):
+            mean = vectors.to(prototypes.dtype).mean(0)
+            center.see(prototypes @ mean, len(vectors))
 
     def warmup_steps(self, progress: Progress) -> int:
         return length_in_steps(self.config.teacher_warmup, progress.total_steps, progress.steps_per_epoch)
@@ -259,11 +274,27 @@ class SelfDistillation(Algorithm):
     def targets(self, logits: torch.Tensor, center: Center | None, progress: Progress) -> dict:
         """Arguments of `prototype_ce` for a teacher's logits (T, B, K): centred and sharpened, or without `center`
         assigned by Sinkhorn's algorithm over all rows of all ranks."""
-        found, temperature = {"student_temperature": self.config.temperature}, self.teacher_temperature(progress)
+        options = self.cross_entropy(center, progress)
         if center is None:
-            assigned = sinkhorn(logits.flatten(0, 1), epsilon=temperature)
-            return found | {"teacher": assigned.unflatten(0, logits.shape[:2])}
-        return found | {"teacher": logits, "center": center.mean, "teacher_temperature": temperature}
+            assigned = sinkhorn(logits.flatten(0, 1), epsilon=self.teacher_temperature(progress))
+            return options | {"teacher": assigned.unflatten(0, logits.shape[:2])}
+        return options | {"teacher": logits}
+
+    def patch_targets(self, crops: Crops, center: Center | None, progress: Progress) -> PatchTargets:
+        """The same for masked patches, whose logits are there as a whole for Sinkhorn's algorithm alone."""
+        options = self.cross_entropy(center, progress)
+        vectors, prototypes = crops.teacher_patches, autocast_to(crops.teacher_prototypes)
+        if center is not None:
+            return PatchTargets(vectors, prototypes, options)
+        assigned = sinkhorn(F.linear(vectors, prototypes).float(), epsilon=self.teacher_temperature(progress))
+        return PatchTargets(assigned, None, options)
+
+    def cross_entropy(self, center: Center | None, progress: Progress) -> dict:
+        """Temperatures and centre, as `prototype_ce` takes them."""
+        found = {"student_temperature": self.config.temperature}
+        if center is None:
+            return found
+        return found | {"center": center.mean, "teacher_temperature": self.teacher_temperature(progress)}
 
     def crop_loss(self, crops: Crops, targets: dict, progress: Progress) -> torch.Tensor:
         """Mean over all pairs of a large crop's teacher and another crop; beside Gram, small crops may count less."""
@@ -284,17 +315,18 @@ class SelfDistillation(Algorithm):
             images = torch.cat([batch.views[view.name] for view in self.config.gram_views]).flatten(0, 1)
         return self.gram.losses(crops.maps.flatten(0, 1), images, grid, progress)
 
-    def patch_loss(self, crops: Crops, targets: dict) -> torch.Tensor:
+    def patch_loss(self, crops: Crops, targets: PatchTargets) -> torch.Tensor:
         """Mean over large crops of the mean cross-entropy of their masked patches, times `patch_weight`."""
-        options = {"weights": self.config.patch_weight * crops.weights, "pairs": "same"}
-        return prototype_ce(crops.patches[None], **targets, **options)
+        return patch_loss(crops.patches, crops.prototypes, targets, self.config.patch_weight * crops.weights)
 
-    def output(self, crops: Crops, losses: dict[str, torch.Tensor], of_crops: dict, of_patches: dict) -> StepOutput:
+    def output(
+        self, crops: Crops, losses: dict[str, torch.Tensor], of_crops: dict, of_patches: PatchTargets
+    ) -> StepOutput:
         """The sum of `losses`; `of_crops` and `of_patches` are the targets of the two cross-entropies."""
 
         def per_sample() -> torch.Tensor:
             own = prototype_losses(crops.student, **of_crops)
-            rows = prototype_row_losses(crops.patches, **{**of_patches, "teacher": of_patches["teacher"][0]})
+            rows = patch_row_losses(crops.patches, crops.prototypes, of_patches)
             weights = self.config.patch_weight * len(own) * crops.weights
             return own.index_add(0, crops.samples, weights * rows)
 
