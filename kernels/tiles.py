@@ -60,9 +60,9 @@ def _table(op: str) -> dict[str, dict[str, Tile]]:
 def processors(device: torch.device, otherwise: int) -> int:
     """A GPU's multiprocessors. On a CPU, where kernels are interpreted or executed, few programs shall have much to do
     each, so that putting shares together is tested: `otherwise`."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).multi_processor_count
-    return _pretended_processors or otherwise
+    if _pretended_processors or device.type != "cuda":
+        return _pretended_processors or otherwise
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @contextmanager

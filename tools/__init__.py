@@ -11,6 +11,7 @@ plan.py            what a run will read
 params.py          how large a model is, part by part        flops.py    multiply-adds of an encoder's parts
 predict.py         classes of photos
 parity.py          how far every way of making views is from the definition
+proof.py           whole models on our kernels without a GPU
 demo.py            the whole journey on a small set
 demo_images.py     the set: textured shapes on cluttered backgrounds
 thumbnails.py      a user's own images made small for the demo

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 from ...errors import UserError
 from .. import tiles
@@ -52,6 +53,21 @@ class _Driver:
         return torch.device("cpu")
 
 
+class _Place:
+    """A tensor without memory, as a launch looks at it: its dtype, and where it would lie in its allocation."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.dtype, self.shape, self.device = tensor.dtype, tensor.shape, tensor.device
+        self._at = (1 << 30) + tensor.storage_offset() * tensor.element_size()
+
+    def data_ptr(self) -> int:
+        return self._at
+
+
+def _placed(value: Any) -> Any:
+    return _Place(value) if isinstance(value, FakeTensor) else value
+
+
 @contextmanager
 def taken(target: str, take: Callable[[Launch], None], processors: int = 0) -> Iterator[None]:
     """Inside the block each launch of a Triton kernel is specialised for `target` and given to `take`; with
@@ -71,7 +87,9 @@ def taken(target: str, take: Callable[[Launch], None], processors: int = 0) -> I
     before = driver.__dict__.get("_active"), JITFunction.run
 
     def run(self: Any, *args: Any, grid: Any, warmup: bool = False, **kwargs: Any) -> None:
-        kwargs = {**kwargs, "debug": False, "instrumentation_mode": ""}
+        args = [_placed(value) for value in args]
+        kwargs = {name: _placed(value) for name, value in kwargs.items()}
+        kwargs |= {"debug": False, "instrumentation_mode": ""}
         self.device_caches.clear()
         _, _, _, backend, binder = self.device_caches[0]
         bound, specialization, options = binder(*args, **kwargs)

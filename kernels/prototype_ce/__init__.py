@@ -129,8 +129,8 @@ def _triton_supports(device: str, dtype: torch.dtype, crops: int, teachers: int)
         return f"it computes in float32, the student is {dtype}"
     if device == "cpu" and dtype == torch.bfloat16:
         return "Triton's interpreter truncates to bfloat16 where a GPU rounds"
-    if crops > 32:
-        return f"{crops} crops are more than the 32 that one program holds"
+    if teachers > 32:
+        return f"{teachers} teacher views are more than the 32 that one program goes through"
     return None
 
 

@@ -46,7 +46,8 @@ CASES = (
     _case("dino-fp16", 4, 2, 3, 700, dtype=_HALF),
     _case("dino-mixed", 4, 2, 2, 65, dtype=_HALF, teacher_dtype=torch.float32),
     _case("dino-no-center", 2, 2, 1, 33, center=False),
-    _case("dino-many-prototypes", 3, 2, 1, 4200),
+    _case("dino-many-prototypes", 3, 2, 1, 4208),
+    _case("dino-two-stretches", 3, 2, 8, 1500),
     _case("swav", 8, 2, 2, 40, distribution=True),
     _case("one-teacher", 3, 1, 4, 17),
     _case("large-logits", 3, 2, 2, 50, scale=30.0),
@@ -54,4 +55,5 @@ CASES = (
     _case("patches-assigned", 2, 2, 5, 33, pairs="same", weighted=True, distribution=True),
     _case("patches-fp16", 1, 1, 6, 40, dtype=_HALF, pairs="same", weighted=True),
     _case("local-crops", 4, 2, 3, 45, pairs="all"),
+    _case("patches-long", 2, 2, 3, 2100, pairs="same", weighted=True),
 )

@@ -1,4 +1,4 @@
-"""Prototype cross-entropy in Triton: all crops of one image meet a stretch of prototypes in one tile.
+"""Prototype cross-entropy in Triton: a program takes one image's crops through a share of the prototypes.
 
 1. `_teacher_kernel` finds the log-sum-exp of each teacher row, in shares of the prototypes.
 2. `_student_kernel` reads everything once: per crop the largest logit m, the sum of exponentials, the mass of the
@@ -26,8 +26,8 @@ from . import pair_count
 
 LN2 = math.log(2)
 PAIRS = {"crossed": 0, "same": 1, "all": 2}  # as constants of the kernels
-STRETCH = 1024  # prototypes of one teacher row at a time
-TILE = 2048  # crops x prototypes at a time; 4096 spills on sm_90
+STRETCH = 1024  # prototypes of one row at a time
+WRITTEN = 2048  # of a gradient, in vectors: what a program does before its first logit weighs half as much
 
 
 @triton.jit
@@ -38,7 +38,24 @@ def _teacher_logits(teacher, center, center_k, k, inside, CENTER: tl.constexpr):
     return logit
 
 
-@triton.jit(do_not_specialize=["batch", "prototypes", "share"])
+@triton.jit
+def _running(m, l, logit, scale):
+    """One more logit for each place: the largest so far, the sum of exponentials measured from it. With a single
+    exponential: that of the larger of the two is one."""
+    first = m == float("-inf")
+    below = tl.where(first, 0.0, -tl.abs(logit - m) * scale)
+    small = tl.exp2(below)
+    l = tl.where(first, 1.0, tl.where(logit > m, l * small + 1.0, l + small))
+    return tl.maximum(m, logit), l
+
+
+@triton.jit
+def _rescaled(sums, m, top, scale):
+    """Sums measured from `m` at each place, measured from `top`; nothing where there was no logit."""
+    return tl.where(m == float("-inf"), 0.0, sums * tl.exp2((m - top) * scale))
+
+
+@triton.jit(do_not_specialize=["batch"])
 def _teacher_kernel(
     teacher,
     teacher_t,
@@ -59,113 +76,134 @@ def _teacher_kernel(
     split = tl.program_id(1)
     t = (row // batch).to(tl.int64)
     b = (row % batch).to(tl.int64)
-    m = tl.full((), float("-inf"), tl.float32)
-    l = tl.zeros((), tl.float32)  # noqa: E741
+    m = tl.full((BLOCK,), float("-inf"), tl.float32)
+    l = tl.zeros((BLOCK,), tl.float32)
     end = tl.minimum(split * share + share, prototypes)
     for start in range(split * share, end, BLOCK):
         k = start + tl.arange(0, BLOCK)
         inside = k < end
         place = teacher + t * teacher_t + b * teacher_b + k.to(tl.int64) * teacher_k
-        logit = tl.where(inside, _teacher_logits(place, center, center_k, k, inside, CENTER), float("-inf"))
-        larger = tl.maximum(m, tl.max(logit, 0))
-        l = l * tl.exp2((m - larger) * scale) + tl.sum(tl.exp2((logit - larger) * scale), 0)  # noqa: E741
-        m = larger
+        logit = _teacher_logits(place, center, center_k, k, inside, CENTER)
+        larger, more = _running(m, l, logit, scale)
+        m, l = tl.where(inside, larger, m), tl.where(inside, more, l)
+    largest = tl.max(m, 0)
     place = split.to(tl.int64) * tl.num_programs(0) + row
-    tl.store(top + place, m)
-    tl.store(total + place, l)
+    tl.store(top + place, largest)
+    tl.store(total + place, tl.sum(_rescaled(l, m, largest, scale), 0))
 
 
 @triton.jit
-def _targets(
-    teacher, teacher_t, teacher_b, teacher_k, center, center_k, norm, b, batch, k, inside, scale,
-    LOGITS: tl.constexpr, CENTER: tl.constexpr, TEACHERS: tl.constexpr, PAIRS: tl.constexpr, CROPS: tl.constexpr,
-    BLOCK: tl.constexpr,
+def _said(
+    teacher, teacher_t, teacher_b, teacher_k, center, center_k, norm, t, b, batch, k, inside, scale,
+    LOGITS: tl.constexpr, CENTER: tl.constexpr, TEACHERS: tl.constexpr,
 ):  # fmt: skip
-    """(CROPS, BLOCK): for each crop, the sum of what the teacher says of the views that it is compared with."""
-    v = tl.arange(0, CROPS)
-    target = tl.zeros((CROPS, BLOCK), tl.float32)
+    """What view t of the teacher says of each prototype."""
+    place = teacher + tl.full((), 1, tl.int64) * t * teacher_t + b * teacher_b + k.to(tl.int64) * teacher_k
+    if LOGITS:
+        logit = _teacher_logits(place, center, center_k, k, inside, CENTER)
+        m, log_total = tl.load(norm + t * batch + b), tl.load(norm + (TEACHERS + t) * batch + b)
+        p = tl.where(inside, tl.exp2((logit - m) * scale - log_total), 0.0)
+    else:
+        p = tl.load(place, mask=inside, other=0.0).to(tl.float32)
+    return p
+
+
+@triton.jit
+def _target(
+    teacher, teacher_t, teacher_b, teacher_k, center, center_k, norm, crop, b, batch, k, inside, scale,
+    LOGITS: tl.constexpr, CENTER: tl.constexpr, TEACHERS: tl.constexpr, PAIRS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The sum of what the teacher says of the views that a crop is compared with; for pairs that are crossed, of all
+    views for a crop that is none of the teacher's."""
+    if PAIRS == 1:
+        return _said(
+            teacher, teacher_t, teacher_b, teacher_k, center, center_k, norm, crop, b, batch, k, inside, scale,
+            LOGITS, CENTER, TEACHERS,
+        )  # fmt: skip
+    target = tl.zeros((BLOCK,), tl.float32)
     for t in tl.static_range(TEACHERS):
-        place = teacher + t * teacher_t + b * teacher_b + k.to(tl.int64) * teacher_k
-        if LOGITS:
-            logit = _teacher_logits(place, center, center_k, k, inside, CENTER)
-            m, log_total = tl.load(norm + t * batch + b), tl.load(norm + (TEACHERS + t) * batch + b)
-            p = tl.where(inside, tl.exp2((logit - m) * scale - log_total), 0.0)
-        else:
-            p = tl.load(place, mask=inside, other=0.0).to(tl.float32)
-        if PAIRS == 0:
-            target += tl.where(v[:, None] == t, 0.0, p[None, :])
-        elif PAIRS == 1:
-            target += tl.where(v[:, None] == t, p[None, :], 0.0)
-        else:
-            target += p[None, :]
+        p = _said(
+            teacher, teacher_t, teacher_b, teacher_k, center, center_k, norm, t, b, batch, k, inside, scale,
+            LOGITS, CENTER, TEACHERS,
+        )  # fmt: skip
+        target += p if PAIRS == 2 else tl.where(crop == t, 0.0, p)
     return target
 
 
-@triton.jit(do_not_specialize=["batch", "prototypes", "share", "crops"])
+@triton.jit(do_not_specialize=["batch", "crops"])
 def _student_kernel(
     student, student_v, student_b, student_k, teacher, teacher_t, teacher_b, teacher_k, center, center_k,
     teacher_norm, top, total, mass, cross, crops, batch, prototypes, share, scale, teacher_scale,
-    LOGITS: tl.constexpr, CENTER: tl.constexpr, TEACHERS: tl.constexpr, PAIRS: tl.constexpr, CROPS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    LOGITS: tl.constexpr, CENTER: tl.constexpr, TEACHERS: tl.constexpr, PAIRS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """One crop after the other: what the teacher says comes from the cache again. Sums are kept for each place of a
+    stretch and put together once, at the end."""
     b = tl.program_id(0).to(tl.int64)
     split = tl.program_id(1)
-    v = tl.arange(0, CROPS)
-    m = tl.full((CROPS,), float("-inf"), tl.float32)
-    l = tl.zeros((CROPS,), tl.float32)  # noqa: E741
-    weight = tl.zeros((CROPS,), tl.float32)
-    product = tl.zeros((CROPS,), tl.float32)
     end = tl.minimum(split * share + share, prototypes)
-    for start in range(split * share, end, BLOCK):
-        k = start + tl.arange(0, BLOCK)
-        inside = k < end
-        target = _targets(
-            teacher, teacher_t, teacher_b, teacher_k, center, center_k, teacher_norm, b, batch, k, inside,
-            teacher_scale, LOGITS, CENTER, TEACHERS, PAIRS, CROPS, BLOCK,
-        )  # fmt: skip
-        place = student + v.to(tl.int64)[:, None] * student_v + b * student_b + k.to(tl.int64)[None, :] * student_k
-        logit = tl.load(place, mask=(v < crops)[:, None] & inside[None, :], other=0.0).to(tl.float32)
-        larger = tl.maximum(m, tl.max(tl.where(inside[None, :], logit, float("-inf")), 1))
-        below = tl.where(inside[None, :], (logit - larger[:, None]) * scale, 0.0)
-        shift = tl.where(m == float("-inf"), 0.0, (m - larger) * scale)
-        l = l * tl.exp2(shift) + tl.sum(tl.where(inside[None, :], tl.exp2(below), 0.0), 1)  # noqa: E741
-        product += weight * shift + tl.sum(target * below, 1)
-        weight += tl.sum(target, 1)
-        m = larger
-    place = (split.to(tl.int64) * crops + v) * batch + b
-    tl.store(top + place, m, mask=v < crops)
-    tl.store(total + place, l, mask=v < crops)
-    tl.store(mass + place, weight, mask=v < crops)
-    tl.store(cross + place, product, mask=v < crops)
+    for crop in range(crops):
+        row = student + tl.full((), 1, tl.int64) * crop * student_v + b * student_b
+        m = tl.full((BLOCK,), float("-inf"), tl.float32)
+        l = tl.zeros((BLOCK,), tl.float32)
+        weight = tl.zeros((BLOCK,), tl.float32)
+        product = tl.zeros((BLOCK,), tl.float32)
+        for start in range(split * share, end, BLOCK):
+            k = start + tl.arange(0, BLOCK)
+            inside = k < end
+            target = _target(
+                teacher, teacher_t, teacher_b, teacher_k, center, center_k, teacher_norm, crop, b, batch, k, inside,
+                teacher_scale, LOGITS, CENTER, TEACHERS, PAIRS, BLOCK,
+            )  # fmt: skip
+            logit = tl.load(row + k.to(tl.int64) * student_k, mask=inside, other=0.0).to(tl.float32)
+            # Measured from the larger of the two: either what came before moves or this logit.
+            rise = tl.where(inside & (m > float("-inf")), (logit - m) * scale, 0.0)
+            product += tl.where(rise > 0.0, -weight, target) * rise
+            weight += target
+            larger, more = _running(m, l, logit, scale)
+            m, l = tl.where(inside, larger, m), tl.where(inside, more, l)
+        largest = tl.max(m, 0)
+        moved = tl.where(m == float("-inf"), 0.0, product + weight * ((m - largest) * scale))
+        place = (split.to(tl.int64) * crops + crop) * batch + b
+        tl.store(top + place, largest)
+        tl.store(total + place, tl.sum(_rescaled(l, m, largest, scale), 0))
+        tl.store(mass + place, tl.sum(weight, 0))
+        tl.store(cross + place, tl.sum(moved, 0))
 
 
-@triton.jit(do_not_specialize=["batch", "prototypes", "crops"])
+@triton.jit(do_not_specialize=["batch", "crops"])
 def _gradient_kernel(
     student, student_v, student_b, student_k, teacher, teacher_t, teacher_b, teacher_k, center, center_k,
     teacher_norm, norm, mass, weights, factor, gradient, crops, batch, prototypes, scale, teacher_scale,
     LOGITS: tl.constexpr, CENTER: tl.constexpr, TEACHERS: tl.constexpr, PAIRS: tl.constexpr, WEIGHTS: tl.constexpr,
-    CROPS: tl.constexpr, BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(0).to(tl.int64)
     k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    v = tl.arange(0, CROPS)
     inside = k < prototypes
-    written = (v < crops)[:, None] & inside[None, :]
-    target = _targets(
-        teacher, teacher_t, teacher_b, teacher_k, center, center_k, teacher_norm, b, batch, k, inside, teacher_scale,
-        LOGITS, CENTER, TEACHERS, PAIRS, CROPS, BLOCK,
-    )  # fmt: skip
-    place = student + v.to(tl.int64)[:, None] * student_v + b * student_b + k.to(tl.int64)[None, :] * student_k
-    logit = tl.load(place, mask=written, other=0.0).to(tl.float32)
-    m = tl.load(norm + v * batch + b, mask=v < crops, other=0.0)
-    log_total = tl.load(norm + (crops + v) * batch + b, mask=v < crops, other=0.0)
-    weight = tl.load(mass + v * batch + b, mask=v < crops, other=0.0)
     share = tl.load(factor)
     if WEIGHTS:
         share *= tl.load(weights + b)
-    result = (weight[:, None] * tl.exp2((logit - m[:, None]) * scale - log_total[:, None]) - target) * share
-    place = gradient + (v.to(tl.int64)[:, None] * batch + b) * prototypes + k[None, :]
-    tl.store(place, result.to(gradient.dtype.element_ty), mask=written)
+    # Most crops are asked about all of the teacher's views: no view has the number -1.
+    every = tl.zeros((BLOCK,), tl.float32)
+    if PAIRS != 1:
+        every = _target(
+            teacher, teacher_t, teacher_b, teacher_k, center, center_k, teacher_norm, -1, b, batch, k, inside,
+            teacher_scale, LOGITS, CENTER, TEACHERS, PAIRS, BLOCK,
+        )  # fmt: skip
+    for crop in range(crops):
+        target = every
+        if PAIRS == 1 or (PAIRS == 0 and crop < TEACHERS):
+            target = _target(
+                teacher, teacher_t, teacher_b, teacher_k, center, center_k, teacher_norm, crop, b, batch, k, inside,
+                teacher_scale, LOGITS, CENTER, TEACHERS, PAIRS, BLOCK,
+            )  # fmt: skip
+        place = student + tl.full((), 1, tl.int64) * crop * student_v + b * student_b
+        logit = tl.load(place + k.to(tl.int64) * student_k, mask=inside, other=0.0).to(tl.float32)
+        m, log_total = tl.load(norm + crop * batch + b), tl.load(norm + (crops + crop) * batch + b)
+        weight = tl.load(mass + crop * batch + b)
+        result = (weight * tl.exp2((logit - m) * scale - log_total) - target) * share
+        place = gradient + (tl.full((), 1, tl.int64) * crop * batch + b) * prototypes + k
+        tl.store(place, result.to(gradient.dtype.element_ty), mask=inside)
 
 
 def _norm(top: Tensor, total: Tensor, scale: float) -> Tensor:
@@ -182,11 +220,6 @@ def _teacher_arguments(teacher: Tensor, center: Tensor | None) -> tuple:
     return teacher, *teacher.stride(), center, 0 if center is None else center.stride(0)
 
 
-def _tile(crops: int) -> dict[str, int]:
-    padded = triton.next_power_of_2(crops)
-    return {"CROPS": padded, "BLOCK": TILE // padded}
-
-
 @torch.library.custom_op("headrace::prototype_ce", mutates_args=())
 def _forward(
     student: Tensor,
@@ -199,7 +232,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """-> loss (); `_norm` of students (2, V, B), mass of their targets (V, B), `_norm` of teachers (2, T, B)."""
     crops, batch, prototypes = student.shape
-    teachers, tile, logits = len(teacher), _tile(crops), teacher_temperature is not None
+    teachers, logits = len(teacher), teacher_temperature is not None
     scale, teacher_scale = _scales(student_temperature, teacher_temperature)
     new = {"dtype": torch.float32, "device": student.device}
     teachers_say = _teacher_arguments(teacher, center)
@@ -222,7 +255,7 @@ def _forward(
             teacher_norm = _norm(top, total, teacher_scale)
         else:
             teacher_norm = torch.zeros(2, teachers, batch, **new)
-        splits, share = shares(batch, prototypes, tile["BLOCK"], student.device)
+        splits, share = shares(batch, prototypes, STRETCH, student.device)
         top, total, mass, cross = (torch.empty(splits, crops, batch, **new) for _ in range(4))
         _student_kernel[(batch, splits)](
             student,
@@ -243,9 +276,8 @@ def _forward(
             CENTER=center is not None,
             TEACHERS=teachers,
             PAIRS=PAIRS[pairs],
-            num_warps=8,
-            enable_fp_fusion=False,  # as in hog: copies of a sum of products would differ in their rounding
-            **tile,
+            BLOCK=STRETCH,
+            num_warps=4,
         )
     norm = _norm(top, total, scale)
     losses = cross + mass * ((top - norm[0]) * scale - norm[1])
@@ -276,11 +308,11 @@ def _backward(
 ) -> Tensor:
     """The gradient of `student`; `factor`, a float32 scalar, is that of one crop's logit over the temperature."""
     crops, batch, prototypes = student.shape
-    tile = _tile(crops)
     scale, teacher_scale = _scales(student_temperature, teacher_temperature)
     gradient = student.new_empty(student.shape)
+    stretch = WRITTEN if prototypes % 16 == 0 else STRETCH
     with torch.cuda.device_of(student):
-        _gradient_kernel[(batch, triton.cdiv(prototypes, tile["BLOCK"]))](
+        _gradient_kernel[(batch, triton.cdiv(prototypes, stretch))](
             student,
             *student.stride(),
             *_teacher_arguments(teacher, center),
@@ -300,8 +332,8 @@ def _backward(
             TEACHERS=len(teacher),
             PAIRS=PAIRS[pairs],
             WEIGHTS=weights is not None,
-            num_warps=8,
-            **tile,
+            BLOCK=stretch,
+            num_warps=4,
         )
     return gradient
 
@@ -345,12 +377,12 @@ def prototype_ce(
 
 
 def builds() -> Iterator[Build]:
-    """What the ahead-of-time gate compiles: DINO with ten crops in two precisions, SwAV with eight in one, patches."""
-    for name, crops, dtype, logits, pairs in (
-        ("dino", 10, "bf16", True, "crossed"),
-        ("dino", 10, "fp32", True, "crossed"),
-        ("swav", 8, "bf16", False, "crossed"),
-        ("patches", 1, "bf16", True, "same"),
+    """What the ahead-of-time gate compiles: DINO in two precisions, SwAV in one, patches."""
+    for name, dtype, logits, pairs in (
+        ("dino", "bf16", True, "crossed"),
+        ("dino", "fp32", True, "crossed"),
+        ("swav", "bf16", False, "crossed"),
+        ("patches", "bf16", True, "same"),
     ):
         figures = ("teacher_norm", "top", "total", "mass", "cross", "norm", "weights", "factor")
         types = {
@@ -362,28 +394,28 @@ def builds() -> Iterator[Build]:
         flags = {
             "LOGITS": logits,
             "CENTER": logits,
-            "TEACHERS": min(2, crops),
+            "TEACHERS": 1 if pairs == "same" else 2,
             "PAIRS": PAIRS[pairs],
             "WEIGHTS": pairs == "same",
             "student_k": 1,
             "teacher_k": 1,
             "center_k": 1,
-            **_tile(crops),
+            "BLOCK": STRETCH,
         }
         flags |= {} if logits else {"center": None, "center_k": 0}
         flags |= {} if pairs == "same" else {"weights": None}
-        kernels = {"teacher": (_teacher_kernel, 4), "student": (_student_kernel, 8), "gradient": (_gradient_kernel, 8)}
-        for part, (kernel, warps) in kernels.items():
+        kernels = {"teacher": _teacher_kernel, "student": _student_kernel, "gradient": _gradient_kernel}
+        for part, kernel in kernels.items():
             if part == "teacher" and not logits:
                 continue
             constants = {key: value for key, value in flags.items() if key in kernel.arg_names}
-            constants |= {"BLOCK": STRETCH} if part == "teacher" else {}
-            strides = ("student_v", "student_b", "teacher_t", "teacher_b")
+            constants |= {"BLOCK": WRITTEN} if part == "gradient" and logits else {}
+            sizes = ("student_v", "student_b", "teacher_t", "teacher_b", "share") + ("prototypes",) * logits
             yield Build(
                 name=f"{part} {name} {dtype}",
                 kernel=kernel,
                 types={key: types[key] for key in kernel.arg_names if key in types and key not in constants},
                 constants=constants,
-                aligned=tuple(key for key in ("student", "teacher", "gradient", *strides) if key in kernel.arg_names),
-                warps=warps,
+                aligned=tuple(key for key in ("student", "teacher", "gradient", *sizes) if key in kernel.arg_names),
+                warps=4,
             )
