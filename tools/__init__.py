@@ -12,6 +12,7 @@ params.py          how large a model is, part by part        flops.py    multipl
 predict.py         classes of photos
 parity.py          how far every way of making views is from the definition
 proof.py           whole models on our kernels without a GPU
+fake_cuda.py       a GPU that is not there: CUDA's autocast, launches, what it would refuse
 demo.py            the whole journey on a small set
 demo_images.py     the set: textured shapes on cluttered backgrounds
 thumbnails.py      a user's own images made small for the demo

@@ -22,7 +22,6 @@ from unittest import mock
 import torch
 
 from ..kernels import registry
-from ..kernels.proof.fake import fake, fake_cuda, faults, put_on_fake_cuda
 from ..kernels.proof.launches import executed
 from ..kernels.proof.memory import Findings
 from ..models.algorithm import Algorithm, Progress
@@ -32,6 +31,7 @@ from ..pipelines.spec import Batch, Mask
 from ..pipelines.views.masks import draw_mask
 from ..train.recipe import config
 from ..train.recipe.recipe import load_recipe
+from .fake_cuda import fake, fake_cuda, faults, put_on_fake_cuda
 
 IMAGES = 4
 START = Progress(0, 100, 10)

@@ -8,7 +8,6 @@
     translate.py   a kernel -> a Python function          chunk.py       the blocks that it runs side by side
     execute.py     every block of a launch
     launches.py    takes Triton's launches: to execute, or to look at
-    fake.py        a GPU that is not there, for whole models: CUDA's autocast, launches, what it would refuse
     sass.py        machine code: loops, widths             roofline.py    bounds of workloads from it
     tf32.py        products that a GPU rounds and a CPU does not, in the source
     mutants.py     plants faults in our kernels and counts how many are found

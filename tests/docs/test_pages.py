@@ -15,6 +15,7 @@ from headrace.errors import UserError
 
 # Commands that are only parsed, their recipe and keys resolved. What matches, and why.
 PARSED = {
+    r"headrace\.tools\.proof": "minutes; tests/tools/test_proof.py runs a part of it",
     r"^make ": "sets up an environment, and the demo takes two minutes; tests/tools/test_demo.py runs a short one",
     r"^pip ": "changes the environment",
     r"^torchrun ": "several processes; tests/train/test_launch.py starts them",

@@ -16,7 +16,7 @@ PLANTED = """
 import torch
 from headrace.kernels.info_nce import info_nce
 from headrace.kernels.prototype_ce import prototype_ce
-from headrace.kernels.proof.fake import AXES, fake_cuda, faults
+from headrace.tools.fake_cuda import AXES, fake_cuda, faults
 
 with fake_cuda(torch.bfloat16) as seen:
     linear = torch.nn.Linear(8, 8, device="cuda")

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .. import registry
-from .launches import Launch, taken
+from ..kernels import registry
+from ..kernels.proof.launches import Launch, taken
 
 AXES = (2**31 - 1, 65535, 65535)  # the most blocks along each axis of a grid
 PROCESSORS = 132  # of an H200
