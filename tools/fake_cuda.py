@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 from unittest import mock
 
@@ -56,6 +56,7 @@ def fake_cuda(dtype: torch.dtype | None, target: str = "sm_90") -> Iterator[Seen
                 "from_dlpack",
                 lambda tensor: np.random.default_rng(0).random(tuple(tensor.shape)),
             ),  # of draws on the host
+            (torch.autograd, "grad", _gradients),
             (registry.Operator, "_dispatch", noted),
             (registry, "_decisions", {}),
         ):
@@ -67,6 +68,11 @@ def fake_cuda(dtype: torch.dtype | None, target: str = "sm_90") -> Iterator[Seen
         if dtype is not None:
             stack.enter_context(torch.autocast("cuda", dtype=dtype))
         yield seen
+
+
+def _gradients(outputs: Tensor, inputs: Tensor | Sequence[Tensor], *args, **kwargs) -> tuple[Tensor, ...]:
+    """Of losses that take theirs in the forward: of the right shape and dtype."""
+    return tuple(torch.empty_like(each) for each in ([inputs] if isinstance(inputs, Tensor) else inputs))
 
 
 class _OneDtype(TorchDispatchMode):
