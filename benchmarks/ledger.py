@@ -283,6 +283,8 @@ TABLES: dict[str, Callable[[Path], list[str]]] = {
     "race": _elsewhere("race", "racers.tables", "figures"),
     "race-ratios": _elsewhere("race", "racers.tables", "ratios"),
     "race-targets": _elsewhere("race", "racers.tables", "targets"),
+    "race-ceilings": _elsewhere("race", "racers.tables", "ceilings"),
+    "race-parts": _elsewhere("race", "racers.tables", "parts"),
     "remote": _elsewhere("remote", "remote", "table"),
     "speedrun": _of("speedrun", keep=lambda row: row["job"] == "speedrun"),
     "board": _elsewhere("speedrun", "racers.tables", "board"),

@@ -7,6 +7,9 @@ turn, `--repeat` times: `--warm` steps, then `--seconds` of steps. Figures: imag
 of all its processes, the share of the time that the loop waits for data, and the peak of memory of all its processes
 together, shared pages once. Rates of learning are all but zero, so that every step does the same work.
 
+Where peers race, `--ceilings` race a second time without data, by the same step on one batch: rows called "..., model
+only", with the shares of its time that are convolutions, matrix products and so on.
+
 ``--beside N`` keeps N processes busy all the while, as on a machine that is shared. Appends rows to the ledger
 ``race.jsonl``; docs/race.md is made of them.
 """
@@ -30,7 +33,7 @@ import numpy as np
 from headrace.cores import cores
 from headrace.errors import UserError, run_command
 
-from .racers import SYSTEMS
+from .racers import MODEL_ONLY, SYSTEMS
 from .record import add_out, append, spread
 
 if TYPE_CHECKING:
@@ -47,19 +50,23 @@ _LOOK, _LOSSES = 512, 12  # images whose views are compared, steps whose losses 
 _TICK = 0.2  # seconds between two looks at memory
 
 
-def turn(job: str, name: str, data: Path, workers: int, warm: int, seconds: float, look: int = 0) -> dict:
+def turn(
+    job: str, name: str, data: Path, workers: int, warm: int, seconds: float, look: int = 0, model_only: bool = False
+) -> dict:
     """One turn of one system, in this process; of `look` images, if any, what it is compared by instead."""
     import torch
 
     from headrace.train.recipe.recipe import load_recipe
 
     from .loaders import cpu_seconds
+    from .racers.ceiling import shares, without_data
     from .racers.heat import JOBS, Heat
 
     torch.manual_seed(0)
     own = JOBS[job]
     fixed = [f"train.batch_size={own.batch}", "train.precision=fp32", *own.changes]
     racer = SYSTEMS[name].load(own.method)(Heat(own, load_recipe(own.recipe, fixed), data, workers))
+    racer = without_data(racer) if model_only else racer
     with closing(racer.batches):
         if look:
             return first_steps(racer, -(-look // own.batch))
@@ -74,7 +81,8 @@ def turn(job: str, name: str, data: Path, workers: int, warm: int, seconds: floa
             steps += 1
         images = steps * own.batch
         cpu = 1e6 * (cpu_seconds() - cpu) / images
-    return {"images_per_second": images / took, "cpu_us_per_image": cpu, "data_wait": waited / took}
+        parts = {"shares": shares(racer)} if model_only else {}
+    return {"images_per_second": images / took, "cpu_us_per_image": cpu, "data_wait": waited / took} | parts
 
 
 def first_steps(racer: Racer, batches: int) -> dict:
@@ -173,11 +181,13 @@ def heat(job: str, names: Sequence[str], args: argparse.Namespace, data: Path) -
         print(f"skipped: {job}: {name}: {fault}" if fault else f"{job}: {name} is like ours", flush=True)
         racing += [] if fault else [name]
     timed = [*common, "--warm", str(args.warm), "--seconds", str(args.seconds)]
-    turns: dict[str, list[dict]] = {name: [] for name in racing}
+    ceilings = [name for name in args.ceilings if name in racing and len(racing) > 1 and not args.beside]
+    turns: dict[str, list[dict]] = {name: [] for name in [*racing, *(name + MODEL_ONLY for name in ceilings)]}
     with busy(args.beside):
         for _ in range(args.repeat):
-            for name in racing:
-                turns[name].append(in_process([name, *timed]))
+            for each, own in turns.items():
+                name = each.removesuffix(MODEL_ONLY)
+                own.append(in_process([name, *timed, *(["--model-only"] if name != each else [])]))
     rows = []
     for name, own in turns.items():
         median = lambda key: statistics.median(turn[key] for turn in own)  # noqa: B023, E731
@@ -185,7 +195,9 @@ def heat(job: str, names: Sequence[str], args: argparse.Namespace, data: Path) -
         row |= spread("images_per_second", [turn["images_per_second"] for turn in own])
         row |= {"cpu_us_per_image": round(median("cpu_us_per_image"), 1), "data_wait": round(median("data_wait"), 4)}
         row |= {"peak_mb": round(max(turn["peak_mb"] for turn in own), 1)}
-        row |= {key: first[name][key] for key in ("parameters", "loss", "mean", "spread")}
+        row |= {key: first[name.removesuffix(MODEL_ONLY)][key] for key in ("parameters", "loss", "mean", "spread")}
+        if parts := [turn["shares"] for turn in own if "shares" in turn]:
+            row["shares"] = {key: round(statistics.median(each[key] for each in parts), 4) for key in parts[0]}
         rows.append(row)
     return rows
 
@@ -209,6 +221,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--data-224", type=Path, help="photos in folders of classes")
     parser.add_argument("--jobs", nargs="+", choices=JOBS, default=list(JOBS))
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
+    parser.add_argument("--ceilings", nargs="*", choices=SYSTEMS, default=["headrace", "lightly"], help="without data")
     parser.add_argument("--seconds", type=float, default=10.0, help="of one turn")
     parser.add_argument("--repeat", type=int, default=5, help="turns of each system")
     parser.add_argument("--warm", type=int, default=3, help="steps before the clock starts")
@@ -216,12 +229,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--beside", type=int, default=0, metavar="N", help="processes that are busy all the while")
     parser.add_argument("--turn", metavar="SYSTEM", help="one turn in this process; prints its figures as JSON")
     parser.add_argument("--look", type=int, default=0, metavar="N", help="a turn that only looks at N images")
+    parser.add_argument("--model-only", action="store_true", help="of a turn: one batch again and again, no data")
     add_out(parser)
     args = parser.parse_args(argv)
     data = {32: args.data_32, 224: args.data_224}
     if args.turn:
         job = args.jobs[0]
-        how = (args.workers, args.warm, args.seconds, args.look)
+        how = (args.workers, args.warm, args.seconds, args.look, args.model_only)
         print(json.dumps(turn(job, args.turn, data[JOBS[job].side], *how)))
         return 0
     for side in sorted({JOBS[job].side for job in args.jobs}):
@@ -238,7 +252,7 @@ def main(argv: Sequence[str]) -> int:
         config |= {"warm": args.warm, "beside": args.beside, "recipe": own.recipe, "changes": own.changes}
         config |= {"title": own.title}
         for row in rows:
-            system = SYSTEMS[row["contender"]]
+            system = SYSTEMS[row["contender"].removesuffix(MODEL_ONLY)]
             extra = {"differences": system.differences} if system.differences else {}
             append("race", row | extra | {"config": config}, (system.distribution,), folder=args.out)
         print(f"{own.title}, batch {own.batch}\n{table(rows)}\n", flush=True) if rows else None

@@ -27,7 +27,7 @@ from headrace.errors import UserError, run_command
 from .jobs import CEILINGS, DECODED
 from .ledger import JOBS, TABLES, facts, latest, machine
 from .peers import PEERS
-from .racers import SYSTEMS
+from .racers import MODEL_ONLY, SYSTEMS
 from .record import RESULTS, read
 
 ROOT = Path(headrace.__file__).parent
@@ -110,7 +110,7 @@ def plot(rows: Sequence[dict], path: Path) -> None:
         panel.set_title(name, fontsize=10, color=_TEXT)
         panel.tick_params(length=0)
         panel.spines[:].set_visible(False)
-    outlined = any(row["contender"] in CEILINGS for row in rows)
+    outlined = any(_kind(row["contender"]) == _CEILINGS for row in rows)
     title = f"images per second, {machine(facts(rows[0]))}" + "; outlined: ceilings, in the same run" * outlined
     figure.suptitle(title, fontsize=9, color=_TEXT)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -119,6 +119,8 @@ def plot(rows: Sequence[dict], path: Path) -> None:
 
 
 def _kind(contender: str) -> str | None:
+    if contender.endswith(MODEL_ONLY):
+        return _CEILINGS if contender.startswith("headrace") else None
     if contender in PEERS or contender in SYSTEMS and contender != "headrace":
         return _PEERS
     if contender.startswith("headrace") and contender != DECODED:

@@ -9,6 +9,7 @@ numbers of the heat's recipe.
     lightly.py     lightly's modules and transforms
     by_hand.py     torchvision and timm, a loop as people write it
     mmpretrain.py  OpenMMLab's models and pipelines
+    ceiling.py     a racer without data, and what its step consists of
     tables.py      the race's rows as tables, and the board's
 """
 
@@ -36,6 +37,7 @@ class System(NamedTuple):
         return getattr(importlib.import_module(f".{self.module}", __package__), method)
 
 
+MODEL_ONLY = ", model only"  # behind the name of a system that raced without data
 _OF_LIGHTLY = "jitter in bytes, blur by Pillow"
 SYSTEMS = {
     "headrace": System("headrace", "headrace", "ours", ("simclr", "mae", "dino", "mixmim")),

@@ -15,6 +15,7 @@ from headrace.pipelines.loaders.choose import choose_loader, make_loader
 from headrace.pipelines.order import Order
 from headrace.pipelines.sources import open_source
 from headrace.pipelines.spec import Batch
+from headrace.train.engine.heap import keep_freed
 from headrace.train.engine.optim import Schedules, build_optimizer
 from headrace.train.engine.step import Stepper
 
@@ -24,6 +25,7 @@ from .heat import Heat, Racer
 def train(heat: Heat) -> Racer:
     recipe, source = heat.recipe, open_source(heat.data)
     torch.set_num_threads(heat.workers)
+    keep_freed()
     kernels.configure(recipe.kernels)
     algorithm = find_algorithm(recipe.algorithm.name)(recipe.algorithm)
     algorithm = algorithm.to(memory_format=torch.channels_last).train()

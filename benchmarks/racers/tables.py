@@ -1,4 +1,5 @@
-"""The ledger of the race as tables: all figures, ours over each peer, what was aimed at; and the board."""
+"""The ledger of the race as tables: all figures, ours over each peer, what was aimed at, what there is to gain; and the
+board."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 
 from ..ledger import NOT_YET, about, facts, latest, lines, machine, met
+from . import MODEL_ONLY
 
 Row = dict
 OURS = "headrace"
@@ -20,7 +22,12 @@ SHARE = 0.8  # aimed at beside busy processes: of the cores' share that is left
 
 
 def heats(rows: Sequence[Row]) -> Iterator[tuple[str, dict[str, Row]]]:
-    """Job and its rows by contender, of the last run on each machine; ours is among them."""
+    """Job and its rows by contender, of the last run on each machine; ours is among them. Whole steps alone."""
+    for job, found in _runs(rows):
+        yield job, {name: row for name, row in found.items() if not name.endswith(MODEL_ONLY)}
+
+
+def _runs(rows: Sequence[Row]) -> Iterator[tuple[str, dict[str, Row]]]:
     for jobs in latest(rows).values():
         for job, own in jobs.items():
             found = {row["contender"]: row for row in own}
@@ -103,6 +110,34 @@ def targets(rows: Sequence[Row]) -> list[str]:
         "",
         *lines(["target", "measured", "met"], body, left=3),
     ]
+
+
+def ceilings(rows: Sequence[Row]) -> list[str]:
+    """Over each peer as if our data cost nothing, and our model over a peer's, both without data."""
+    found = {title(own[OURS]): own for _, own in _runs(rows) if OURS + MODEL_ONLY in own}
+    if not found:
+        return [NOT_YET]
+    names = list(dict.fromkeys(name for own in found.values() for name in own if not name.startswith(OURS)))
+    peers, alone = ([name for name in names if name.endswith(MODEL_ONLY) == only] for only in (False, True))
+    body = []
+    for name, own in found.items():
+        free = own | {OURS: own[OURS + MODEL_ONLY]}
+        cells = [f"{row[OURS]['images_per_second']:,.1f}" for row in (own, free)]
+        body.append([name, *cells, *(f"{over(free, peer):.2f} x" if peer in own else "" for peer in [*peers, *alone])])
+    header = ["images/s", OURS, OURS + MODEL_ONLY, *(f"that over {peer}" for peer in [*peers, *alone])]
+    return [f"{about([row for own in found.values() for row in own.values()])}.", "", *lines(header, body)]
+
+
+def parts(rows: Sequence[Row]) -> list[str]:
+    """What the steps of models without data consist of: shares of their time by operators."""
+    body, kinds = [], {}
+    for _, own in _runs(rows):
+        for name, row in own.items():
+            if "shares" in row:
+                kinds |= row["shares"]
+                cells = [f"{share:.1%}" for share in row["shares"].values()]
+                body.append([f"{title(row)}: {name.removesuffix(MODEL_ONLY)}", *cells])
+    return lines(["share of a step", *kinds], body) if body else [NOT_YET]
 
 
 def board(rows: Sequence[Row]) -> list[str]:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from headrace.benchmarks import race
 from headrace.benchmarks.ledger import TABLES
-from headrace.benchmarks.racers import SYSTEMS, ours
+from headrace.benchmarks.racers import MODEL_ONLY, SYSTEMS, ceiling, ours
 from headrace.benchmarks.racers.heat import JOBS, Heat, Racer, as_authors, trained
 from headrace.train.recipe.recipe import load_recipe
 
@@ -155,5 +155,53 @@ def test_the_races_tables(tmp_path):
     assert ("MAE: no more memory than any peer", "900 MB, lightly 800 MB", "no") in found
     # 13.5 of 30 images/s with two of four shares of the cores
     assert ("SimCLR, beside 2 busy processes: 0.8 of the share of the cores", "0.90", "yes") in found
+    assert TABLES["race-ceilings"](tmp_path) == TABLES["race-parts"](tmp_path) == ["Not measured yet."]
     found = [cells(line) for line in TABLES["race"](tmp_path) if "lightly" in line]
     assert found == [["lightly 1.6.0", "60.0 (54.0-66.0)", "1.50 x", "12.35", "25.0%", "800", "1,000", "2.50", ""]]
+
+
+def test_what_there_is_to_gain_without_data(tmp_path):
+    """Rows of models alone take no part in the other tables."""
+    rows = [heat_row("mae-224", name, rate, 900) for name, rate in (("headrace", 90.0), ("lightly", 60.0))]
+    rows.append(heat_row("mae-224", "mmpretrain", 50.0, 900))
+    plain = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "race.jsonl").write_text(plain)
+    others = [TABLES[name](tmp_path) for name in ("race", "race-ratios", "race-targets")]
+    shares = {"convolutions": 0.25, "matrix products": 0.625, "the rest": 0.125}
+    rows = [heat_row("mae-224", name + MODEL_ONLY, rate, 900) for name, rate in (("headrace", 96.0), ("lightly", 80.0))]
+    (tmp_path / "race.jsonl").write_text(plain + "".join(json.dumps(row | {"shares": shares}) + "\n" for row in rows))
+    assert [TABLES[name](tmp_path) for name in ("race", "race-ratios", "race-targets")] == others
+    cells = lambda line: [cell.strip() for cell in line.split("|")[1:-1]]  # noqa: E731
+    found = [cells(line) for line in TABLES["race-ceilings"](tmp_path) if line.startswith("|")]
+    assert found[0][3:] == ["that over lightly", "that over mmpretrain", "that over lightly, model only"]
+    assert found[2:] == [["MAE", "90.0", "96.0", "1.60 x", "1.92 x", "1.20 x"]]
+    found = [cells(line) for line in TABLES["race-parts"](tmp_path)]
+    assert found[0] == ["share of a step", *shares]
+    assert found[2:] == [[f"MAE: {name}", "25.0%", "62.5%", "12.5%"] for name in ("headrace", "lightly")]
+
+
+def test_without_data_one_batch_comes_again_and_its_loader_ends():
+    ended = []
+
+    def batches():
+        try:
+            yield from (torch.full((1,), float(n)) for n in range(9))
+        finally:
+            ended.append(True)
+
+    racer = ceiling.without_data(Racer(batches(), lambda batch: batch, list, torch.nn.Linear(1, 1)))
+    assert ended == [True] and [next(racer.batches).item() for _ in range(3)] == [0.0] * 3
+
+
+def test_a_step_is_split_by_its_operators():
+    """Of a step that is one product of matrices nearly all is that; and of known times the shares are known."""
+    matrix = torch.rand(600, 600)
+    racer = Racer(iter([matrix] * 2), lambda batch: batch @ batch, list, torch.nn.Linear(1, 1))
+    found = ceiling.shares(racer)
+    assert tuple(found) == ceiling.PARTS and found["matrix products"] > 0.8
+    assert sum(found.values()) == pytest.approx(1)
+    times = {"aten::mkldnn_convolution": 2.0, "aten::convolution_backward": 4.0, "aten::addmm": 1.0, "aten::mm": 3.0}
+    times |= {"aten::native_layer_norm_backward": 5.0, "aten::threshold_backward": 6.0, "aten::gelu": 1.0}
+    times |= {"aten::_scaled_dot_product_flash_attention_for_cpu": 8.0, "aten::_fused_sgd_": 9.0, "aten::copy_": 11.0}
+    wanted = [6.0, 4.0, 8.0, 5.0, 7.0, 9.0, 11.0]
+    assert list(ceiling.grouped(times).values()) == pytest.approx([each / 50 for each in wanted])
