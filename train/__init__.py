@@ -6,7 +6,7 @@ ledger.py        last loss, average, visits and step of each sample
 notebook.py      the same from Python: `headrace.pretrain`, `embed`, `knn`
 announcement.py  what a run says of itself at its start and at its end
 ending.py        what is left to do behind the last step
-precision.py     which precision a device is good at
+precision.py     which precision a device is good at      heap.py   freed memory of runs on CPUs is kept
 recipe/          YAML -> checked dataclasses: what a run is
 foreign/         how other code bases name and lay out weights: their checkpoints, read
 init.py          weights that a run begins with         lora.py        low-rank matrices beside them

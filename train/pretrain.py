@@ -56,6 +56,7 @@ from headrace.train.engine.transforms import checkpoint_blocks
 from headrace.train.evaluation.embed_encoder import load_encoder
 from headrace.train.evaluation.score import knn_score
 from headrace.train.evaluation.sweep import sweep
+from headrace.train.heap import keep_freed
 from headrace.train.init import Guard, encoder_places, initialise
 from headrace.train.ledger import FOLDER, Ledger, frozen_in, renewal, require_sample_loss
 from headrace.train.lora import add_lora
@@ -70,7 +71,10 @@ def run(recipe: Recipe, generated: bool = False) -> int:
     """A command's run, alone or as one of torchrun's processes; `generated`: on images made for it."""
     if recipe.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
-    with launch(pick_device(recipe.train.device), recipe.train.timeout) as process:
+    device = pick_device(recipe.train.device)
+    if device.type == "cpu":
+        keep_freed()
+    with launch(device, recipe.train.timeout) as process:
         pretrain(recipe, process, smoke_images(recipe.data.channels) if generated else None)
     return 0
 

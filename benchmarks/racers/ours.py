@@ -15,9 +15,9 @@ from headrace.pipelines.loaders.choose import choose_loader, make_loader
 from headrace.pipelines.order import Order
 from headrace.pipelines.sources import open_source
 from headrace.pipelines.spec import Batch
-from headrace.train.engine.heap import keep_freed
 from headrace.train.engine.optim import Schedules, build_optimizer
 from headrace.train.engine.step import Stepper
+from headrace.train.heap import keep_freed
 
 from .heat import Heat, Racer
 

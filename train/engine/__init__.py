@@ -7,5 +7,5 @@ checkpoint.py     atomic save, newest readable
 distributed.py    process group, launch facts          signals.py      how a run is asked to stop
 run_directory.py  one run at a time, its environment   interval.py     means between two logging steps, collapse
 metrics.py        console, metrics.jsonl, loss curve   trackers.py     TensorBoard, Weights & Biases
-profiler.py       a trace of some steps                heap.py         freed memory of runs on CPUs is kept
+profiler.py       a trace of some steps
 """

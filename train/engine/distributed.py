@@ -18,7 +18,6 @@ from torch.distributed.rendezvous import rendezvous
 
 from ...cores import core_ids, cores, shared_cores
 from ...errors import ProcessError, UserError
-from .heap import keep_freed
 
 _LAST_WORDS = 3.0  # seconds that a process has to say that it is still there, once another is missed
 
@@ -110,8 +109,6 @@ def launch(device: torch.device, timeout: float = 600.0) -> Iterator[Launch]:
     rank, world, local_rank, local_world = environment.values()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    else:
-        keep_freed()
     if world == 1:
         _bound_threads(cores())
         yield Launch(rank, world, local_rank, local_world, device)
