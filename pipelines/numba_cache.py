@@ -10,6 +10,7 @@ from typing import Any
 
 import numba
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, UserWideCacheLocator
+from numba.core.runtime import rtsys
 
 _told = False
 
@@ -30,7 +31,11 @@ class _Cache(FunctionCache):
 
     def load_overload(self, signature: Any, context: Any) -> Any:
         try:
-            return super().load_overload(signature, context)
+            # What machine code calls while it runs. Numba's own `load_overload` also prepares to compile: it imports
+            # scipy and all of numba's functions, 0.3 s of a core in every process, which compiling does itself.
+            rtsys.initialize(context)
+            with self._guard_against_spurious_io_errors():
+                return self._load_overload(signature, context)
         except Exception:  # unpickling damaged bytes raises anything
             return None
 

@@ -58,7 +58,7 @@ def announce(
     say("\n".join(f"{key:<{width}}  {value}" for key, value in rows.items()))
     if warning := cost(settings.precision, process.device):
         say(f"headrace: {warning}", sys.stderr)
-    notes = without_effect(recipe, total_steps, order.steps_per_epoch)
+    notes = without_effect(recipe, total_steps, order.steps_per_epoch, resumed.step if resumed else 0)
     for note in (*notes, *(resumed.notes if resumed else ())):
         say(f"headrace: {note}", sys.stderr)
 

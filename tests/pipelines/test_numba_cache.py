@@ -42,6 +42,38 @@ def test_it_is_kept_and_found_again(fresh):
     assert again(21) == 42 and sum(again.stats.cache_hits.values()) == 1
 
 
+def test_what_is_found_again_runs_without_what_compiles(tmp_path):
+    """Arrays that are made and handed out, exceptions, mathematics; numba's functions and scipy stay unread."""
+    (tmp_path / "tiny.py").write_text(
+        "import math\nimport numpy as np\n"
+        "from numba import float64\n"
+        "from headrace.pipelines.numba_cache import compiled\n\n"
+        "@compiled(float64[::1](float64[::1]))\n"
+        "def roots(x):\n"
+        "    if x[0] < 0:\n        raise ValueError('below 0')\n"
+        "    made = np.empty(len(x))\n"
+        "    for i in range(len(x)):\n        made[i] = math.pow(x[i], 0.5)\n"
+        "    return made\n"
+    )
+    code = (
+        "import sys, numpy as np\nimport tiny\n"
+        "print(tiny.roots(np.array([4.0, 9.0])).tolist())\n"
+        "try: tiny.roots(np.array([-1.0]))\n"
+        "except ValueError as fault: print(fault)\n"
+        "print(sum(tiny.roots.stats.cache_hits.values()), 'numba.np.linalg' in sys.modules)\n"
+    )
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    seen = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment)
+        for _ in range(2)
+    ]
+    assert [one.returncode for one in seen] == [0, 0], seen
+    assert [one.stdout.splitlines() for one in seen] == [
+        ["[2.0, 3.0]", "below 0", "0 True"],
+        ["[2.0, 3.0]", "below 0", "1 False"],
+    ]
+
+
 @pytest.mark.parametrize("suffix", ["nbi", "nbc"])
 def test_a_damaged_cache_is_none(fresh, tmp_path, suffix):
     fresh().double(21)

@@ -67,7 +67,10 @@ def train(
     stepper.model.train()
     interval, per_epoch = Interval(launch, settings.batch_size, loader, of_sets), loader.steps_per_epoch
     hurry = getattr(loader, "hurry", None)
-    with StopRequest(launch.control, hurry) as stop, profiled(settings.profile, out, launch.is_main) as profiler:
+    with (
+        StopRequest(launch.control, hurry) as stop,
+        profiled(settings.profile, out, launch.is_main, first_step) as profiler,
+    ):
         for step in range(first_step, total_steps):
             progress = Progress(step, total_steps, per_epoch, settings.seed)
             if step % per_epoch == 0:

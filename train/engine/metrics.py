@@ -9,9 +9,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
-
 from ...errors import UserError
 from .run_directory import write_whole
 from .trackers import Tracker
@@ -64,6 +61,9 @@ class MetricsLog:
         self._waiting, self._told = b"", False  # what is not in the file yet, and whether that was said
         self._progress = None
         if sys.stdout.isatty():
+            from rich.console import Console  # 0.1 s of a core, which logs do not need
+            from rich.progress import BarColumn, Progress, TextColumn
+
             columns = (
                 TextColumn("step {task.completed}/{task.total}"),
                 BarColumn(bar_width=24),

@@ -26,8 +26,10 @@ def _export(recorder: profile, file: Path) -> None:
 
 
 @contextmanager
-def profiled(window: str | None, out: Path, enabled: bool) -> Iterator[Callable[[int], None]]:
+def profiled(window: str | None, out: Path, enabled: bool, begin: int = 0) -> Iterator[Callable[[int], None]]:
     """Gives a function to be called after every step; steps first:last (counted from 1) go to ``out/trace.json``.
+
+    `begin` steps are finished already. Of a run that ends within the window there is what was seen of it.
 
     The file is read by chrome://tracing and ui.perfetto.dev.
     """
@@ -39,17 +41,21 @@ def profiled(window: str | None, out: Path, enabled: bool) -> Iterator[Callable[
     recorder = profile(activities=activities)
     running = False
 
-    def after(step: int) -> None:
+    def look(finished: int) -> None:
         nonlocal running
-        finished = step + 1
         if not running and first - 1 <= finished < last:
             recorder.start()
             running = True
         elif running and finished >= last:
-            recorder.stop()
-            running = False
-            _export(recorder, out / "trace.json")
+            stop()
 
-    yield after
-    if running:
+    def stop() -> None:
+        nonlocal running
         recorder.stop()
+        running = False
+        _export(recorder, out / "trace.json")
+
+    look(begin)
+    yield lambda step: look(step + 1)
+    if running:
+        stop()

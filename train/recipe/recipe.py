@@ -62,8 +62,8 @@ def load_recipe(path: str, overrides: Sequence[str | tuple[str, Any]] = ()) -> R
     return Recipe(name=Path(path).stem, resolved=resolved, **sections)
 
 
-def without_effect(recipe: Recipe, total_steps: int, steps_per_epoch: int) -> list[str]:
-    """Settings that a run of this length never comes to, a sentence each."""
+def without_effect(recipe: Recipe, total_steps: int, steps_per_epoch: int, begin: int = 0) -> list[str]:
+    """Settings that a run of this length, of which `begin` steps are behind it, never comes to, a sentence each."""
     notes, train = [], recipe.train
     warmup = length_in_steps(recipe.optim.warmup, total_steps, steps_per_epoch)
     if warmup >= total_steps:
@@ -72,6 +72,8 @@ def without_effect(recipe: Recipe, total_steps: int, steps_per_epoch: int) -> li
         notes.append(f"train.knn_every: {train.knn_every} epochs are longer than the run: there will be no score")
     if train.profile is not None and int(train.profile.split(":")[0]) > total_steps:
         notes.append(f"train.profile: {train.profile} lies behind the run's {total_steps:,} steps: no trace")
+    elif train.profile is not None and int(train.profile.split(":")[1]) <= begin:
+        notes.append(f"train.profile: {train.profile} lies before step {begin:,}, where the run goes on: no trace")
     return notes
 
 

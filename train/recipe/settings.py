@@ -114,6 +114,8 @@ class TrainSettings:
             raise ValueError(f"profile: needs first:last step such as 100:110, not {self.profile!r}")
         if self.profile is not None and int(self.profile.split(":")[0]) > int(self.profile.split(":")[1]):
             raise ValueError(f"profile: {self.profile} ends before it begins")
+        if self.profile is not None and int(self.profile.split(":")[0]) < 1:
+            raise ValueError(f"profile: steps count from 1, not {self.profile}")
 
 
 @dataclass(frozen=True)

@@ -73,11 +73,12 @@ def test_knn_needs_labels_of_the_same_classes(photo_folder, tmp_path):
         run(tmp_path, f"data.train={photo_folder}", "train.knn_every=1")
 
 
-def test_a_window_of_steps_is_traced(tmp_path):
-    assert run(tmp_path, "train.profile=6:8") == 0
+@pytest.mark.parametrize("window, steps", [("6:8", 3), ("1:1", 1), ("1:2", 2), ("19:30", 2)])
+def test_a_window_of_steps_is_traced(tmp_path, window, steps):
+    """The first step, too; and of a window that the run's 20 steps end in, what is left of it."""
+    assert run(tmp_path, f"train.profile={window}") == 0
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
-    backward = [e for e in events if e.get("name") == "Optimizer.step#AdamW.step"]
-    assert len(backward) == 3
+    assert len([e for e in events if e.get("name") == "Optimizer.step#AdamW.step"]) == steps
     with pytest.raises(UserError, match="first:last"):
         run(tmp_path / "x", "train.profile=6-8")
 

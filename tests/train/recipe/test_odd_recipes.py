@@ -65,6 +65,7 @@ def test_any_value_anywhere(place, first, second):
         ("mae_vit-tiny", f"train.seed={'9' * 5000}", "train.seed: needs an integer"),
         ("mae_vit-tiny", f"optim.lr={'[' * 3000}{']' * 3000}", "nested too deeply"),
         ("mae_vit-tiny", "train.profile=5:2", "train.profile: 5:2 ends before it begins"),
+        ("mae_vit-tiny", "train.profile=0:0", "train.profile: steps count from 1, not 0:0"),
         ("mae_vit-tiny", "optim.lr=.nan", "optim.lr: needs a finite number"),
     ],
 )
@@ -81,10 +82,12 @@ def test_said_in_words(name, override, reason):
         ("train.knn_every=2", None),
         ("train.profile=21:30", "train.profile: 21:30 lies behind"),
         ("train.profile=20:30", None),
+        ("train.profile=3:6", "train.profile: 3:6 lies before step 6, where the run goes on"),
+        ("train.profile=3:7", None),
     ],
 )
 def test_settings_that_a_run_never_comes_to_are_named(override, note):
-    notes = without_effect(load_recipe("mae_vit-tiny", ["optim.warmup=0", override]), 20, 10)
+    notes = without_effect(load_recipe("mae_vit-tiny", ["optim.warmup=0", override]), 20, 10, begin=6)
     assert [one.startswith(note) for one in notes] == ([True] if note else [])
 
 
