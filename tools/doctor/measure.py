@@ -26,6 +26,7 @@ from ...pipelines.images.jpeg import chroma_halved
 from ...pipelines.images.planes import Planes
 from ...pipelines.loaders.base import BaseLoader, Plan
 from ...pipelines.loaders.choose import READ_PIXELS, choose_loader, make_loader
+from ...pipelines.loaders.quarantine import Quarantine
 from ...pipelines.order import Order
 from ...pipelines.pixels.layout import usual_formats
 from ...pipelines.pixels.sidecars import Pixels, open_pixels
@@ -87,6 +88,7 @@ def measure(source: ByteSource, recipe: Recipe, seconds: float, with_model: bool
         order = Order(len(data), min(batch, len(data)), seed=seed)
         try:
             own = {"pixels": stored} if data is source and kind in READ_PIXELS else {}
+            own["quarantine"] = Quarantine(data, recipe.data.max_bad)
             loader = make_loader(data, inputs, order, kind=kind, threads=threads, seed=seed, device=device, **own)
         except UserError:  # installed, and yet it cannot be used
             if kind == chosen:

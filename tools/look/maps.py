@@ -23,6 +23,7 @@ from ...places import new_file
 from ...train.engine.distributed import pick_device
 from ...train.evaluation.embed import embed
 from ...train.evaluation.embed_encoder import ENCODER_HELP, load_encoder
+from ...train.evaluation.evaluate import say_left_out
 from .samples import to_pixels
 
 
@@ -57,9 +58,8 @@ def look(arguments: argparse.Namespace) -> Seen:
     if size < 1 or size % multiple_of(found.module):
         raise UserError(f"--size: {arguments.encoder} takes multiples of {multiple_of(found.module)} px, not {size}")
     view = replace(found.view, size=size, center_fraction=1.0)  # nothing of the middle square is cut away
-    shown = embed(nn.Identity(), source, view, loader="cpu", threads=1)
-    if shown.left_out:
-        raise UserError(f"{shown.left_out[0]}; give images that can be decoded")
+    shown = embed(nn.Identity(), source, view, loader="cpu", threads=1, max_bad=1.0)
+    say_left_out(shown.left_out)
     device = pick_device(arguments.device)
     return Seen(found.name, found.module.to(device), shown.vectors.to(device), to_pixels(shown.vectors, view))
 

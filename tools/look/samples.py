@@ -10,6 +10,7 @@ from PIL import Image, ImageColor
 
 from ...pipelines.images.decode import decode
 from ...pipelines.loaders.memory import MemoryLoader
+from ...pipelines.loaders.quarantine import Quarantine
 from ...pipelines.order import Order
 from ...pipelines.spec import Batch, ByteSource, InputSpec, Mask, MaskSpec, ViewParams, ViewSpec
 from ...pipelines.views.draw import draw_views
@@ -59,7 +60,8 @@ class Sample:
 def first_batch(source: ByteSource, inputs: InputSpec, samples: int, *, seed: int, epoch: int = 0) -> Batch:
     """What training reads first in an epoch, whatever its batch size: an epoch's order does not depend on it."""
     order = Order(len(source), min(samples, len(source)), seed=seed)
-    loader = MemoryLoader(source, inputs, order, seed=seed)
+    bad = Quarantine(source, max_bad=1.0)  # how many are too many is for training to say
+    loader = MemoryLoader(source, inputs, order, seed=seed, quarantine=bad)
     loader.load_state_dict({"step": epoch * order.steps_per_epoch})
     return next(loader)
 

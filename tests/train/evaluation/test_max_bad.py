@@ -9,8 +9,11 @@ import torch
 
 from headrace.cli import dispatch
 from headrace.errors import UserError
+from headrace.models.algorithms import inputs_of
 from headrace.pipelines.loaders.quarantine import Quarantine
 from headrace.pipelines.sources import open_source
+from headrace.tools.look.maps import look
+from headrace.tools.look.samples import first_batch
 from headrace.train import pretrain
 from headrace.train.engine.distributed import Launch
 from headrace.train.evaluation.embed import embed
@@ -127,3 +130,26 @@ def test_all_that_is_left_out_is_named(photo_folder, tmp_path):
     encoder = load_encoder("pixels:8")
     found = embed(encoder.module, open_source(tmp_path), encoder.view, threads=1, max_bad=0.95)
     assert len(found.vectors) == 10 and len(found.left_out) == 120
+
+
+def test_pictures_are_of_good_images(damaged):
+    """How many are too many is for training to say: what is looked at are all others."""
+    source = open_source(damaged / "all")
+    inputs = inputs_of(load_recipe("mae_vit-tiny_demo", ["algorithm.view.size=32"]).algorithm)
+    shown = first_batch(source, inputs, 24, seed=0).ids.tolist()
+    assert set(shown) == set(range(24)) - set(BAD)
+
+
+def test_what_an_encoder_is_shown_leaves_bad_ones_out(damaged, tmp_path, capsys):
+    asked = dict(images=[str(damaged / "all")], samples=24, size=None, device="cpu", out=tmp_path / "p.png")
+    seen = look(SimpleNamespace(encoder="pixels:8", **asked))
+    assert capsys.readouterr().out.count("left out: ") == len(BAD)
+    good = look(SimpleNamespace(encoder="pixels:8", **asked | {"images": [str(damaged / "good")]}))
+    assert seen.pixels.shape == (18, 8, 8, 3) and torch.equal(seen.pixels, good.pixels)
+
+
+def test_doctor_allows_what_the_recipe_allows(damaged):
+    arguments = ["doctor", f"{damaged}/all", "mae_vit-tiny_demo", "--seconds", "0.5", "data.loader=cpu"]
+    arguments += ["train.batch_size=8", "train.device=cpu", "data.threads=1"]
+    refused(arguments, "data.max_bad")
+    assert dispatch([*arguments, "data.max_bad=0.3"]) == 0
