@@ -32,12 +32,19 @@ def new_folder(text: str) -> Path:
 
 def write_file(path: Path, data: bytes) -> None:
     """Writes a file that appears complete and durable, or not at all."""
+    if path.exists() and not path.is_file():  # a pipe or a device, which nothing may take the place of
+        path.write_bytes(data)
+        return
     partial = path.with_name(f"{path.name}.{os.uname().nodename}.{os.getpid()}")
-    with open(partial, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def _nearest(folder: Path) -> Path:

@@ -13,6 +13,7 @@ import errno
 import io
 import json
 import time
+import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,7 +152,11 @@ class Store:
             files = [self._file(block) for block in self._blocks()]
             if not all(file.exists() for file in files):
                 return None if not self.complete else self.finish()  # another process may have done it just now
-            put_together(self.place, files, len(self.source))
+            try:
+                put_together(self.place, files, len(self.source))
+            except FileNotFoundError:  # another process was faster, and takes away what both have read
+                if not self.complete:
+                    raise
             for file in files:
                 file.unlink(missing_ok=True)
         return load(self.folder)
@@ -174,21 +179,24 @@ def about(source: ByteSource) -> dict:
 def put_together(place: Path, files: Iterable[Path], count: int) -> None:
     """Blocks, in the order of the set -> the arrays of a complete set. Every step can be repeated."""
     rows, bad, inside_of, inner, at = np.empty(count, MEASURED), [], [], [], 0
-    partial = place / "thumbs.partial"
-    thumbs = np.lib.format.open_memmap(partial, "w+", np.uint8, (count, SIDE, SIDE))
-    for file in files:
-        with np.load(file) as block:
-            end = at + len(block["rows"])
-            rows[at:end], thumbs[at:end] = block["rows"], block["thumbs"]
-            bad += [(at + where, reason) for where, reason in json.loads(str(block["bad"]))]
-            inside_of.append(block["inside_of"] + at)
-            inner.append(block["inner"])
-            at = end
-    if at != count:  # whoever was faster takes blocks away
-        raise FileNotFoundError(errno.ENOENT, "blocks are missing", str(place))
-    thumbs.flush()
-    del thumbs
-    partial.replace(place / "thumbs.npy")
+    partial = place / f"thumbs.{uuid.uuid4().hex}.partial"  # of this process: another one's would be emptied under it
+    try:
+        thumbs = np.lib.format.open_memmap(partial, "w+", np.uint8, (count, SIDE, SIDE))
+        for file in files:
+            with np.load(file) as block:
+                end = at + len(block["rows"])
+                rows[at:end], thumbs[at:end] = block["rows"], block["thumbs"]
+                bad += [(at + where, reason) for where, reason in json.loads(str(block["bad"]))]
+                inside_of.append(block["inside_of"] + at)
+                inner.append(block["inner"])
+                at = end
+        if at != count:  # whoever was faster takes blocks away
+            raise FileNotFoundError(errno.ENOENT, "blocks are missing", str(place))
+        thumbs.flush()
+        del thumbs
+        partial.replace(place / "thumbs.npy")
+    finally:
+        partial.unlink(missing_ok=True)
     write_array(place / "measured.npy", rows)
     write_array(place / "inside_of.npy", np.concatenate([np.empty(0, np.int64), *inside_of]))
     write_array(place / "inner.npy", np.concatenate([np.empty((0, SIDE, SIDE), np.uint8), *inner]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import os
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ import numpy as np
 
 from ...errors import UserError
 from ...outside import nearest
+from ...places import write_file
 from ..sources import resolve
 from ..sources.folder import COLUMNS as FOLDER
 
@@ -56,11 +58,10 @@ def write_columns(folder: Path, source: ByteSource, columns: Mapping[str, np.nda
         for name, values in columns.items():
             if values.shape != (len(source),):
                 raise ValueError(f"{name}: {values.shape} values for {len(source)} images")
-            with open(temporary := folder / f"{name}.npy.tmp", "wb") as file:
-                np.save(file, values, allow_pickle=False)
-            os.replace(temporary, folder / f"{name}.npy")
-        (folder / f"{IMAGES}.tmp").write_text(json.dumps(own) + "\n", encoding="utf-8")
-        os.replace(folder / f"{IMAGES}.tmp", folder / IMAGES)
+            buffer = io.BytesIO()
+            np.save(buffer, values, allow_pickle=False)
+            write_file(folder / f"{name}.npy", buffer.getvalue())
+        write_file(folder / IMAGES, json.dumps(own).encode() + b"\n")
     except OSError as fault:
         raise UserError(
             f"{folder}: cannot be written ({fault.strerror}); free some space, or change its rights"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import pickle
 import time
 from dataclasses import dataclass
@@ -91,8 +92,17 @@ def export(part: Part, library: str, out: Path, name: str) -> tuple[Path, str]:
     channels = getattr(part.config, "in_channels", 3)
     if channels != 3 and library != "safetensors":
         raise refuse(library, f"gets encoders of three channels, not of {channels}", "safetensors")
-    out.mkdir(parents=True, exist_ok=True)
     temporary = out / f"{name}.tmp"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        return _written(part, library, temporary, out, name)
+    except OSError as fault:
+        raise UserError(f"{out}: cannot be written ({fault.strerror or fault}); choose another --out") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _written(part: Part, library: str, temporary: Path, out: Path, name: str) -> tuple[Path, str]:
     if library == "safetensors":
         return _safetensors(part, temporary, out, name)
     if library == "onnx":
@@ -108,7 +118,9 @@ def export(part: Part, library: str, out: Path, name: str) -> tuple[Path, str]:
         head = exported.layout.classifiers[0]
         state |= {f"{head}.{key}": value.contiguous() for key, value in part.head.items()}
     if library == "openmmlab":
-        torch.save({"state_dict": state, "meta": {}}, temporary)
+        buffer = io.BytesIO()  # torch's own writer of files raises RuntimeError where a disk is full
+        torch.save({"state_dict": state, "meta": {}}, buffer)
+        temporary.write_bytes(buffer.getbuffer())
         path = _named(temporary, out, name, ".pth")
     else:
         temporary.write_bytes(save(state))  # `save_file` makes files that nobody else may read

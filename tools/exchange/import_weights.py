@@ -11,7 +11,7 @@ from safetensors.torch import save
 
 from ...errors import UserError
 from ...models.algorithms.classifier import Classifier
-from ...places import new_folder, place
+from ...places import new_folder, place, write_file
 from ...train.engine import checkpoint
 from ...train.foreign.convert import NORMALIZATIONS, Imported, Options, convert
 from ...train.foreign.methods import import_method
@@ -43,10 +43,12 @@ def save_imported(imported: Imported, source: Path, out: Path) -> list[Path]:
     with source.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     description = {"config": yaml.safe_dump(config.plain(classifier.config)), "source": f"{source.name} {digest}"}
-    path, temporary = out / "encoder.safetensors", out / "encoder.tmp"
+    path = out / "encoder.safetensors"
     tensors = {key: value.contiguous() for key, value in classifier.backbone.state_dict().items()}
-    temporary.write_bytes(save(tensors, metadata=description))  # `save_file` makes files that nobody else may read
-    temporary.replace(path)
+    try:
+        write_file(path, save(tensors, metadata=description))  # `save_file` makes files that nobody else may read
+    except OSError as fault:
+        raise UserError(f"--to: {path} cannot be written ({fault.strerror}); give another folder") from None
     return [*written, path]
 
 

@@ -29,7 +29,7 @@ from ...pipelines.spec import (
     VariedMask,
 )
 from ...pipelines.views.recipes import VIEWS, view
-from ...places import new_folder
+from ...places import new_folder, write_file
 from ...train.recipe.recipe import load_recipe
 from .browse_page import render_page
 from .plots import plot_samples
@@ -126,7 +126,7 @@ def browse(
     try:
         out.mkdir(parents=True, exist_ok=True)
         plot_samples(shown, picture, "; ".join(f"{name}: {fact}" for name, fact in facts.items()))
-        page.write_text(render_page(shown, facts), "utf-8", "replace")
+        write_file(page, render_page(shown, facts).encode("utf-8", "replace"))
     except OSError as fault:
         raise UserError(f"--out: {out} cannot be written ({fault.strerror}); give another folder") from None
     return picture, page

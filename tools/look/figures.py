@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import matplotlib
@@ -12,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from ...errors import UserError
+from ...places import write_file
 
 _TICK = "$\\mathdefault{"  # how matplotlib's own labels begin
 
@@ -21,7 +23,9 @@ def save_figure(figure: Figure, path: Path, dpi: int = 110) -> None:
     plain_text(figure)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=dpi)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, dpi=dpi, format=path.suffix.removeprefix(".") or None)
+        write_file(path, buffer.getvalue())
     except OSError as fault:
         raise UserError(f"{path}: cannot be written ({fault.strerror or fault}); give another file") from None
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from ...pipelines.sources import open_source
 from ...pipelines.sources.files import FileSource
 from ...pipelines.sources.subset import Subset
 from ...pipelines.spec import ByteSource
-from ...places import new_file
+from ...places import new_file, write_file
 from ...train.engine.distributed import pick_device
 from ...train.evaluation.embed import embed
 from ...train.evaluation.embed_encoder import ENCODER_HELP, load_encoder
@@ -93,6 +94,8 @@ def save_values(path: Path, values: torch.Tensor) -> None:
     """`values` as the .npy beside a picture."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(path.with_suffix(".npy"), values.cpu().numpy())
+        buffer = io.BytesIO()
+        np.save(buffer, values.cpu().numpy())
+        write_file(path.with_suffix(".npy"), buffer.getvalue())
     except OSError as fault:
         raise UserError(f"--out: {path.with_suffix('.npy')} cannot be written ({fault.strerror})") from None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from html import escape
 
 from ...errors import UserError
-from ...places import new_file, place
+from ...places import new_file, place, write_file
 from ..columns import aligned
 from ..look import page
 from .curves import short_names
@@ -120,7 +120,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.html:
         try:
             arguments.html.parent.mkdir(parents=True, exist_ok=True)
-            arguments.html.write_text(render_comparison(records, names), "utf-8", "replace")
+            write_file(arguments.html, render_comparison(records, names).encode("utf-8", "replace"))
         except OSError as fault:
             raise UserError(f"--html: {arguments.html} cannot be written ({fault.strerror})") from None
         print(f"\n{arguments.html}")

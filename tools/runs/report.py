@@ -19,7 +19,7 @@ from ...pipelines.images.rules import use_rules
 from ...pipelines.loaders.choose import choose_loader
 from ...pipelines.plan.given import as_source
 from ...pipelines.spec import ByteSource
-from ...places import new_file, place
+from ...places import new_file, place, write_file
 from ...train.engine.checkpoint import load_algorithm
 from ...train.recipe.recipe import load_recipe
 from ..look.reconstruct import Restoration, restore
@@ -50,7 +50,7 @@ def report(
     ledger = ledger_section(record, source, hardest, easiest, pictures=samples > 0)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(render_report(record, seen, restored, ledger), "utf-8", "replace")
+        write_file(out, render_report(record, seen, restored, ledger).encode("utf-8", "replace"))
     except OSError as fault:
         raise UserError(f"--out: {out} cannot be written ({fault.strerror}); give another file") from None
     return record

@@ -19,7 +19,7 @@ import headrace
 
 from ...errors import UserError
 from ...models.stage_pools import LAYERS
-from ...pipelines.images.rules import add_rules, use_options
+from ...pipelines.images.rules import add_rules, rules, use_options
 from ...pipelines.loaders.quarantine import MAX_BAD
 from ...pipelines.views import recipes
 from ...places import new_file, new_folder
@@ -148,6 +148,7 @@ def record(
     row = {
         "protocol": protocol,
         "encoder": {"name": encoder.name, "digest": encoder.digest, "view": asdict(encoder.view)},
+        **({"rules": rules().unusual} if rules().unusual else {}),  # of decoding: other pixels, other figures
         "data": data,
         "settings": settings,
         "figures": figures,
