@@ -33,9 +33,11 @@ def test_on_a_full_disk_what_was_there_stays(full, tmp_path):
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"before")]
 
 
-def test_nothing_takes_the_place_of_a_device():
-    write_file(places.Path(os.devnull), b"gone")
-    assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
+def test_nothing_takes_the_place_of_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with open(os.open(tmp_path / "pipe", os.O_RDWR), "rb", buffering=0) as end:
+        write_file(tmp_path / "pipe", b"through")
+        assert stat.S_ISFIFO(os.stat(tmp_path / "pipe").st_mode) and os.read(end.fileno(), 100) == b"through"
 
 
 def test_no_half_of_a_picture(full, tmp_path):

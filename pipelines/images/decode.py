@@ -14,7 +14,7 @@ import io
 import warnings
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from . import deep, jpegxl
 from .budget import reserve
@@ -25,6 +25,8 @@ from .rules import rules
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # to `check_size` that is an error
 Image.MAX_IMAGE_PIXELS = None  # `check_size` asks `rules`; Pillow would stop at twice its own number all the same
+# Profiles of printers and notes of editors are longer than Pillow's 1 MB; all of an image's notes together are bounded.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 _KINDS = "JPEG MPO PNG WEBP AVIF HEIF GIF BMP DIB TIFF JPEG2000 JXL PPM TGA SGI PCX QOI SUN DDS ICO".split()
 _STRAIGHT = {"La": "LA", "RGBa": "RGBA"}  # alpha multiplied into the colours -> not
 

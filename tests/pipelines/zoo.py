@@ -131,6 +131,7 @@ def lossless():
     yield "PNG RGBA, invisible", saved(np.dstack([RGB, 0 * GRAY]), "PNG"), RGB
     yield "PNG LA", saved(np.dstack([GRAY, GRAY.T]), "PNG"), three(GRAY)
     yield "PNG turned 6", saved(RGB, "PNG", exif=exif(6)), RGB[::-1].transpose(1, 0, 2)
+    yield "PNG with a profile of 3 MB", saved(RGB, "PNG", icc_profile=bytes(3_000_000)), RGB
     yield "PNG 16 bits gray", saved(DEEP, "PNG"), three(GRAY)
     yield "PNG 16 bits colour", png(SIDE, SIDE, 16, 2, [row.tobytes() for row in WIDE.astype(">u2")]), RGB
     alpha = np.dstack([DEEP, DEEP.T]).astype(">u2")
