@@ -106,7 +106,8 @@ class GramTeacher(nn.Module):
             every = max(1, self._steps(config.update_every, progress))
             due = since % every == 0 and (config.updates is None or since // every <= config.updates)
         if due:
-            torch._foreach_copy_(list(self.backbone.parameters()), list(teacher.parameters()))
+            for own, other in zip(self.backbone.parameters(), teacher.parameters(), strict=True):
+                own.copy_(other)  # one by one: foreach knows no shares of tensors (train.shard)
 
     def share(self, progress: Progress) -> float | None:
         """How much of its weight Gram has in this step, in [0, 1]; None before it begins."""

@@ -1,15 +1,19 @@
 """train.init and train.guard: what is taken over and what starts anew, what fits after resizing, what stops a run."""
 
+import json
 import sys
 import types
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import save_file
 
-from headrace.errors import UserError
+from headrace.cli import dispatch
+from headrace.errors import UserError, run_command
 from headrace.models.algorithms import find_algorithm
 from headrace.models.backbones.transformer import resize_positions
 from headrace.train.engine import checkpoint
@@ -168,3 +172,59 @@ def test_a_run_begins_with_another_and_is_resumed_without_it(tmp_path, capsys):
         file.unlink() if file.is_file() else None
     assert main([*more, "train.max_steps=6"]) == 0
     assert "train.init" not in capsys.readouterr().out
+
+
+def command(*words):
+    return run_command(lambda: dispatch(list(words)))
+
+
+@pytest.fixture
+def colours(tmp_path):
+    """Two classes that any encoder tells apart, unless it has collapsed."""
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 16), ("val", 8)):
+        for name, colour in {"blue": (30, 30, 220), "red": (220, 30, 30)}.items():
+            (tmp_path / "images" / part / name).mkdir(parents=True)
+            for index in range(count):
+                noise = (rng.normal(0, 20, (32, 32, 3)) + colour).clip(0, 255).astype(np.uint8)
+                Image.fromarray(noise).save(tmp_path / "images" / part / name / f"{index}.png")
+    return tmp_path / "images"
+
+
+def test_the_guard_stops_a_run_that_collapses(colours, tmp_path, capsys):
+    """A decay that leaves nothing of matrices, and a teacher that follows at once: every image looks alike."""
+    out = tmp_path / "run"
+    words = ["ibot_vit-tiny_cifar10", "--smoke", f"data.train={colours / 'train'}", f"data.val={colours / 'val'}"]
+    words += [f"train.out={out}", "train.max_steps=8", "train.guard=0.2", "train.knn_every=1", "optim.warmup=0"]
+    words += ["optim.lr=1e-12", "optim.weight_decay=1e12", "optim.weight_decay_end=null"]
+    words += ["algorithm.momentum=0", "algorithm.momentum_end=0"]
+    assert command("pretrain", *words) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("headrace: ") and "train.guard: k-NN accuracy has fallen from 1.0000" in said
+    assert str(out / "best.pt") in said and not (out / "encoder.safetensors").exists()
+    sets = ["--train", str(colours / "train"), "--val", str(colours / "val"), "--k", "5"]
+    assert command("knn", str(out / "best.pt"), *sets, "--results", str(tmp_path / "found.jsonl")) == 0
+    assert json.loads((tmp_path / "found.jsonl").read_text().splitlines()[-1])["figures"][0]["top1"] == 1.0
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["train.init={wide}"], "train.init: {wide}"),
+        (["algorithm.gram={{teacher: {wide}}}"], "has 32 features, and the run's encoder 128"),
+        (["algorithm.first.size=30", "algorithm.second.size=30"], "30 px are not whole patches of 4"),
+        (["algorithm.gram={{enlarge: 1.4375}}"], "46 px, 1.4375 times 32, are not whole patches of 4"),
+    ],
+)
+def test_what_does_not_fit_ends_the_command_in_a_line(words, message, tmp_path, photo_folder, capsys):
+    wide = tmp_path / "wide"
+    wide.mkdir()
+    saved(tiny("dinov3", backbone={"width": 32}), wide)
+    before = sorted(tmp_path.rglob("*"))
+    words = [word.format(wide=wide) for word in words]
+    out = [f"data.train={photo_folder}", f"train.out={tmp_path / 'run'}", "train.batch_size=24"]
+    out += ["train.max_steps=2", "algorithm.koleo_group=8"]
+    assert command("pretrain", "dinov3_vit-tiny_cifar10", *out, *words) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    assert line.startswith("headrace: ") and message.format(wide=wide) in line
+    assert sorted(tmp_path.rglob("*")) == before

@@ -135,6 +135,22 @@ def test_sharded_weights_make_the_same_run(run, tmp_path):
     assert moments[0] == moments[1]
 
 
+def test_gram_anchoring_with_sharded_weights(tmp_path):
+    """Its teacher becomes a copy of shares of the run's: curve and weights of one process."""
+    options = ["dinov3_vit-tiny_cifar10", "--smoke", "train.log_every=1", "train.max_steps=8", "optim.warmup=0"]
+    options += ["optim.lr=1e-3", "algorithm.momentum=0.8", "algorithm.gram={from: 2 steps, update_every: 2 steps}"]
+    for name, more, world in (("whole", [], 1), ("shared", ["train.shard=true"], 2)):
+        out = [*options, *more, f"train.out={tmp_path / name}"]
+        assert processes.run(out, tmp_path / f"{name}.log", world=world) == [0] * world
+    assert losses(tmp_path / "shared") == pytest.approx(losses(tmp_path / "whole"), rel=1e-3)
+    gram = [row["loss_gram"] for row in read_metrics(tmp_path / "shared")]
+    assert gram[:2] == [0, 0] and min(gram[4:]) > 0
+    whole, shared = (checkpoint.newest(tmp_path / name)[1]["model"] for name in ("whole", "shared"))
+    assert any(key.startswith("gram.backbone.") for key in whole) and whole.keys() == shared.keys()
+    for key, value in whole.items():
+        assert (shared[key] - value).abs().max() < 5e-3, key
+
+
 def test_what_does_not_go_with_sharded_weights(tmp_path):
     for option, reason in (("optim.name=lars", "norms of whole tensors"), ("train.precision=fp16", "fp32 and bf16")):
         recipe = load_recipe("mae_vit-tiny", ["train.shard=true", option])

@@ -226,6 +226,35 @@ def test_what_a_library_lacks_is_said(library, config, message, tmp_path):
         export(Part(encoder(config), config, SIZE), library, tmp_path, "x")
 
 
+_V3 = "{qkv_bias: qv, layer_scale: 0.1, registers: 4}"
+RUNS = [  # recipe, its backbone's options, library, the class that there has such encoders
+    ("dinov2_vit-tiny_cifar10", "{layer_scale: 0.1, registers: 4}", "hf", "Dinov2WithRegistersModel"),
+    ("dinov2_vit-tiny_cifar10", "{layer_scale: 0.1, registers: 4}", "timm", "VisionTransformer"),
+    ("dinov3_vit-tiny_cifar10", _V3, "hf", "DINOv3ViTModel"),
+    ("dinov3_vit-tiny_cifar10", _V3, "timm", "Eva"),
+]
+
+
+@pytest.mark.parametrize(("recipe", "backbone", "library", "kind"), RUNS)
+def test_encoders_of_runs_are_the_same_elsewhere(recipe, backbone, library, kind, photo_folder, tmp_path):
+    """What DINOv2 and DINOv3 have trained."""
+    pytest.importorskip(_PACKAGES.get(library, library), reason="needs the extra [parity]")
+    out = tmp_path / "run"
+    options = [f"data.train={photo_folder}", f"train.out={out}", "train.max_steps=2", "optim.warmup=0"]
+    assert pretrain.main([recipe, "--smoke", *options, f"algorithm.backbone={backbone}"]) == 0
+    part = part_of(out)
+    _, code = export(part, library, tmp_path, "x")
+    model = part.encoder.eval()
+    images = torch.randn(2, 3, part.size, part.size)
+    with torch.no_grad():
+        expected = model(images)
+    found, scope = run(code, images)
+    assert type(scope["model"]).__name__ == kind
+    assert expected.std() > 1e-2 and torch.allclose(
+        found, expected, atol=1e-5 * float(expected.abs().max().clamp(min=1))
+    )
+
+
 @pytest.fixture(scope="module")
 def dino(photo_folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "dino"
