@@ -143,7 +143,7 @@ def test_gram_anchoring_with_sharded_weights(tmp_path):
         out = [*options, *more, f"train.out={tmp_path / name}"]
         assert processes.run(out, tmp_path / f"{name}.log", world=world) == [0] * world
     assert losses(tmp_path / "shared") == pytest.approx(losses(tmp_path / "whole"), rel=1e-3)
-    gram = [row["loss_gram"] for row in read_metrics(tmp_path / "shared")]
+    gram = [row["metrics"]["loss_gram"] for row in read_metrics(tmp_path / "shared")]
     assert gram[:2] == [0, 0] and min(gram[4:]) > 0
     whole, shared = (checkpoint.newest(tmp_path / name)[1]["model"] for name in ("whole", "shared"))
     assert any(key.startswith("gram.backbone.") for key in whole) and whole.keys() == shared.keys()
