@@ -202,7 +202,16 @@ def test_the_guard_stops_a_run_that_collapses(colours, tmp_path, capsys):
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert said.startswith("headrace: ") and "train.guard: k-NN accuracy has fallen from 1.0000" in said
     assert str(out / "best.pt") in said and not (out / "encoder.safetensors").exists()
-    sets = ["--train", str(colours / "train"), "--val", str(colours / "val"), "--k", "5"]
+    sets = [
+        "--train",
+        str(colours / "train"),
+        "--val",
+        str(colours / "val"),
+        "--k",
+        "5",
+        "--features",
+        str(tmp_path / "kept"),
+    ]
     assert command("knn", str(out / "best.pt"), *sets, "--results", str(tmp_path / "found.jsonl")) == 0
     assert json.loads((tmp_path / "found.jsonl").read_text().splitlines()[-1])["figures"][0]["top1"] == 1.0
 
