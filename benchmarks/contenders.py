@@ -8,6 +8,9 @@ the best of them (``distill``), and the first method trains once more with small
 ``--progressive`` trains the first method twice, with and without views that grow, and prints how many CPU seconds each
 takes to the k-NN accuracy that the one without has at its end.
 
+``--teacher ENCODER`` instead lets a student learn from that one, and the first method train the same encoder from
+scratch.
+
 ``--qualities`` trains every method well and badly instead and prints, for each meter, Spearman's correlation with the
 linear classifier's accuracy. ``--cost`` times the meters beside a step. Rows go to the ledger ``contenders.jsonl``.
 """
@@ -30,6 +33,7 @@ from headrace.train import pretrain
 from headrace.train.engine.checkpoint import checkpoints, step_of
 from headrace.train.engine.metrics import read_metrics
 from headrace.train.engine.step import Stepper
+from headrace.train.evaluation.embed_encoder import load_encoder
 from headrace.train.evaluation.evaluate import positive, table
 from headrace.train.evaluation.labels import labelled, labelled_sets
 
@@ -67,8 +71,10 @@ class Bench:
     def __init__(self, scores: Scores, minutes: float, batch: int, folder: Path) -> None:
         self.scores, self.minutes, self.batch, self.folder = scores, minutes, batch, folder
 
-    def run(self, name: str, recipe: str, overrides: Sequence[str], rate: float, seed: int, share: float = 1.0) -> dict:
-        """Trains for `share` of the minutes; a row of figures."""
+    def run(
+        self, name: str, recipe: str, overrides: Sequence[str], rate: float, seed: int, share: float = 1.0, of: str = ""
+    ) -> dict:
+        """Trains for `share` of the minutes; a row of figures. `of`: what besides them the job is called after."""
         out, settings = self.scores.work / f"{name}-{seed}", self._settings(overrides, rate, seed)
         steps = self._steps(recipe, settings, out, share)
         seconds = self._seconds(recipe, [*settings, f"train.max_steps={steps}", f"train.out={out}"])
@@ -77,7 +83,9 @@ class Bench:
         figures = {"contender": name, "seed": seed, "steps": steps, "cpu_seconds": round(seconds, 1)}
         row = figures | self.scores.frozen(str(out)) | meters
         settings = {"recipe": recipe, "overrides": [*overrides], "rate": rate, "batch": self.batch}
-        append("contenders", {"job": f"{self.minutes:g} CPU minutes", **row, "config": settings}, folder=self.folder)
+        append(
+            "contenders", {"job": f"{self.minutes:g} CPU minutes{of}", **row, "config": settings}, folder=self.folder
+        )
         print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
         return row | {"out": str(out)}
 
@@ -120,11 +128,24 @@ def compared(bench: Bench, names: Sequence[str], seeds: int) -> Iterator[dict]:
     for row in best:
         for seed in range(1, seeds):
             yield bench.run(row["contender"], *METHODS[row["contender"]], seed=seed)
-    width = 96 if any(part in METHODS[best[0]["contender"]][1] for part in _VIT) else 128
-    teacher = (f"algorithm.teacher={best[0]['out']}", f"algorithm.features={width}", "algorithm.queue=4096")
-    yield bench.run("distill", "distill_resnet18_cifar10", (*_RESNET, *teacher), 2e-3, seed=0)
+    yield bench.run("distill", *student(best[0]["out"]), seed=0)
     recipe, overrides, rate = METHODS[names[0]]
     yield bench.run(f"{names[0]}-progressive", recipe, (*overrides, _GROWING), rate, seed=0)
+
+
+def student(teacher: str) -> tuple[str, tuple[str, ...], float]:
+    """The recipe, overrides and rate of a narrow ResNet-18 that learns from an encoder."""
+    width = load_encoder(teacher).module.features
+    settings = (f"algorithm.teacher={teacher}", f"algorithm.features={width}", "algorithm.queue=4096")
+    return "distill_resnet18_cifar10", (*_RESNET, *settings), 2e-3
+
+
+def taught(bench: Bench, name: str, teacher: str) -> list[dict]:
+    """Rows for a teacher, its student, and the first method from scratch for as long."""
+    rows = [{"contender": "the teacher", **bench.scores.frozen(teacher)}]
+    append("contenders", {"job": f"{bench.minutes:g} CPU minutes with a teacher", **rows[0]}, folder=bench.folder)
+    rows.append(bench.run("distill", *student(teacher), seed=0, of=" with a teacher"))
+    return [*rows, bench.run(f"{name}, from scratch", *METHODS[name], seed=0, of=" with a teacher")]
 
 
 @contextmanager
@@ -217,6 +238,7 @@ def main(argv: Sequence[str]) -> int:
     text = "CPU seconds to the same k-NN with and without views that grow, of the first of --only"
     parser.add_argument("--progressive", action="store_true", help=text)
     parser.add_argument("--cost", action="store_true", help="time the meters; needs no images")
+    parser.add_argument("--teacher", metavar="ENCODER", help="a student of this one beside the first of --only")
     add_out(parser)
     args = parser.parse_args(argv)
     if args.cost:
@@ -233,6 +255,9 @@ def main(argv: Sequence[str]) -> int:
         bench = Bench(Scores(*sets, work, args.batch, 20, 1), args.minutes, args.batch, args.out)
         if args.progressive:
             table("to the same k-NN", progressive(bench, args.only[0]))
+            return 0
+        if args.teacher:
+            taught(bench, args.only[0], args.teacher)
             return 0
         if not args.qualities:
             list(compared(bench, args.only, args.seeds))

@@ -291,6 +291,7 @@ TABLES: dict[str, Callable[[Path], list[str]]] = {
     "augment": _of("augment_gpu"),
     "contenders": _elsewhere("contenders", "contender_tables", "methods"),
     "progressive": _of("contenders", plain, lambda row: row["job"].startswith("k-NN of")),
+    "taught": _of("contenders", plain, lambda row: row["job"].endswith("with a teacher")),
     "meters": _elsewhere("contenders", "contender_tables", "meters"),
     "kernels": kernels,
 }

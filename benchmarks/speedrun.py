@@ -166,7 +166,8 @@ class Training:
 
 
 class PeerTraining(Training):
-    """A peer's steps around the encoder of `algorithm`: its own loss, transforms and loading of a folder's images."""
+    """A peer's steps around the encoder of `algorithm`: its own loss, transforms and loading of a folder's images, in
+    our precision."""
 
     waited = 0.0
 
@@ -176,6 +177,7 @@ class PeerTraining(Training):
         self.racer = SYSTEMS[name].load(job.method)(Heat(job, recipe, folder, cores(), algorithm.encoder))
         self.loader, self.steps_per_epoch = self._timed(self.racer.batches), images // batch
         self.schedules = Schedules(recipe.optim, batch, _TICKS, _TICKS // 100)
+        self.bf16 = resolved(recipe.train.precision, ALONE) == "bf16"
         for group in self.racer.optimizer.param_groups:
             group |= {"lr_scale": 1.0, "fixed_lr": False, "scheduled_decay": False}
 
@@ -188,7 +190,8 @@ class PeerTraining(Training):
 
     def stepper(self, batch: Any, progress: Progress) -> None:
         self.schedules.apply(self.racer.optimizer, progress.step)
-        self.racer.step(batch)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            self.racer.step(batch)
 
 
 def run(
@@ -284,13 +287,13 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"speedrun: --minutes: must be positive, not {args.minutes:g}")
     process = replace(ALONE, device=pick_device(args.device))
     own = ["optim.warmup=0.05", f"train.compile={str(process.device.type == 'cuda').lower()}"]
-    own += [] if process.device.type == "cuda" else ["train.precision=fp32"]
     recipe = load_recipe(args.recipe, [*own, *args.overrides])
     if args.by != "headrace" and recipe.algorithm.name not in (methods := SYSTEMS[args.by].sprints):
         name = recipe.algorithm.name
         raise UserError(f"speedrun: --by {args.by}: trains {', '.join(methods)} here, not {name}; another --recipe")
     counts = args.train_images, args.val_images
     row = run(recipe, (args.train, args.val), counts, 60 * args.minutes, args.head_epochs, process, args.by)
+    row["contender"] = " ".join([row["contender"], *(text for text in args.overrides if "train.seed=" not in text)])
     row["job"] = "cpu-class" if args.cpu_class else "speedrun"
     append("speedrun", row, folder=args.out)
     print(f"k-NN {row['knn']:.1f} %, linear {row['linear']:.1f} % after {row['seconds']:.0f} s of {row['budget']:.0f}")

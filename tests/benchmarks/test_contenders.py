@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from headrace.benchmarks.contender_tables import METERS, QUALITIES, correlations, spearman
-from headrace.benchmarks.contenders import METHODS, progressive, reached, step_ends
+from headrace.benchmarks.contenders import METHODS, progressive, reached, step_ends, student, taught
 from headrace.benchmarks.ledger import NOT_YET, TABLES
 from headrace.benchmarks.record import append, read
 from headrace.train.engine.step import Stepper
@@ -108,6 +108,26 @@ def test_seconds_to_the_same_accuracy(tmp_path):
     assert reached([{"cpu_seconds": 1.0, "knn": 3.0}], 4.0) is None
     text = TABLES["progressive"](tmp_path)
     assert "cpu seconds to it" in text[2] and "| 30 | 9 | 33 | 12 | 12 |" in text[5]
+
+
+def test_a_student_beside_the_same_encoder_from_scratch(tmp_path):
+    """Its head is as wide as the teacher's features; rows are of a job of their own, not of methods at equal time."""
+    teacher = "random:mae_vit-tiny_cifar10"
+    recipe, overrides, rate = student(teacher)
+    algorithm = load_recipe(recipe, [*overrides, f"optim.lr={rate}"]).algorithm
+    assert (algorithm.features, algorithm.backbone.width, algorithm.teacher) == (192, 16, teacher)
+
+    def run(name, recipe, overrides, rate, seed, of):
+        append("contenders", {"job": f"2 CPU minutes{of}", "contender": name, "seed": 0, "knn": 30.0}, folder=tmp_path)
+        return {"contender": name}
+
+    bench = SimpleNamespace(
+        scores=SimpleNamespace(frozen=lambda name: {"knn": 50.0}), minutes=2.0, folder=tmp_path, run=run
+    )
+    rows = taught(bench, "simclr", teacher)
+    assert [row["contender"] for row in rows] == ["the teacher", "distill", "simclr, from scratch"]
+    assert len([line for line in TABLES["taught"](tmp_path) if "with a teacher" in line]) == 3
+    assert TABLES["contenders"](tmp_path) == [NOT_YET]
 
 
 def test_ends_of_steps_are_in_cpu_time(monkeypatch):

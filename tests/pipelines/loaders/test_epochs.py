@@ -168,6 +168,7 @@ def test_no_thread_outlives_it(photo_folder):
     def mine():
         return [thread for thread in threading.enumerate() if thread.name.startswith("headrace-")]
 
+    gc.collect()  # loaders that other tests have left
     assert mine() == []
     loader = headrace.loader(photo_folder, views=SMALL, batch_size=6)
     assert mine() == []  # nothing starts before the first loop
