@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import tempfile
 import time
@@ -82,7 +83,8 @@ class Bench:
         meters = {key: round(float(np.mean([row[key] for row in last])), 4) for key in METERS if key in last[-1]}
         figures = {"contender": name, "seed": seed, "steps": steps, "cpu_seconds": round(seconds, 1)}
         row = figures | self.scores.frozen(str(out)) | meters
-        settings = {"recipe": recipe, "overrides": [*overrides], "rate": rate, "batch": self.batch}
+        told = [re.sub("teacher=.*/", "teacher=", text) for text in overrides]  # not where it lies
+        settings = {"recipe": recipe, "overrides": told, "rate": rate, "batch": self.batch}
         append(
             "contenders", {"job": f"{self.minutes:g} CPU minutes{of}", **row, "config": settings}, folder=self.folder
         )
