@@ -48,6 +48,23 @@ def red_and_blue():
     return write
 
 
+@pytest.fixture
+def Largest():  # noqa: N802
+    """A class: ``with Largest() as largest: ...`` leaves `largest.elements`, of the largest tensor that was made."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Largest(TorchDispatchMode):
+        elements = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            if torch.is_tensor(result):
+                self.elements = max(self.elements, result.numel())
+            return result
+
+    return Largest
+
+
 def _unexplained(reporter):
     """Skips whose reason is neither a missing GPU or browser nor an optional package: ``needs the extra [parity]``."""
     known, reports = ("GPU", "needs Chromium", "needs the extra ["), reporter.stats.get("skipped", [])

@@ -1,7 +1,7 @@
 """glibc's heap, in runs on CPUs: what one step frees is kept for the next.
 
 By default glibc asks the kernel for every large tensor and gives it back when it is freed, so that each step computes
-in pages that have to be cleared and mapped again, one fault for 4 KB: 125,000 faults in a step of SimCLR with ResNet-18
+in pages that have to be cleared and mapped again, one fault for 4 KB: 120,000 faults in a step of SimCLR with ResNet-18
 on 16 photos of 224 px. Kept, there are none, and a step takes 8 % less of a core's time (3.55 s instead of 3.87), one
 of MAE with ViT-tiny on 32 photos 6 %. The price is memory between blocks in use: 11 % and 2 % of the peak.
 """

@@ -8,6 +8,9 @@
 
 Exponentials are powers of two (1 / temperature / ln 2 is the scale) of scaled differences of logits. The difference of
 scaled ones would be off by a ten-thousandth for logits of a thousand.
+
+One file, although over 400 lines: the three kernels share their helpers, and the constants they are launched with and
+compiled ahead of time with (`builds`) stand where they are used.
 """
 
 from __future__ import annotations
