@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from headrace.pipelines.images.rules import Rules, use_rules
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of tests in the background: what they start shall hear Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -46,6 +48,13 @@ def red_and_blue():
             Image.new("RGB", (40, 40), (200, shade, 0) if index % 2 else (0, shade, 200)).save(path)
 
     return write
+
+
+@pytest.fixture(autouse=True)
+def usual_rules():
+    """What a process takes for an image is as usual again after every test: a loader or a run may have changed it."""
+    yield
+    use_rules(Rules())
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from torch import nn
 
 from ..errors import UserError
 from ..models.algorithms import find_algorithm
+from ..pipelines.images.rules import use_rules
 from ..pipelines.pixels.command import write_pixels
 from ..pipelines.shard import shard
 from ..pipelines.sources import open_source
@@ -63,6 +64,7 @@ def main(argv: list[str] | None = None) -> int:
 def demo(out: Path, data: Path | None, overrides: list[str]) -> dict[str, float]:
     """Runs every stage that `out` does not hold yet; returns the figures of the closing table, in [0, 1]. There are
     none of a training that was told to stop."""
+    use_rules(load_recipe(RECIPE, overrides).data.rules)  # thumbnails and their pixels are read as the run reads them
     train_set, bank, queries = _generated(out) if data is None else _own(out, data)
     run = ["train.resume=auto", f"data.train={train_set.name}", f"train.out={out}", *overrides]
     if len(train_set) < 128:

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from headrace.errors import UserError
+from headrace.pipelines.images.rules import Rules, use_rules
 from headrace.tools import demo as module
 from headrace.tools.demo import _generated, _own, demo
 from headrace.tools.demo_images import CLASSES, demo_image, write_demo_images
@@ -80,6 +81,18 @@ def test_a_labelled_folder_gets_a_knn_table(pictures, tmp_path, capsys):
     assert demo(out, pictures, QUICK) == figures  # a second call trains nothing and finds the same
     with pytest.raises(UserError, match="holds a demo of"):
         demo(out, tmp_path, QUICK)
+
+
+def test_pictures_of_more_than_eight_bits_are_read_by_the_rules_of_the_run(tmp_path):
+    """And by no others that the process had before: their thumbnails, and the pixels beside the shards."""
+    photos, out = tmp_path / "sensor", tmp_path / "demo"
+    photos.mkdir()
+    for index in range(24):
+        Image.fromarray(np.full((40, 40), 1000 + 10 * index, np.uint16)).save(photos / f"{index:02d}.png")
+    use_rules(Rules((0, 65535)))
+    demo(out, photos, [*QUICK, "data.range=[0,4095]"])
+    middle = [np.asarray(Image.open(path).convert("L"))[20, 20] for path in sorted((out / "images").rglob("*.*"))]
+    assert len(middle) == 24 and middle == pytest.approx([(1000 + 10 * i) / 4095 * 255 for i in range(24)], abs=1.5)
 
 
 def test_a_demo_of_ones_own_images_is_not_that_of_the_generated_ones(pictures, tmp_path, monkeypatch):

@@ -27,12 +27,6 @@ RNG = np.random.default_rng(0)
 BANDS = 5
 
 
-@pytest.fixture(autouse=True)
-def usual():
-    yield
-    use_rules(Rules())
-
-
 @pytest.fixture(scope="module")
 def tiles(tmp_path_factory):
     """24 images of five bands, 12 bits, in two classes that the last band tells apart."""

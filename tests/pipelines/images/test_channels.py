@@ -20,12 +20,6 @@ RAMP = np.arange(65536, dtype=np.uint16).reshape(256, 256)
 BANDS = RNG.integers(0, 65536, (20, 30, 13)).astype(np.uint16)
 
 
-@pytest.fixture(autouse=True)
-def usual():
-    yield
-    use_rules(Rules())
-
-
 def npy(array):
     np.save(buffer := io.BytesIO(), array)
     return buffer.getvalue()

@@ -30,12 +30,6 @@ TWELVE = np.random.default_rng(0).integers(0, 4096, (32, 32)).astype(np.uint16) 
 WHOLE = ViewSpec("whole", size=32, crop="center", center_fraction=1.0, flip=0.0, mean=(0, 0, 0), std=(1, 1, 1))
 
 
-@pytest.fixture(autouse=True)
-def usual():
-    yield
-    use_rules(Rules())
-
-
 def saved(image, kind="PNG", **options):
     image = image if isinstance(image, Image.Image) else Image.fromarray(image)
     image.save(buffer := io.BytesIO(), kind, **options)

@@ -28,12 +28,6 @@ COUNTS = (1, 2, 3, 6, 13)
 LOADERS = ("cpu", "memory", "pixels", "arrays")
 
 
-@pytest.fixture(autouse=True)
-def usual():
-    yield
-    use_rules(Rules())
-
-
 def plain(channels, size, **options):
     """Pixels in [0, 1] as the model gets them: the whole of a square image unless said otherwise."""
     said = {"crop": "center", "center_fraction": 1.0, "flip": 0.0, "mean": (0.0,) * channels, "std": (1.0,) * channels}

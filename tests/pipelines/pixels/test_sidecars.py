@@ -164,14 +164,11 @@ def test_max_side_shrinks_too_many_pixels_while_it_decodes_them(shards):
     write(shards, max_side=20)
     wanted = [open_pixels(open_source(shards), "require").image(index).copy() for index in range(24)]
     use_rules(Rules(max_pixels=6_000))
-    try:
-        write(shards, max_side=20)
-        found = open_pixels(open_source(shards), "require")
-        for index, pixels in enumerate(wanted):
-            assert found.image(index).shape == pixels.shape
-            assert np.abs(found.image(index).astype(float) - pixels).mean() < 6
-    finally:
-        use_rules(Rules())
+    write(shards, max_side=20)
+    found = open_pixels(open_source(shards), "require")
+    for index, pixels in enumerate(wanted):
+        assert found.image(index).shape == pixels.shape
+        assert np.abs(found.image(index).astype(float) - pixels).mean() < 6
 
 
 def test_a_subset_and_several_sets_have_the_pixels_of_theirs(shards, photo_folder):
