@@ -6,6 +6,7 @@ In a checkout where headrace is installed, ``python -m benchmarks.NAME`` is the 
                    peers/ has a function for each of the others
     pixels.py      views from pixels beside shards and from JPEGs, beside another build
                    pixels_worker.py is a process of it
+    pixels_limited.py  pixels of more bytes than memory, in a process that may hold few
     steps.py       whole training steps: images/s, waiting for data, memory, share of the hardware's peak
     race.py        whole training steps beside those of other systems, which are in racers/
     mixture.py     several sets in one order: its cost, and runs that are killed (recorded.py: its child processes)

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -38,13 +38,16 @@ _WORKER = Path(__file__).with_name("pixels_worker.py")
 
 
 class Contender:
-    """A process of one build that makes batches of one job, when it is told to."""
+    """A process of one build that makes batches of one job, when it is told to; it calls `first` before all else."""
 
-    def __init__(self, build: Path, data: Path, job: str, kind: str, args: argparse.Namespace) -> None:
+    def __init__(
+        self, build: Path, data: Path, job: str, kind: str, args: argparse.Namespace, first: Callable | None = None
+    ) -> None:
         command = [sys.executable, str(_WORKER), str(data), job, kind, str(args.workers), str(args.batch)]
         own = {"PYTHONPATH": str(build), "OMP_NUM_THREADS": "1"}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "encoding": "utf-8"}
-        self._process = subprocess.Popen(command, env=os.environ | own, **pipes)
+        self._process = subprocess.Popen(command, env=os.environ | own, preexec_fn=first, **pipes)
+        self.pid = self._process.pid
         self._answer()
 
     def turn(self, seconds: float, most: int) -> tuple[float, float]:
@@ -95,8 +98,14 @@ def making(folders: dict[str, Path], args: argparse.Namespace) -> None:
     record("making", found, "decode only", args)
 
 
-def record(job: str, found: dict[str, list[tuple[float, float]]], base: str, args: argparse.Namespace) -> None:
-    """A row and a line for each contender."""
+def record(
+    job: str,
+    found: dict[str, list[tuple[float, float]]],
+    base: str,
+    args: argparse.Namespace,
+    facts: dict[str, dict[str, object]] | None = None,
+) -> None:
+    """A row and a line for each contender, with what else is known of it in `facts`."""
     rates, costs = ({name: spread(key, [run[at] for run in runs]) for name, runs in found.items()}
                     for at, key in enumerate(("images_per_second", "cpu_us_per_image")))  # fmt: skip
     config = {"workers": args.workers, "batch": args.batch, "seconds": args.seconds, "repeat": args.repeat}
@@ -106,10 +115,11 @@ def record(job: str, found: dict[str, list[tuple[float, float]]], base: str, arg
             "times_the_rate": round(rate["images_per_second"] / rates[base]["images_per_second"], 3),
             "times_less_cpu": round(costs[base]["cpu_us_per_image"] / cost, 3),
         }
-        row = {"job": job, "contender": name, **rate, "cpu_us_per_image": cost, **ratios}
+        more = (facts or {}).get(name, {})
+        row = {"job": job, "contender": name, **rate, "cpu_us_per_image": cost, **ratios, **more}
         append("pixels", row | {"config": config | {"base": base}}, folder=args.out)
         line = f"{job:14} {name:16} {rate['images_per_second']:8,.0f} images/s {cost:8,.0f} us"
-        print(f"{line}  {' '.join(f'{value:.2f} {key}' for key, value in ratios.items())}", flush=True)
+        print(f"{line}  {' '.join(f'{value:.2f} {key}' for key, value in ratios.items())}", *more.items(), flush=True)
 
 
 def compare(job: str, folders: dict[str, Path], args: argparse.Namespace, cold: bool) -> None:
