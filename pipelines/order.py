@@ -24,6 +24,7 @@ from .rng import mix, stream_key
 from .spec import ByteSource
 
 ROUNDS = 8
+_STRETCH = 1024  # positions that are looked up together
 WINDOW = 16  # blocks that are read at about the same time
 
 
@@ -110,8 +111,11 @@ class Order:
         share = share_of(self.global_batch, world)
         epoch, step = divmod(step, self.steps_per_epoch)
         start = step * self.global_batch + rank * share
-        positions = torch.arange(start, start + share) % self.samples
-        return self.at(positions, epoch)
+        if not self.shuffle:
+            return torch.arange(start, start + share) % self.samples
+        first, last = start // _STRETCH, (start + share - 1) // _STRETCH
+        found = torch.cat([_stretch(self, epoch, number) for number in range(first, last + 1)])
+        return found[start - first * _STRETCH :][:share]
 
     def passes(self, step: int, rank: int = 0, world: int = 1) -> int | torch.Tensor:
         """Which time the samples of that step are read, from 0: what is drawn for a sample depends on it."""
@@ -141,6 +145,13 @@ class Order:
             shuffled[inside] = low + permute(positions[inside] - low, size, key)
         block = torch.bucketize(shuffled, bounds, right=True) - 1
         return starts[block] + shuffled - bounds[block]
+
+
+@lru_cache(maxsize=8)
+def _stretch(order: Order, epoch: int, number: int) -> torch.Tensor:
+    """(_STRETCH,) what stands at the positions of an epoch from `number * _STRETCH` on, behind its end those of its
+    beginning. A batch of 64 alone takes 590 us, all of these hardly more."""
+    return order.at(torch.arange(number * _STRETCH, (number + 1) * _STRETCH) % order.samples, epoch)
 
 
 @lru_cache(maxsize=2)  # the epoch that is read and the one that is planned ahead

@@ -58,19 +58,30 @@ def epoch_key(root: int | torch.Tensor, epoch: int | torch.Tensor) -> int | torc
     return _signed(_mix_int((root + (epoch + 1) * _GOLDEN) & _BITS))
 
 
-def random_words(seed: int, stream: str, epoch: int | torch.Tensor, ids: torch.Tensor, count: int) -> torch.Tensor:
-    """(B, count) int64, uniform over all 64 bits, for sample ids (B,) int64; on the device of `ids`.
+def random_words(
+    seed: int, stream: str | Sequence[str], epoch: int | torch.Tensor, ids: torch.Tensor, count: int
+) -> torch.Tensor:
+    """(B, count) int64, uniform over all 64 bits, for sample ids (B,) int64; on the device of `ids`. Of several streams
+    (streams, B, count), at the price of one.
 
     `epoch`: of all samples, or (B,) int64 of each.
     """
     epoch = epoch.to(ids.device) if isinstance(epoch, torch.Tensor) else epoch
-    state = mix(ids * _signed(_GOLDEN) + stream_key(seed, stream, epoch))
+    if isinstance(stream, str):
+        key = stream_key(seed, stream, epoch)
+    elif isinstance(epoch, torch.Tensor):
+        key = torch.stack([stream_key(seed, one, epoch) for one in stream])
+    else:
+        key = torch.tensor([[stream_key(seed, one, epoch)] for one in stream], device=ids.device)
+    state = mix(ids * _signed(_GOLDEN) + key)
     steps = torch.arange(1, count + 1, device=ids.device) * _signed(_GOLDEN)
-    return mix(state[:, None] + steps)
+    return mix(state[..., None] + steps)
 
 
-def uniform(seed: int, stream: str, epoch: int | torch.Tensor, ids: torch.Tensor, count: int) -> torch.Tensor:
-    """(B, count) float64 in [0, 1) with 53 random bits."""
+def uniform(
+    seed: int, stream: str | Sequence[str], epoch: int | torch.Tensor, ids: torch.Tensor, count: int
+) -> torch.Tensor:
+    """(B, count) float64 in [0, 1) with 53 random bits; of several streams (streams, B, count)."""
     return _shift_right(random_words(seed, stream, epoch, ids, count), 11).double() * 2.0**-53
 
 

@@ -34,8 +34,7 @@ def stream_name(view: ViewSpec, copy: int, kind: str = "") -> str:
 def _draw_view(view: ViewSpec, seed: int, epoch: int, ids: torch.Tensor, sizes: torch.Tensor) -> ViewParams:
     def stream(count: int, kind: str = "") -> torch.Tensor:
         """(count, B, draws): each kind of draw has streams of its own, so that one more leaves the others alone."""
-        names = (stream_name(view, copy, kind) for copy in range(view.count))
-        return torch.stack([uniform(seed, name, epoch, ids, count) for name in names])
+        return uniform(seed, [stream_name(view, copy, kind) for copy in range(view.count)], epoch, ids, count)
 
     draws = stream(_DRAWS)
     crop, flip, jittered, factors, order, gray, blur, solarize = draws.split([_CROP, 1, 1, 4, 4, 1, 2, 1], dim=-1)

@@ -54,6 +54,24 @@ def test_draws_do_not_depend_on_the_batch():
     assert torch.equal(part, whole[[49, 7]])
 
 
+@pytest.mark.parametrize("epoch", [2, torch.arange(50) % 3], ids=["one epoch", "an epoch each"])
+def test_several_streams_are_each_what_it_is_alone(epoch):
+    names = ["view/0", "view/1", "other"]
+    alone = torch.stack([random_words(3, name, epoch, torch.arange(50), 6) for name in names])
+    assert torch.equal(random_words(3, names, epoch, torch.arange(50), 6), alone)
+
+
+@pytest.mark.parametrize("samples, batch, last", [(5000, 96, "drop"), (5000, 96, "pad"), (30, 96, "pad")])
+@pytest.mark.parametrize("blocks", [None, 25])
+def test_batches_across_what_is_looked_up_together_are_those_of_their_positions(samples, batch, last, blocks):
+    order = Order(samples, batch, seed=4, last=last, blocks=blocks)
+    for step in range(2 * order.steps_per_epoch):
+        epoch, at = divmod(step, order.steps_per_epoch)
+        positions = torch.arange(at * batch, (at + 1) * batch) % samples
+        halves = torch.cat([order.ids(step, rank, 2) for rank in range(2)])
+        assert torch.equal(order.ids(step), order.at(positions, epoch)) and torch.equal(halves, order.ids(step))
+
+
 @given(size=st.integers(1, 3000), key=st.integers(-(2**63), 2**63 - 1))
 @settings(max_examples=60, deadline=None)
 def test_permute_is_a_bijection(size, key):
