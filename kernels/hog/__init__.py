@@ -6,7 +6,7 @@
     histogram  = sum of weights by bin over a cell of 8x8 pixels, divided by its norm over the nine bins
 
 Each patch of 16x16 pixels has 3 channels x 9 bins x 2 x 2 cells = 108 values, in that order, the last fastest.
-`triton_impl.py` has one program for a channel of a patch and finds bins by comparing with their borders, without atan2.
+`triton_impl.py` has a thread for four columns of a cell and finds bins by comparing with their borders, without atan2.
 """
 
 from __future__ import annotations

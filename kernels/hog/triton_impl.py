@@ -1,7 +1,9 @@
-"""HOG in Triton: one program for one channel of one patch, a 16x16 tile whose 3x3 neighbours come from the cache.
+"""HOG in Triton: a thread takes four columns through the eight rows of a cell, in all channels that lie side by side.
 
-Opposite gradients share a bin, so both are turned to gx > 0, or gx = 0 and gy > 0: an angle in [0, pi). It is in bin k
-when it has passed k borders, and it has passed the border at angle t when gx cos t >= gy sin t.
+What a pixel's neighbours need is loaded once, 16 bytes at a time, and a cell's sums are the registers of two threads.
+Opposite gradients share a bin, so they are turned to gx > 0, or gx = 0 and gy > 0: an angle in [0, pi). It has passed
+the border at angle t when gy <= gx cot t. Summed up is the weight of what has passed each border; bins are the
+differences.
 """
 
 from __future__ import annotations
@@ -15,92 +17,166 @@ import triton.language as tl
 from torch import Tensor
 
 from ..aot import Build
-from .reference import gaussian
 
-COSINES = tl.constexpr(tuple(math.cos(k * math.pi / 9) for k in range(9)))
-SINES = tl.constexpr(tuple(math.sin(k * math.pi / 9) for k in range(9)))
-# g(i) = exp(-(i - 7.5)^2 / 128) / sum
-NORM = tl.constexpr(float(gaussian()[7]) / math.exp(-(0.5**2) / 128))
+THREADS = 32  # of a program
+COTANGENTS = tl.constexpr(tuple(1 / math.tan(k * math.pi / 9) for k in range(1, 5)))  # of the others: their negatives
+# g(i) = exp(-(i - 7.5)^2 / 128) / sum; a pixel's weight has it twice
+NORM = tl.constexpr(sum(math.exp(-((i - 7.5) ** 2) / 128) for i in range(16)) ** -2)
 
 
 @triton.jit
-def _reflected(i, size):
-    i = tl.where(i < 0, -i, i)
-    return tl.where(i >= size, 2 * size - 2 - i, i)
+def _four(pointers):
+    """Four consecutive values for each pointer, as a tuple."""
+    values = tl.load(pointers[:, None] + tl.arange(0, 4)[None, :]).to(tl.float32)
+    even, odd = tl.split(tl.reshape(values, (values.shape[0], 2, 2)))
+    first, third = tl.split(even)
+    second, fourth = tl.split(odd)
+    return first, second, third, fourth
 
 
-@triton.jit(do_not_specialize=["columns", "patches", "channels"])
+@triton.jit
+def _row(row, begins, ends, C: tl.constexpr):
+    """Six columns of a row, one before each thread's four and one after them, of C channels each: a tuple. `row` points
+    to the first of the four, `begins` and `ends` say where the image does, to be continued by reflection."""
+    own = ()
+    for i in tl.static_range(C):
+        own += _four(row + 4 * i)
+    before = _four(row - 4 * tl.where(begins, 0, 1))  # written so that it is known to be a multiple of 16 bytes
+    after = _four(row + 4 * C * tl.where(ends, 0, 1))
+    values = ()
+    for c in tl.static_range(C):
+        values += (tl.where(begins, own[C + c], before[4 - C + c]),)
+    values += own
+    for c in tl.static_range(C):
+        values += (tl.where(ends, own[2 * C + c], after[c]),)
+    return values
+
+
+@triton.jit
+def _gradient(above, here, below, WEST: tl.constexpr, C: tl.constexpr):
+    """Differences first, as the reference has it: what is flat has no gradient, whatever is rounded."""
+    EAST: tl.constexpr = WEST + 2 * C
+    gx = (above[WEST] - above[EAST]) + 2.0 * (here[WEST] - here[EAST]) + (below[WEST] - below[EAST])
+    middle = above[WEST + C] - below[WEST + C]
+    gy = (above[WEST] - below[WEST]) + 2.0 * middle + (above[EAST] - below[EAST])
+    return gx, gy
+
+
+@triton.jit
+def _counted(sums, gx, gy, weight):
+    """Nine sums, and the weight in those whose border the gradient has passed."""
+    gy = tl.where(gx == 0.0, tl.abs(gy), tl.where(gx < 0.0, -gy, gy))
+    gx = tl.abs(gx)
+    found = (sums[0] + weight,)
+    for k in tl.static_range(4):
+        found += (tl.where(gy <= gx * COTANGENTS[k], sums[1 + k] + weight, sums[1 + k]),)
+    for k in tl.static_range(4):
+        found += (tl.where(-gy >= gx * COTANGENTS[3 - k], sums[5 + k] + weight, sums[5 + k]),)
+    return found
+
+
+@triton.jit
+def _of_cell(sums):
+    """The sum of each two neighbours, which share a cell, in both."""
+    pairs = tl.sum(tl.reshape(sums, (sums.shape[0] // 2, 2)), 1)
+    return tl.reshape(tl.broadcast_to(pairs[:, None], (sums.shape[0] // 2, 2)), (sums.shape[0],))
+
+
+@triton.jit(do_not_specialize=["blocks", "planes", "quads"])
 def _kernel(
     images,
     image_b,
-    image_c,
+    image_p,
     image_y,
-    image_x,
     out,
-    columns,
-    patches,
-    channels,
+    blocks,
+    planes,
+    quads,
     height,
-    width,
+    C: tl.constexpr,
+    THREADS: tl.constexpr,
 ):
+    """images (B, planes, H, W, C), the last two without gaps; `quads` = W / 4; `blocks` of programs take one plane."""
     program = tl.program_id(0)
-    c = (program % channels).to(tl.int64)
-    patch = program // channels % patches
-    b = (program // channels // patches).to(tl.int64)
-    i = tl.arange(0, 16)
-    y = (patch // columns * 16 + i)[:, None]
-    x = (patch % columns * 16 + i)[None, :]
-    corner = images + b * image_b + c * image_c
-    above, below = corner + _reflected(y - 1, height) * image_y, corner + _reflected(y + 1, height) * image_y
-    left, right = _reflected(x - 1, width) * image_x, _reflected(x + 1, width) * image_x
-    here, middle = corner + y * image_y, x * image_x
-    nw, ne = tl.load(above + left).to(tl.float32), tl.load(above + right).to(tl.float32)
-    sw, se = tl.load(below + left).to(tl.float32), tl.load(below + right).to(tl.float32)
-    across = tl.load(here + left).to(tl.float32) - tl.load(here + right).to(tl.float32)
-    down = tl.load(above + middle).to(tl.float32) - tl.load(below + middle).to(tl.float32)
-    gx = (nw - ne) + 2.0 * across + (sw - se)
-    gy = (nw - sw) + 2.0 * down + (ne - se)
-    weight = tl.sqrt(gx * gx + gy * gy)
-    near = tl.exp(-((i - 7.5) * (i - 7.5)) / 128.0) * NORM
-    weight = weight * near[:, None] * near[None, :]
-    turn = tl.where((gx < 0.0) | ((gx == 0.0) & (gy < 0.0)), -1.0, 1.0)
-    gx, gy = gx * turn, gy * turn
-    bins = tl.zeros((16, 16), tl.int32)
-    for k in tl.static_range(1, 9):
-        bins += (gx * COSINES[k] >= gy * SINES[k]).to(tl.int32)
-    number = tl.arange(0, 16)[:, None, None]  # nine bins, padded
-    histogram = tl.zeros((16, 2, 2), tl.float32)
-    for k in tl.static_range(9):
-        counted = tl.reshape(tl.where(bins == k, weight, 0.0), (2, 8, 2, 8))
-        total = tl.sum(tl.sum(counted, 3), 1)
-        histogram = tl.where(number == k, total[None, :, :], histogram)
-    norm = tl.sqrt(tl.sum(histogram * histogram, 0))
-    histogram = histogram / tl.maximum(norm, 1e-12)[None, :, :]
-    cell = tl.arange(0, 2)
-    place = out + ((b * patches + patch) * channels + c) * 36
-    place += number * 4 + cell[None, :, None] * 2 + cell[None, None, :]
-    tl.store(place, histogram, mask=(number < 9) & (cell[None, :, None] < 2) & (cell[None, None, :] < 2))
+    plane = program // blocks
+    b, p = (plane // planes).to(tl.int64), (plane % planes).to(tl.int64)
+    count = height // 8 * quads
+    number = program % blocks * THREADS + tl.arange(0, THREADS)
+    inside = number < count
+    number = tl.minimum(number, count - 1)
+    strip, quad = number // quads, number % quads
+    top, begins, ends = strip * 8, quad == 0, quad == quads - 1
+    corner = images + b * image_b + quad * (4 * C)
+    if C == 1:
+        corner += p * image_p
+    above = _row(corner + tl.abs(top - 1).to(tl.int64) * image_y, begins, ends, C)
+    here = _row(corner + top.to(tl.int64) * image_y, begins, ends, C)
+    bells = ()
+    for j in tl.static_range(4):
+        x = (quad % 4 * 4 + j).to(tl.float32) - 7.5
+        bells += (tl.exp(x * x * (-1 / 128)) * NORM,)
+    sums = ()
+    for _ in tl.static_range(9 * C):
+        sums += (tl.zeros((THREADS,), tl.float32),)
+    for pair in range(4):
+        for half in tl.static_range(2):
+            row = pair * 2 + half
+            y = top + row + 1
+            below = _row(corner + tl.where(y < height, y, height - 2).to(tl.int64) * image_y, begins, ends, C)
+            y = (strip % 2 * 8 + row).to(tl.float32) - 7.5
+            bell = tl.exp(y * y * (-1 / 128))
+            found = ()
+            for c in tl.static_range(C):
+                own = sums[9 * c : 9 * c + 9]
+                for j in tl.static_range(4):
+                    gx, gy = _gradient(above, here, below, j * C + c, C)
+                    own = _counted(own, gx, gy, tl.sqrt(gx * gx + gy * gy) * (bell * bells[j]))
+                found += own
+            sums = found
+            above, here = here, below
+    patch = strip // 2 * (quads // 4) + quad // 4
+    patches = (height // 16 * (quads // 4)).to(tl.int64)
+    place = out + (((b * patches + patch) * planes + p) * C * 36 + strip % 2 * 2 + quad % 4 // 2)
+    inside = inside & (quad % 2 == 0)
+    for c in tl.static_range(C):
+        passed = ()
+        for k in tl.static_range(9):
+            passed += (_of_cell(sums[9 * c + k]),)
+        histogram = ()
+        for k in tl.static_range(8):
+            histogram += (passed[k] - passed[k + 1],)
+        histogram += (passed[8],)
+        squares = histogram[0] * histogram[0]
+        for k in tl.static_range(1, 9):
+            squares += histogram[k] * histogram[k]
+        scale = tl.rsqrt(tl.maximum(squares, 1e-24))
+        for k in tl.static_range(9):
+            tl.store(place + (9 * c + k) * 4, histogram[k] * scale, mask=inside)
 
 
 @torch.library.custom_op("headrace::hog", mutates_args=())
 def _hog(images: Tensor) -> Tensor:
     batch, channels, height, width = images.shape
-    columns, patches = width // 16, height // 16 * (width // 16)
+    patches = height // 16 * (width // 16)
     out = torch.empty(batch, patches, channels * 36, dtype=torch.float32, device=images.device)
+    # Channels side by side, as training has them, or else one plane after the other.
+    together = channels == 3 and images.stride(1) == 1 and images.stride(3) == 3
+    if not together and images.stride(3) != 1:
+        images = images.contiguous()
+    planes = 1 if together else channels
+    blocks = triton.cdiv(height // 8 * (width // 4), THREADS)
     with torch.cuda.device_of(images):
-        # Without fused multiply-adds: of a sum of squares they make one in each thread with another's rounding, and
-        # which of these "equal" copies reaches shared memory last nobody knows.
-        _kernel[(batch * patches * channels,)](
+        _kernel[(batch * planes * blocks,)](
             images,
-            *images.stride(),
+            *images.stride()[:3],
             out,
-            columns,
-            patches,
-            channels,
+            blocks,
+            planes,
+            width // 4,
             height,
-            width,
+            C=channels // planes,
+            THREADS=THREADS,
             num_warps=1,
-            enable_fp_fusion=False,
         )
     return out
 
@@ -117,13 +193,13 @@ def hog(images: Tensor) -> Tensor:
 
 
 def builds() -> Iterator[Build]:
-    """What the ahead-of-time gate compiles: channels-last images, as training has them."""
-    for dtype in ("bf16", "fp32"):
+    """What the ahead-of-time gate compiles: channels-last images, as training has them, and planes."""
+    for name, dtype, channels in (("bf16", "bf16", 3), ("fp32", "fp32", 3), ("planes fp32", "fp32", 1)):
         yield Build(
-            name=dtype,
+            name=name,
             kernel=_kernel,
             types={"images": f"*{dtype}", "out": "*fp32"},
-            constants={"image_c": 1},
-            aligned=("images", "image_b", "image_y", "out", "height", "width"),
+            constants={"C": channels, "THREADS": THREADS} | ({"image_p": 1} if channels == 3 else {}),
+            aligned=("images", "image_b", "image_y", "out", "height") + (("image_p",) if channels == 1 else ()),
             warps=1,
         )

@@ -55,6 +55,7 @@ def test_pessimistic_is_wrong_by_no_more_than_it_says(floats):
     x = x[np.isfinite(x)]
     with numbers.pessimistic():
         off = numbers.approx(x)
+        assert np.array_equal(numbers.approx(x[::-1]), off[::-1])  # by the value, not by when and where
         sums = numbers.summed(x.astype(np.float64) * (1 + 1e-9))
     steps = np.abs(off.view(np.int32).astype(int) - x.view(np.int32))
     assert steps.max() == numbers.ULPS and len(np.unique(steps)) == 3
