@@ -13,11 +13,12 @@ import torch
 from torch import nn
 
 from ..errors import UserError
+from ..pipelines.images.rules import restored, use_rules
 from ..pipelines.loaders.arguments import device_of, one_of, share, whole
 from ..pipelines.loaders.choose import LOADERS
 from ..pipelines.loaders.quarantine import MAX_BAD
 from ..pipelines.plan.given import as_source
-from ..pipelines.spec import ViewSpec
+from ..pipelines.spec import ByteSource, ViewSpec
 from ..pipelines.views import recipes
 from .engine.distributed import launch, pick_device
 from .evaluation.embed import Features, embed_batches
@@ -61,14 +62,16 @@ def pretrain(recipe: str | os.PathLike, data: Any = None, *, smoke: bool = False
         given += _keys("data", data)
     elif isinstance(data, (str, os.PathLike)):
         given.append(("data.train", os.fspath(data)))
-    elif data is not None:
-        source = as_source(data)
     built = load_recipe(os.fspath(recipe), given)
-    if smoke:
-        built = made_tiny(built)
-        source = smoke_images(built.data.channels) if source is None and built.data.train is None else source
-    with launch(pick_device(built.train.device), built.train.timeout) as process:
-        return run(built, process, source)
+    built = made_tiny(built) if smoke else built
+    with restored():
+        use_rules(built.data.rules)  # what may be an image depends on them
+        if data is not None and not isinstance(data, (Mapping, str, os.PathLike)):
+            source = as_source(data)
+        elif smoke and built.data.train is None:
+            source = smoke_images(built.data.channels)
+        with launch(pick_device(built.train.device), built.train.timeout) as process:
+            return run(built, process, source)
 
 
 def _keys(section: str, values: Any) -> list[tuple[str, Any]]:
@@ -104,12 +107,16 @@ def embed(
     batch_size, threads = whole("batch_size", batch_size, 1), None if threads is None else whole("threads", threads, 1)
     one_of("loader", loader, LOADERS)
     share("max_bad", max_bad)
-    source, taken = as_source(data), _encoder(encoder, layer, view)
+    with restored():
+        taken = _encoder(encoder, layer, view)  # by whose rules the images are read
+        options = {"batch_size": batch_size, "loader": loader, "threads": threads, "max_bad": max_bad}
+        return _embedded(taken, as_source(data), device_of(device), **options)
+
+
+def _embedded(taken: Encoder, source: ByteSource, where: torch.device, **options: Any) -> Embedding:
     left_out: list[str] = []
-    where = device_of(device)
     with launch(pick_device(where.type) if where.index is None else where) as process:  # this process's GPU
-        options = {"batch_size": batch_size, "loader": loader, "threads": threads, "process": process}
-        options |= {"max_bad": max_bad, "setting": "max_bad"}
+        options |= {"process": process, "setting": "max_bad"}
         parts = list(embed_batches(taken.module, source, taken.view, left_out, **options))
     kept = torch.cat([ids for ids, _ in parts]).tolist()
     vectors = torch.cat([vectors for _, vectors in parts]).numpy()
@@ -137,8 +144,10 @@ def knn(
     ks, temperatures = [whole("k", one, 1) for one in _several(k)], _several(temperature)
     if not ks or not temperatures or not all(isinstance(t, (int, float)) and t > 0 for t in temperatures):
         raise UserError(f"k, temperature: need at least one each, temperatures above 0, got {k!r} and {temperature!r}")
-    sets = labelled_sets(train, val)
-    made = [embed(encoder, source, **options) for source in sets]
+    with restored():
+        taken = _encoder(encoder, options.pop("layer", None), options.pop("view", None))
+        sets = labelled_sets(train, val)
+        made = [embed(taken, source, **options) for source in sets]
     bank, queries = (Features(torch.from_numpy(e.vectors), torch.from_numpy(e.labels), e.left_out) for e in made)
     return knn_table(bank, queries, ks=sorted(ks), temperatures=sorted(temperatures))
 
@@ -147,7 +156,9 @@ def _several(values) -> list:
     return list(dict.fromkeys(values)) if isinstance(values, Iterable) and not isinstance(values, str) else [values]
 
 
-def _encoder(encoder: str | os.PathLike | nn.Module, layer: str | None, view: str | ViewSpec | None) -> Encoder:
+def _encoder(encoder: Any, layer: str | None, view: str | ViewSpec | None) -> Encoder:
+    if isinstance(encoder, Encoder):
+        return encoder
     try:
         view = recipes.view(view) if isinstance(view, str) else view
     except ValueError as fault:

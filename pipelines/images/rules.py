@@ -1,16 +1,19 @@
 """What a process takes for an image, how many channels it reads, and what its samples mean: one rule for all that
 decodes.
 
-It belongs to the process, as Pillow's own limit does, and to no loader: training, evaluation on the way and commands in
-the same process cannot see different pixels. A run takes it from `data.channels`, `data.range` and `data.max_pixels`,
-commands from options of the same names, an evaluation from the run whose encoder it judges.
+It belongs to the process, as Pillow's own limit does: training, evaluation on the way and all else that a command opens
+cannot see different pixels. A run takes it from `data.channels`, `data.range` and `data.max_pixels`, commands from
+options of the same names, an evaluation from the run whose encoder it judges. A loader keeps the rules that it was made
+under, in all of its threads, whatever the process goes on to; functions of a notebook leave the process's as they were.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
@@ -60,16 +63,43 @@ class Rules:
 
 RULES = tuple(each.name for each in fields(Rules))
 _current = Rules()
+_own = threading.local()  # `rules` of a thread that has some
 
 
 def rules() -> Rules:
-    return _current
+    return getattr(_own, "rules", None) or _current
 
 
 def use_rules(new: Rules) -> None:
-    """From here on, for everything that this process decodes."""
+    """From here on, for everything that this process decodes, but in threads that `keep_rules`."""
     global _current
     _current = new
+
+
+def keep_rules(own: Rules | None) -> None:
+    """From here on, for this thread alone, whatever the process's are; None: those of the process again."""
+    _own.rules = own
+
+
+@contextmanager
+def under(own: Rules) -> Iterator[None]:
+    """Inside, this thread keeps these."""
+    before = getattr(_own, "rules", None)
+    keep_rules(own)
+    try:
+        yield
+    finally:
+        keep_rules(before)
+
+
+@contextmanager
+def restored() -> Iterator[None]:
+    """Afterwards the process's rules are what they were before, whatever was used inside."""
+    before = _current
+    try:
+        yield
+    finally:
+        use_rules(before)
 
 
 def add_rules(parser: argparse.ArgumentParser) -> None:

@@ -16,7 +16,7 @@ from ...errors import UserError
 from ...kernels.augment import OPERATOR, augment, blur_taps, parameter_table
 from ...kernels.registry import decide
 from ..images.decode import DecodeError, image_size
-from ..images.rules import rules
+from ..images.rules import rules, under
 from ..order import Order, share_of
 from ..spec import Batch, ByteSource, InputSpec, LoaderStats, Place, ViewParams, ViewSpec
 from ..views.draw import draw_views
@@ -76,6 +76,7 @@ class BaseLoader:
         self.dtype = dtype  # of the views
         self.steps_per_epoch = order.steps_per_epoch
         self.batch_size = share_of(order.global_batch, world)
+        self.rules = rules()  # for all that it decodes: the process may go on to others
         self._makers = self._view_makers()
         self._step = order.first
         self._follow = getattr(source, "follow", None)  # of a source that fetches what will be read
@@ -114,7 +115,8 @@ class BaseLoader:
 
     def __next__(self) -> Batch:
         began = time.perf_counter()
-        plan, crops = self._cut()
+        with under(self.rules):
+            plan, crops = self._cut()
         wanted = plan.inputs
         small = [plan.ids, *(color_table(view, plan.params[view.name]) for view in wanted.views)]
         if self.source.classes is not None:

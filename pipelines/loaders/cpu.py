@@ -19,7 +19,7 @@ import torch
 from ...cores import cores
 from ..images.budget import reserve
 from ..images.planes import Planes
-from ..images.rules import rules
+from ..images.rules import keep_rules, rules
 from ..pixels.sidecars import Pixels
 from ..spec import ViewSpec
 from ..views.cut import decode_fast
@@ -61,8 +61,9 @@ class CpuLoader(BaseLoader):
         super().__init__(source, inputs, order, **rest)
         self._pixels = pixels
         self._deep = rules().channels or 1
-        self._planner = ThreadPoolExecutor(1, thread_name_prefix="headrace-plan")
-        self._cutters = ThreadPoolExecutor(threads or cores(), thread_name_prefix="headrace-cut")
+        alike = {"initializer": keep_rules, "initargs": (self.rules,)}
+        self._planner = ThreadPoolExecutor(1, "headrace-plan", **alike)
+        self._cutters = ThreadPoolExecutor(threads or cores(), "headrace-cut", **alike)
         self._coming: dict[int, Future] = {}  # step -> what `_prepare` returns
         views = {view for kind in inputs.kinds for view in kind.views}
         self._whole = {view for view in views if view in self._makers and not flips_early(view)}

@@ -29,6 +29,7 @@ from ...cores import cores
 from ...errors import UserError
 from ..images.budget import reserve
 from ..images.decode import image_size
+from ..images.rules import keep_rules
 from ..spec import ViewSpec
 from ..views.cut import decode_fast
 from ..views.finish import cut_view, dali_problem, places
@@ -91,8 +92,9 @@ class DaliLoader(BaseLoader):
         self._refused: set[int] = set()  # sound images that DALI does not take
         path = self._bad.path
         self._sound = sound_bytes(self.source, path and path.with_name(SOUND_FILE))
-        self._workers = ThreadPoolExecutor(threads or cores(), thread_name_prefix="headrace-prove")
-        self._planner = ThreadPoolExecutor(1, thread_name_prefix="headrace-plan")
+        alike = {"initializer": keep_rules, "initargs": (self.rules,)}
+        self._workers = ThreadPoolExecutor(threads or cores(), "headrace-prove", **alike)
+        self._planner = ThreadPoolExecutor(1, "headrace-plan", **alike)
         self._start()
 
     def _start(self) -> None:

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from ...cores import cores
 from ...errors import UserError
 from ..identity import LOOKED_AT, spread
-from ..images.rules import use_rules
+from ..images.rules import rules, under, use_rules
 from ..order import Order
 from ..pixels.sidecars import MODES
 from ..plan.facts import plan_hash
@@ -82,7 +82,8 @@ def loader(
             a standard deviation for each channel in `views`. Arrays may then be of any integers or floating point,
             their channels last or first. None: as before, RGB of eight bits at first.
         range: which values of images of more than eight bits are black and white, as `data.range` of a recipe. Both are
-            rules of the process, for everything that it decodes from here on; None leaves them as they are.
+            rules of the process, for all loaders that are made from here on; None leaves them as they are. A loader
+            keeps those that it was made under.
 
     Returns:
         An `EpochLoader`: ``for batch in loader`` is one epoch of ``len(loader)`` batches.
@@ -126,6 +127,7 @@ class EpochLoader:
         self._exact = True  # whether the next loop begins at `_step` itself
         self._turn = 0  # which loop is going on
         self._data: int | None = None  # what `_told_apart` says, when somebody asked
+        self._rules = rules()
         self._begin()
 
     def _begin(self) -> None:
@@ -179,7 +181,8 @@ class EpochLoader:
                 device = torch.device("cuda", torch.cuda.current_device())
             threads = self._threads or threads_of(world)
             options = {**self._options, "device": device, "rank": rank, "world": world, "threads": threads}
-            self._made.loader = make_loader(self.source, self.inputs, self.order, kind=self.kind, **options)
+            with under(self._rules):  # the process may have gone on to others
+                self._made.loader = make_loader(self.source, self.inputs, self.order, kind=self.kind, **options)
             self._made.place = place
         return self._made.loader
 

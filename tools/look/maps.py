@@ -53,8 +53,8 @@ def look(arguments: argparse.Namespace) -> Seen:
         raise UserError(f"--out: {arguments.out} is no .png")
     if arguments.samples < 1:
         raise UserError(f"--samples: must be at least 1, not {arguments.samples}")
+    found = load_encoder(arguments.encoder)  # by whose rules images are read
     source = some_images(arguments.images, arguments.samples)
-    found = load_encoder(arguments.encoder)
     size = arguments.size or found.view.size
     if size < 1 or size % multiple_of(found.module):
         raise UserError(f"--size: {arguments.encoder} takes multiples of {multiple_of(found.module)} px, not {size}")

@@ -128,7 +128,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--features", type=new_folder, default="features", help="folder of cached features (features)")
     parser.add_argument("--out", type=new_file, default="tsne.png", help="the picture; an .npy of the points beside it")
     arguments = parser.parse_args(argv)
-    source, encoder = open_source(arguments.data), encoder_of(arguments)
+    encoder, source = encoder_of(arguments), open_source(arguments.data)
     if source.classes is None:  # as many as there would be of a labelled set
         chosen = spread(source, arguments.classes * arguments.per_class)
     else:
