@@ -31,6 +31,8 @@ from ..views.finish import shrunk_deep
 from .layout import HEAD, ROW, Request, aligned, first_pixel, head_bytes, sidecar_of, tar_print
 
 _CHUNK = 1 << 20  # bytes hashed at a time
+_FLUSH = 32 << 20  # bytes on their way to the disk while more is made: at the end, nobody waits for all of a file
+_AHEAD = 16  # images of a thread that wait to be written; with 2, a large one or a slow disk leaves threads idle
 
 
 class Job:
@@ -48,11 +50,14 @@ def write_sidecars(jobs: Sequence[Job], request: Request, workers: int, report: 
     then gone; what is stays.
     """
     bad = 0
-    with ThreadPoolExecutor(workers, thread_name_prefix="headrace-pixels") as threads:
-        coming = _decoded(jobs, request, threads, 2 * workers)
+    with (
+        ThreadPoolExecutor(workers, thread_name_prefix="headrace-pixels") as threads,
+        ThreadPoolExecutor(1, thread_name_prefix="headrace-flush") as disk,
+    ):
+        coming = _decoded(jobs, request, threads, _AHEAD * workers)
         try:
             for job in jobs:
-                bad += _write(job, request, coming, threads, report)
+                bad += _write(job, request, coming, threads, disk, report)
         finally:
             coming.close()
     return bad
@@ -114,11 +119,18 @@ def pixels_of(source: ShardSource, index: int, request: Request) -> tuple[np.nda
     return None if flat.size >> 32 else (flat, height, width, zlib.crc32(flat))
 
 
-def _write(job: Job, request: Request, coming: Iterator, threads: ThreadPoolExecutor, report: Callable) -> int:
-    """One sidecar; `coming` gives its samples next. Returns how many have no pixels."""
+def _write(
+    job: Job,
+    request: Request,
+    coming: Iterator,
+    threads: ThreadPoolExecutor,
+    disk: ThreadPoolExecutor,
+    report: Callable[[int], None],
+) -> int:
+    """One sidecar; `coming` gives its samples next, `disk` flushes. Returns how many have no pixels."""
     rows = np.zeros(len(job.ids), ROW)
     digest = None if job.tar.sha256 else threads.submit(tar_sha256, job.tar.path)
-    with _unfinished(job.path) as file:
+    with _unfinished(job.path) as file, _Flushed(file, disk) as flushed:
         offset = first_pixel(len(rows))
         for row in rows:
             found = next(coming)
@@ -130,14 +142,41 @@ def _write(job: Job, request: Request, coming: Iterator, threads: ThreadPoolExec
             row["height"], row["width"], row["crc"] = facts
             _put(file, flat, offset)
             offset = aligned(offset + flat.size)
+            flushed.up_to(offset)
         os.ftruncate(file, offset)
         table = rows.tobytes()
         facts = request.facts() | {"samples": len(rows), "bytes": offset, "rows": zlib.crc32(table)}
         facts["tar"] = tar_print(job.tar) | {"sha256": job.tar.sha256 or digest.result()}
         _put(file, table, HEAD)
         _put(file, head_bytes(facts), 0)
+        flushed.wait()
         os.fsync(file)
     return int((rows["height"] == 0).sum())
+
+
+class _Flushed:
+    """A file that is flushed in the background whenever `_FLUSH` bytes more have been written to it."""
+
+    def __init__(self, file: int, disk: ThreadPoolExecutor) -> None:
+        self._file, self._disk, self._end = file, disk, 0
+        self._running: Future | None = None
+
+    def __enter__(self) -> _Flushed:
+        return self
+
+    def __exit__(self, *_) -> None:  # before the descriptor is closed, and perhaps another file's
+        if self._running is not None:
+            self._running.exception()
+
+    def up_to(self, end: int) -> None:
+        """Raises `OSError` where an earlier part could not be flushed."""
+        if end - self._end >= _FLUSH:
+            self.wait()
+            self._end, self._running = end, self._disk.submit(os.fdatasync, self._file)
+
+    def wait(self) -> None:
+        if self._running is not None:
+            self._running.result()
 
 
 @contextmanager
