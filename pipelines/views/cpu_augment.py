@@ -251,10 +251,15 @@ def _plane_weights(length, size, radius, start, whole):
 
 
 @_fast
-def _plane_down(plane, stride, left, last, y, taps, out):
-    """Weighted rows of a plane, from column `left` on -> one row of out.size values: four taps at a time."""
+def _plane_down(plane, stride, left, columns, last, y, taps, out):
+    """Weighted rows of a plane, `columns` from column `left` on -> one row: four taps at a time.
+
+    `out` is a multiple of 64 values long, and all of them are written where the plane goes on far enough: what is left
+    of a row after whole vectors took as long as these.
+    """
     first, count, weights = taps
-    columns = out.size
+    end = min(first[y] + (count[y] + 3) // 4 * 4 - 1, last) * stride + left + out.size
+    columns = out.size if end <= plane.size else columns
     for k in range(0, count[y], 4):
         w0, w1, w2, w3 = weights[y, k], weights[y, k + 1], weights[y, k + 2], weights[y, k + 3]
         row = first[y] + k  # beyond the last one weights are 0
@@ -281,70 +286,78 @@ def _turn(rows, columns, out):
 
 
 @_fast
-def _plane_across(turned, left, size, flip, taps, out):
-    """What `_turn` gave, whose first column is `left` -> out (size * 8): four taps of eight rows at a time.
+def _plane_across(one, two, left, size, flip, taps, out_one, out_two):
+    """Two of what `_turn` gave, with `left` as first column -> two times (size * 8): four taps of eight rows at a time.
 
-    Sums have names, and are stored at the end: only then does LLVM see that they do not alias `turned`.
+    What a column's weights are, and where it begins, is looked up once for both. Sums have names, and are stored at the
+    end: only then does LLVM see that they do not alias what is read.
     """
     first, count, weights = taps
     for x in range(size):
         tap = size - 1 - x if flip else x
-        i = _index(8 * (first[tap] - left))
-        w0, w1, w2, w3 = weights[tap, 0], weights[tap, 1], weights[tap, 2], weights[tap, 3]
-        s0 = turned[i + _index(0)] * w0 + turned[i + _index(8)] * w1
-        s1 = turned[i + _index(1)] * w0 + turned[i + _index(9)] * w1
-        s2 = turned[i + _index(2)] * w0 + turned[i + _index(10)] * w1
-        s3 = turned[i + _index(3)] * w0 + turned[i + _index(11)] * w1
-        s4 = turned[i + _index(4)] * w0 + turned[i + _index(12)] * w1
-        s5 = turned[i + _index(5)] * w0 + turned[i + _index(13)] * w1
-        s6 = turned[i + _index(6)] * w0 + turned[i + _index(14)] * w1
-        s7 = turned[i + _index(7)] * w0 + turned[i + _index(15)] * w1
-        s0 += turned[i + _index(16)] * w2 + turned[i + _index(24)] * w3
-        s1 += turned[i + _index(17)] * w2 + turned[i + _index(25)] * w3
-        s2 += turned[i + _index(18)] * w2 + turned[i + _index(26)] * w3
-        s3 += turned[i + _index(19)] * w2 + turned[i + _index(27)] * w3
-        s4 += turned[i + _index(20)] * w2 + turned[i + _index(28)] * w3
-        s5 += turned[i + _index(21)] * w2 + turned[i + _index(29)] * w3
-        s6 += turned[i + _index(22)] * w2 + turned[i + _index(30)] * w3
-        s7 += turned[i + _index(23)] * w2 + turned[i + _index(31)] * w3
-        for k in range(4, count[tap], 4):
-            i += _index(32)
+        i, j = _index(8 * (first[tap] - left)), _index(8 * x)
+        s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = _ZERO
+        t0 = t1 = t2 = t3 = t4 = t5 = t6 = t7 = _ZERO
+        for k in range(0, count[tap], 4):
             w0, w1, w2, w3 = weights[tap, k], weights[tap, k + 1], weights[tap, k + 2], weights[tap, k + 3]
-            s0 += turned[i + _index(0)] * w0 + turned[i + _index(8)] * w1
-            s1 += turned[i + _index(1)] * w0 + turned[i + _index(9)] * w1
-            s2 += turned[i + _index(2)] * w0 + turned[i + _index(10)] * w1
-            s3 += turned[i + _index(3)] * w0 + turned[i + _index(11)] * w1
-            s4 += turned[i + _index(4)] * w0 + turned[i + _index(12)] * w1
-            s5 += turned[i + _index(5)] * w0 + turned[i + _index(13)] * w1
-            s6 += turned[i + _index(6)] * w0 + turned[i + _index(14)] * w1
-            s7 += turned[i + _index(7)] * w0 + turned[i + _index(15)] * w1
-            s0 += turned[i + _index(16)] * w2 + turned[i + _index(24)] * w3
-            s1 += turned[i + _index(17)] * w2 + turned[i + _index(25)] * w3
-            s2 += turned[i + _index(18)] * w2 + turned[i + _index(26)] * w3
-            s3 += turned[i + _index(19)] * w2 + turned[i + _index(27)] * w3
-            s4 += turned[i + _index(20)] * w2 + turned[i + _index(28)] * w3
-            s5 += turned[i + _index(21)] * w2 + turned[i + _index(29)] * w3
-            s6 += turned[i + _index(22)] * w2 + turned[i + _index(30)] * w3
-            s7 += turned[i + _index(23)] * w2 + turned[i + _index(31)] * w3
-        j = _index(8 * x)
-        out[j + _index(0)] = s0
-        out[j + _index(1)] = s1
-        out[j + _index(2)] = s2
-        out[j + _index(3)] = s3
-        out[j + _index(4)] = s4
-        out[j + _index(5)] = s5
-        out[j + _index(6)] = s6
-        out[j + _index(7)] = s7
+            s0 += one[i + _index(0)] * w0 + one[i + _index(8)] * w1
+            s1 += one[i + _index(1)] * w0 + one[i + _index(9)] * w1
+            s2 += one[i + _index(2)] * w0 + one[i + _index(10)] * w1
+            s3 += one[i + _index(3)] * w0 + one[i + _index(11)] * w1
+            s4 += one[i + _index(4)] * w0 + one[i + _index(12)] * w1
+            s5 += one[i + _index(5)] * w0 + one[i + _index(13)] * w1
+            s6 += one[i + _index(6)] * w0 + one[i + _index(14)] * w1
+            s7 += one[i + _index(7)] * w0 + one[i + _index(15)] * w1
+            t0 += two[i + _index(0)] * w0 + two[i + _index(8)] * w1
+            t1 += two[i + _index(1)] * w0 + two[i + _index(9)] * w1
+            t2 += two[i + _index(2)] * w0 + two[i + _index(10)] * w1
+            t3 += two[i + _index(3)] * w0 + two[i + _index(11)] * w1
+            t4 += two[i + _index(4)] * w0 + two[i + _index(12)] * w1
+            t5 += two[i + _index(5)] * w0 + two[i + _index(13)] * w1
+            t6 += two[i + _index(6)] * w0 + two[i + _index(14)] * w1
+            t7 += two[i + _index(7)] * w0 + two[i + _index(15)] * w1
+            s0 += one[i + _index(16)] * w2 + one[i + _index(24)] * w3
+            s1 += one[i + _index(17)] * w2 + one[i + _index(25)] * w3
+            s2 += one[i + _index(18)] * w2 + one[i + _index(26)] * w3
+            s3 += one[i + _index(19)] * w2 + one[i + _index(27)] * w3
+            s4 += one[i + _index(20)] * w2 + one[i + _index(28)] * w3
+            s5 += one[i + _index(21)] * w2 + one[i + _index(29)] * w3
+            s6 += one[i + _index(22)] * w2 + one[i + _index(30)] * w3
+            s7 += one[i + _index(23)] * w2 + one[i + _index(31)] * w3
+            t0 += two[i + _index(16)] * w2 + two[i + _index(24)] * w3
+            t1 += two[i + _index(17)] * w2 + two[i + _index(25)] * w3
+            t2 += two[i + _index(18)] * w2 + two[i + _index(26)] * w3
+            t3 += two[i + _index(19)] * w2 + two[i + _index(27)] * w3
+            t4 += two[i + _index(20)] * w2 + two[i + _index(28)] * w3
+            t5 += two[i + _index(21)] * w2 + two[i + _index(29)] * w3
+            t6 += two[i + _index(22)] * w2 + two[i + _index(30)] * w3
+            t7 += two[i + _index(23)] * w2 + two[i + _index(31)] * w3
+            i += _index(32)
+        out_one[j + _index(0)] = s0
+        out_one[j + _index(1)] = s1
+        out_one[j + _index(2)] = s2
+        out_one[j + _index(3)] = s3
+        out_one[j + _index(4)] = s4
+        out_one[j + _index(5)] = s5
+        out_one[j + _index(6)] = s6
+        out_one[j + _index(7)] = s7
+        out_two[j + _index(0)] = t0
+        out_two[j + _index(1)] = t1
+        out_two[j + _index(2)] = t2
+        out_two[j + _index(3)] = t3
+        out_two[j + _index(4)] = t4
+        out_two[j + _index(5)] = t5
+        out_two[j + _index(6)] = t6
+        out_two[j + _index(7)] = t7
 
 
 @_fast
-def _to_rgb(sums, size, some, made, out):
-    """Luma and chroma (3, size * 8) of eight rows, as `_plane_across` leaves them -> `some` rows of RGB, rounded.
+def _to_rgb(y, u, v, size, some, made, out):
+    """Luma and chroma (size * 8) of eight rows, as `_plane_across` leaves them -> `some` rows of RGB, rounded.
 
     Rows come apart as bytes: as floats, the same takes 62 us of a 224 px view instead of 23.
     """
-    y, u, v, most = sums[0], sums[1], sums[2], float32(255)
-    count = 8 * size
+    count, most = 8 * size, float32(255)
     red, green, blue = made[:count], made[count : 2 * count], made[2 * count : 3 * count]
     for i in range(count):
         light, cb, cr = y[i] + float32(0.5), u[i] - float32(128), v[i] - float32(128)
@@ -359,35 +372,49 @@ def _to_rgb(sums, size, some, made, out):
 
 
 @_fast
+def _eight_rows(plane, stride, left, columns, last, y, some, taps, made, turned):
+    """`some` rows from `y` on of what `_plane_down` makes, turned, and zeros behind them for taps of no weight."""
+    for r in range(some):
+        _plane_down(plane, stride, left, columns, last, y + r, taps, made[r])
+    _turn(made, columns, turned)
+    turned[8 * columns : 8 * (columns + 4)] = _ZERO
+
+
+@_fast
+def _wide(columns):
+    """Of a row in `_plane_down`."""
+    return (columns + 63) // 64 * 64
+
+
+@_fast
 def _plane_crop(flat, height, width, box, size, radius, flip, scratch, out):
-    """A box (left, top, width, height) of `Planes` -> out (size * size * 3), rounded once, eight rows at a time."""
+    """A box (left, top, width, height) of `Planes` -> out (size * size * 3), rounded once, sixteen rows at a time."""
     left, top, columns, rows = box[0], box[1], box[2], box[3]
     across, half_across = _plane_weights(columns, size, radius, left, width)
     down, half_down = _plane_weights(rows, size, radius, top, height)
     stride, lines = (width + 1) // 2, (height + 1) // 2
     begin = max((left - 1) // 2, 0)
     halves = min((left + columns) // 2, stride - 1) - begin + 1
-    most = columns + 8  # what a row of taps reads behind the last column
-    made, turned = scratch[: 8 * most].reshape(8, most), scratch[8 * most : 16 * most]
-    sums = scratch[16 * most : 16 * most + 24 * size].reshape(3, 8 * size)
+    wide, wide_half, most = _wide(columns), _wide(halves), columns + 8  # what taps read behind the last column
+    made = scratch[: 8 * wide].reshape(8, wide)
+    made_half = scratch[: 8 * wide_half].reshape(8, wide_half)
+    one, two = scratch[8 * wide : 8 * (wide + most)], scratch[8 * (wide + most) : 8 * (wide + 2 * most)]
+    sums = scratch[8 * (wide + 2 * most) : 8 * (wide + 2 * most) + 32 * size].reshape(4, 8 * size)
     levels = np.empty(24 * size, np.uint8)
-    area, half = height * width, lines * stride
-    luma, blue, red = flat[:area], flat[area : area + half], flat[area + half : area + 2 * half]
-    for top_row in range(0, size, 8):
-        some = min(8, size - top_row)
-        for r in range(some):
-            _plane_down(luma, width, left, height - 1, top_row + r, down, made[r, :columns])
-        _turn(made, columns, turned)
-        turned[8 * columns : 8 * (columns + 4)] = _ZERO
-        _plane_across(turned, left, size, flip, across, sums[0])
-        for p in range(2):
-            plane = blue if p == 0 else red
-            for r in range(some):
-                _plane_down(plane, stride, begin, lines - 1, top_row + r, half_down, made[r, :halves])
-            _turn(made, halves, turned)
-            turned[8 * halves : 8 * (halves + 4)] = _ZERO
-            _plane_across(turned, begin, size, flip, half_across, sums[1 + p])
-        _to_rgb(sums, size, some, levels, out[3 * size * top_row : 3 * size * (top_row + some)])
+    area = height * width
+    blue, red = flat[area:], flat[area + lines * stride :]
+    for y in range(0, size, 16):
+        _eight_rows(flat, width, left, columns, height - 1, y, min(8, size - y), down, made, one)
+        if y + 8 < size:
+            _eight_rows(flat, width, left, columns, height - 1, y + 8, min(8, size - y - 8), down, made, two)
+        _plane_across(one, two, left, size, flip, across, sums[0], sums[3])
+        for top_row in range(y, min(y + 16, size), 8):
+            some = min(8, size - top_row)
+            _eight_rows(blue, stride, begin, halves, lines - 1, top_row, some, half_down, made_half, one)
+            _eight_rows(red, stride, begin, halves, lines - 1, top_row, some, half_down, made_half, two)
+            _plane_across(one, two, begin, size, flip, half_across, sums[1], sums[2])
+            luma = sums[0] if top_row == y else sums[3]
+            _to_rgb(luma, sums[1], sums[2], size, some, levels, out[3 * size * top_row : 3 * size * (top_row + some)])
 
 
 @_fast
@@ -409,24 +436,24 @@ def _deep_crop(planes, box, size, radius, scratch, out):
     left, top, columns, rows = box[0], box[1], box[2], box[3]
     across, _ = _plane_weights(columns, size, radius, left, width)
     down, _ = _plane_weights(rows, size, radius, top, height)
-    most = columns + 8
-    made, turned = scratch[: 8 * most].reshape(8, most), scratch[8 * most : 16 * most]
-    sums = scratch[16 * most : 16 * most + 8 * size]
-    lined = scratch[16 * most + 8 * size : 16 * most + 16 * size].reshape(8, size)
+    wide, most = _wide(columns), columns + 8
+    made = scratch[: 8 * wide].reshape(8, wide)
+    one, two = scratch[8 * wide : 8 * (wide + most)], scratch[8 * (wide + most) : 8 * (wide + 2 * most)]
+    sums = scratch[8 * (wide + 2 * most) : 8 * (wide + 2 * most) + 16 * size].reshape(2, 8 * size)
+    lined = scratch[8 * (wide + 2 * most) + 16 * size : 8 * (wide + 2 * most) + 24 * size].reshape(8, size)
     for channel in range(channels):
         plane = planes[channel].reshape(height * width)
-        for top_row in range(0, size, 8):
-            some = min(8, size - top_row)
-            for r in range(some):
-                _plane_down(plane, width, left, height - 1, top_row + r, down, made[r, :columns])
-            _turn(made, columns, turned)
-            turned[8 * columns : 8 * (columns + 4)] = _ZERO
-            _plane_across(turned, left, size, False, across, sums)
-            _turn_back(sums, size, lined)
-            for r in range(some):
-                for x in range(size):
-                    level = min(max(lined[r, x] + float32(0.5), _ZERO), float32(65535))
-                    out[top_row + r, x, channel] = uint16(int32(level))
+        for y in range(0, size, 16):
+            _eight_rows(plane, width, left, columns, height - 1, y, min(8, size - y), down, made, one)
+            if y + 8 < size:
+                _eight_rows(plane, width, left, columns, height - 1, y + 8, min(8, size - y - 8), down, made, two)
+            _plane_across(one, two, left, size, False, across, sums[0], sums[1])
+            for top_row in range(y, min(y + 16, size), 8):
+                _turn_back(sums[(top_row - y) // 8], size, lined)
+                for r in range(min(8, size - top_row)):
+                    for x in range(size):
+                        level = min(max(lined[r, x] + float32(0.5), _ZERO), float32(65535))
+                        out[top_row + r, x, channel] = uint16(int32(level))
 
 
 # ---- colour: planes red, green, blue of values in [0, 1]
@@ -737,7 +764,7 @@ def _scratch(height: int, width: int, size: int, reach: int) -> tuple[np.ndarray
     # a crop, the rows of a resize and eight of them turned; planes and two more with a blur's border, or what
     # eight rows of planes take
     wanted = 2 * values + 3 * (height + width) * size + 24 * (width + size + 8), values + 6 * size
-    wanted = wanted[0], max(wanted[1] + 2 * (size + 2 * max(reach, 6)) ** 2, 16 * (width + 8) + 24 * size)
+    wanted = wanted[0], max(wanted[1] + 2 * (size + 2 * max(reach, 6)) ** 2, 24 * (width + 32) + 32 * size)
     bytes_, floats = getattr(_held, "arrays", (np.empty(0, np.uint8), np.empty(0, np.float32)))
     if bytes_.size < wanted[0]:
         bytes_ = np.empty(wanted[0], np.uint8)
