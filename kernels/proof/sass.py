@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+from ...errors import UserError
+
 _LINE = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)\s*(.*?)\s*;")
 _LABEL = re.compile(r"^\s*(\.L_x_\d+):")
 TENSOR = ("HGMMA", "HMMA", "UTCHMMA", "UTCQMMA", "QGMMA", "IMMA")
 GLOBAL = ("LDG", "STG", "LDGSTS")
+LOADS = ("LDG", "LDGSTS")
 
 
 class Loop(NamedTuple):
@@ -25,15 +29,30 @@ class Code(NamedTuple):
     loops: tuple[Loop, ...]  # in the order of their first instruction
 
 
-def disassemble(cubin: bytes) -> Code:
-    """The code of a kernel's binary, by the disassembler in Triton's package."""
+class Summary(NamedTuple):
+    products: int  # tensor-core instructions
+    width: int  # bits that a load from global memory moves for a thread, on average; 0 without loads
+    loop: int  # instructions of the longest inner loop; of the whole kernel where there is none
+
+
+def tool(name: str) -> Path:
+    """One of CUDA's programs for binaries: Triton's own, or else that on PATH. Raises `UserError` without."""
     import triton
 
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
+    bundled = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    found = bundled if bundled.exists() else shutil.which(name)
+    if found is None:
+        raise UserError(f"kernels: {name} is neither in Triton's package nor on PATH; install the CUDA toolkit")
+    return Path(found)
+
+
+def disassemble(cubin: bytes) -> Code:
+    """The code of a kernel's binary."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        return parse(subprocess.check_output([tool, "-c", file.name], encoding="utf-8", stderr=subprocess.DEVNULL))
+        command = [tool("nvdisasm"), "-c", file.name]
+        return parse(subprocess.check_output(command, encoding="utf-8", stderr=subprocess.DEVNULL))
 
 
 def parse(text: str) -> Code:
@@ -81,9 +100,8 @@ def width(opcode: str) -> int:
     return 32
 
 
-def summary(code: Code) -> tuple[int, int, int]:
-    """(tensor-core instructions, narrowest access of global memory in bits, most instructions of an inner loop)."""
-    counts = Counter(opcode.partition(".")[0] for opcode in code.instructions)
-    widths = [width(opcode) for opcode in code.instructions if opcode.partition(".")[0] in GLOBAL]
-    longest = max((loop.last - loop.first + 1 for loop in innermost(code)), default=0)
-    return sum(counts[name] for name in TENSOR), min(widths, default=0), longest
+def summary(code: Code) -> Summary:
+    names = [opcode.partition(".")[0] for opcode in code.instructions]
+    widths = [width(opcode) for opcode, name in zip(code.instructions, names, strict=True) if name in LOADS]
+    longest = max((loop.last - loop.first + 1 for loop in innermost(code)), default=len(code.instructions))
+    return Summary(sum(name in TENSOR for name in names), sum(widths) // max(len(widths), 1), longest)

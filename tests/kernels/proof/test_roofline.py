@@ -59,7 +59,8 @@ def test_loops_and_kinds_of_machine_code():
     code = sass.parse(SASS)
     assert len(code.instructions) == 11
     assert code.loops == (sass.Loop(2, 7), sass.Loop(4, 6)) and sass.innermost(code) == [sass.Loop(4, 6)]
-    assert sass.summary(code) == (1, 16, 3)
+    assert sass.summary(code) == (1, (128 + 16) // 2, 3)
+    assert sass.summary(sass.Code(code.instructions, ())).loop == 11
     kinds = sass.kinds(code.instructions)
     assert (kinds["LDG 128"], kinds["LDG 16"], kinds["STG 64"], kinds["HGMMA"]) == (1, 1, 1, 1)
 
