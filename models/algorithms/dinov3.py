@@ -96,6 +96,7 @@ class DINOv3(SelfDistillation):
             found["rotary_scales"] = self.rotary_scales(progress, group, images.device)
         return found
 
+    @torch.compiler.disable  # its key is a checksum of words, which no graph can hold
     def rotary_scales(self, progress: Progress, group: str, device: torch.device) -> torch.Tensor:
         """(depth,) float32"""
         blocks = torch.arange(len(self.backbone.blocks), device=device)

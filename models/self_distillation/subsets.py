@@ -12,6 +12,7 @@ from ..backbones.transformer import Subset
 from ..distributed import rank
 
 
+@torch.compiler.disable  # its draws become numpy's on the host, which no graph can hold
 def dealt_subsets(
     rate: float, blocks: int, views: int, batch: int, progress: Progress, group: str, device: torch.device
 ) -> list[tuple[Subset, Subset]]:

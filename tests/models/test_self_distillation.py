@@ -17,6 +17,7 @@ from headrace.models.algorithms.dinov3 import DINOv3
 from headrace.models.backbones.transformer import Block, rotary_table
 from headrace.models.self_distillation.center import Center, spread
 from headrace.models.self_distillation.schedules import cosine_schedule, line, ramp
+from headrace.train.engine.transforms import checkpoint_blocks, compiled_graphs
 from headrace.train.recipe.recipe import load_recipe
 
 METHODS = ("ibot", "dinov2", "dinov3")
@@ -231,3 +232,52 @@ def test_a_step_without_masks_is_a_step(name):
     output.loss.backward()
     assert output.metrics["loss_patch"] == 0
     assert all(p.grad is not None for group in optimizer.param_groups for p in group["params"])
+
+
+def computed(name, change, **options):
+    """Losses and gradients of a step in which Gram counts, too, computed as `change(algorithm)` has it."""
+    algorithm = build(name, **options)
+    change(algorithm)
+    torch.manual_seed(3)
+    output = algorithm(make_batch(algorithm, 3), Progress(3, 10, STEPS_PER_EPOCH))
+    output.loss.backward()
+    gradients = {key: p.grad for key, p in algorithm.named_parameters() if p.requires_grad}
+    return {**output.metrics, "loss": output.loss.detach()}, gradients
+
+
+@pytest.mark.parametrize("name", [*METHODS, "dinov2 with subsets", "dinov3 with gram"])
+def test_recomputed_activations_change_nothing(name):
+    """The student's blocks run once more for each size of crops, the teachers' do not: they have no backward."""
+    counts = []
+
+    def counted(algorithm, recompute):
+        count = dict.fromkeys(("backbone", "teacher.backbone"), 0)
+        counts.append(count)
+        for part in count:
+            for block in algorithm.get_submodule(part).blocks:
+                block.norm1.register_forward_hook(lambda *_, part=part: count.update({part: count[part] + 1}))
+        if recompute:
+            checkpoint_blocks(algorithm)
+
+    (plain, wanted), (losses, found) = (computed(name, lambda a, r=r: counted(a, r)) for r in (False, True))
+    depth = len(build(name).backbone.blocks)
+    assert counts == [
+        {"backbone": 2 * depth, "teacher.backbone": depth},
+        {"backbone": 4 * depth, "teacher.backbone": depth},
+    ]
+    assert losses == plain and wanted.keys() == found.keys()
+    assert all(torch.equal(found[key], gradient) for key, gradient in wanted.items())
+
+
+@pytest.mark.parametrize("name", ["ibot", "dinov2 with subsets", "dinov3 with gram"])
+def test_compiled_it_is_the_same_step(name):
+    """As traced, without generated code. What is drawn on the host and the loss of patches stay outside of graphs."""
+    torch._dynamo.reset()
+    before, shallow = compiled_graphs(), {"backbone": replace(build(name).config.backbone, depth=1)}
+    plain, wanted = computed(name, lambda algorithm: None, **shallow)
+    losses, found = computed(name, lambda algorithm: algorithm.compile(backend="eager"), **shallow)
+    assert compiled_graphs() > before and losses.keys() == plain.keys()
+    for key, value in plain.items():
+        torch.testing.assert_close(losses[key], value, rtol=1e-5, atol=1e-6)
+    for key, gradient in wanted.items():
+        torch.testing.assert_close(found[key], gradient, rtol=1e-4, atol=1e-6, msg=key)
