@@ -56,7 +56,7 @@ HEAVY = {  # third-party package -> the files that are about it
     "nvidia": {"pipelines/loaders/dali.py", "benchmarks/augment_gpu.py", "benchmarks/peers/dali.py"},
     "triton": {
         *("triton_impl.py", "kernels/aot.py", "kernels/biased_attention/tiled.py", "kernels/bench.py"),
-        *("kernels/proof/launches.py", "kernels/proof/sass.py"),
+        *("kernels/proof/launches.py", "kernels/proof/sass.py", "kernels/augment/interleaved.py"),
     },
     "webdataset": {"pipelines/loaders/stream.py", "benchmarks/peers/tars.py"},
     "simplejpeg": {"pipelines/views/cut.py", "pipelines/images/reduced.py"},

@@ -4,7 +4,8 @@ Order of operations: colour jitter (each sample's four parts in its own order, c
 (before the jitter with `gray_first`), Gaussian blur, solarise, horizontal flip, normalise. Contrast blends with the
 mean luma of the image as it stands at that point; hue turns through HSV. Semantics of torchvision's float tensors.
 
-`reference.py` says it in plain PyTorch; `triton_impl.py` does it in two launches, four with a blur.
+`reference.py` says it in plain PyTorch; `triton_impl.py` does it in two launches, four with a blur;
+`interleaved.py` has how its threads read and write colours of neighbouring pixels.
 """
 
 from __future__ import annotations

@@ -47,6 +47,7 @@ CASES = (
     _case("s12-gray-first-mean", 6, 12, gray_first=True, gray_weights="mean"),
     _case("s12-patches", 3, 12, patch_size=4),
     _case("s12-patches-bf16", 3, 12, patch_size=3, dtype=torch.bfloat16),
-    _case("s24-two-tiles", 2, 24, sigma_max=0.0, patch_size=8, dtype=torch.float16),
+    _case("s40-tiles", 2, 40, patch_size=8, dtype=torch.float16),
+    _case("s20-fours-fp16", 3, 20, dtype=torch.float16),
     _case("s1", 3, 1, sigma_max=0.0),
 )

@@ -39,7 +39,8 @@ def crop_resize(
 
     Args:
         images: uint8, contiguous, of any shape: the bytes of decoded RGB images, height x width x 3 each, one after the
-            other. One (n, h, w, 3) tensor is such a buffer.
+            other. One (n, h, w, 3) tensor is such a buffer. Triton's kernel reads words of four bytes: a tensor whose
+            storage ends in the midst of one is copied at every call.
         offsets: (N,) int64, the byte at which the image of each crop begins.
         widths: (N,) int32 or int64, the width of that image in pixels.
         boxes: (N, 4) int32 or int64, left, top, width, height in pixels, inside the image: nobody checks.

@@ -19,3 +19,5 @@ WORKLOADS = (
     _workload("photographs B=256, bicubic", 256, (375, 500), 224, "bicubic"),
     _workload("CIFAR 2x512", 1024, (32, 32), 32, "bilinear"),
 )
+# Microseconds on an H200: with augment's 0.8 a view 1.4 a view, 2.2 where the crop is bicubic.
+TARGETS = {"photographs B=256": (154,), "photographs B=256, bicubic": (358,), "CIFAR 2x512": (8,)}

@@ -59,6 +59,7 @@ INTEGERS = {
     "shl": "shl({0}, {1})",
     "shr": "shr({0}, {1})",
     "bfe": "bfe({0}, {1}, {2})",
+    "bfi": "bfi({0}, {1}, {2}, {3})",
 }
 PREDICATES = {"and": "{0} & {1}", "or": "{0} | {1}", "xor": "{0} ^ {1}", "not": "~{0}"}
 COMPARISONS = {
@@ -171,7 +172,7 @@ def _integer(one: Instruction, operands: Operands, register: int) -> str:
     operation, kind = one.opcode[0], one.opcode[-1]
     bits, flags = size(kind), one.opcode[1:-1]
     letter = "I" if kind[0] == "s" else "U"
-    counts = 1 if operation in ("shl", "shr") else 2 if operation == "bfe" else 0  # the last ones have 32 bits
+    counts = 1 if operation in ("shl", "shr") else 2 if operation in ("bfe", "bfi") else 0  # the last ones have 32 bits
     arguments = one.arguments[1:]
     values = [typed(operands, argument, kind) for argument in arguments[: len(arguments) - counts]]
     values += [operands.value(argument, 32) for argument in arguments[len(arguments) - counts :]]

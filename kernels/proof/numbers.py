@@ -139,6 +139,15 @@ def bfe(a: np.ndarray, position: np.ndarray, length: np.ndarray) -> np.ndarray:
     return field.view(a.dtype)
 
 
+def bfi(field: np.ndarray, into: np.ndarray, position: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """`into` with the low bits of `field` as a field of its own, at the same place for all."""
+    size = 8 * into.itemsize
+    start, count = int(position[0]) & 255, min(int(length[0]) & 255, size)
+    mask = into.dtype.type(((1 << count) - 1) << start & (1 << size) - 1)
+    moved = shl(field, np.full(field.shape, start, U32))
+    return (into & ~mask) | (moved & mask)
+
+
 def prmt(a: np.ndarray, b: np.ndarray, selector: np.ndarray) -> np.ndarray:
     source = (b.astype(U64) << U64(32)) | a.astype(U64)
     result = np.zeros_like(a)

@@ -89,20 +89,20 @@ class Row(NamedTuple):
 def unwritten() -> Iterator[None]:
     """Large random tensors are memory that reads as zero and costs nothing until it is written."""
 
-    def lazily(function):
+    def lazily(name, function):
         def make(*args, **kwargs):
-            size = kwargs.get("size", args[2:3] if function is torch.randint else args)
+            size = kwargs.get("size", args[2:3] if name == "randint" else args)
             size = size[0] if len(size) == 1 and not isinstance(size[0], int) else size
             if math.prod(size) < LARGE:
                 return function(*args, **kwargs)
-            if function is torch.randint:
+            if name == "randint":
                 kwargs.setdefault("dtype", torch.int64)
             return torch.zeros(*size, **{key: value for key, value in kwargs.items() if key == "dtype"})
 
         return make
 
     names = ("randn", "rand", "randint")
-    patches = [mock.patch.object(torch, name, lazily(getattr(torch, name))) for name in names]
+    patches = [mock.patch.object(torch, name, lazily(name, getattr(torch, name))) for name in names]
     for patch in patches:
         patch.start()
     try:

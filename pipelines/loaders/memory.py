@@ -29,7 +29,8 @@ class DeviceImages:
         ends = (3 * sides.prod(1)).cumsum(0)
         self.sizes = sizes
         self.offsets, self.widths = ends - 3 * sides.prod(1), sides[:, 1].to(torch.int32)
-        self.pixels = torch.empty(int(ends[-1]), dtype=torch.uint8, device=device)
+        total = int(ends[-1])
+        self.pixels = torch.empty(-(-total // 4) * 4, dtype=torch.uint8, device=device)[:total]  # in whole words
         self.present = bytearray(len(sizes))
 
     def add(self, index: int, pixels: np.ndarray) -> None:

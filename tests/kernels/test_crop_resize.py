@@ -88,6 +88,23 @@ def test_triton_on_sides_from_one_pixel_up(antialias):
     assert (ours - expected).abs().max() <= 1 and (ours != expected).float().mean() < 2e-3
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_triton_on_several_tiles(interpolation):
+    """Of 8 x 64 pixels; a side of 80 is written 16 bytes at a time, and half of the second tile is beyond it."""
+    arguments = drawn(2, (60, 190), seed=4)
+    options = {"size": 80, "interpolation": interpolation}
+    ours, expected = (crop_resize(*arguments, impl=impl, **options).int() for impl in ("triton", "reference"))
+    assert (ours - expected).abs().max() <= 1 and (ours != expected).float().mean() < 2e-3
+
+
+def test_a_buffer_whose_last_word_is_not_all_its_own():
+    """Words are read; where memory ends before the last one does, it is another's."""
+    images, *rest = drawn(3, (5, 9), seed=3)
+    assert images.numel() % 4
+    options = {"size": 8, "interpolation": "bilinear", "impl": "triton"}
+    assert torch.equal(crop_resize(images.clone(), *rest, **options), crop_resize(images, *rest, **options))
+
+
 @pytest.mark.parametrize("impl", ["reference", "triton"])
 def test_one_tensor_of_images_and_boxes_as_large_as_the_crop(impl):
     torch.manual_seed(9)

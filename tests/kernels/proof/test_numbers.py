@@ -45,6 +45,8 @@ def test_shifts_beyond_the_width_and_bit_fields():
     assert numbers.shl(ones, by).tolist() == [0x80000001, 2, 0x80000000, 0]
     assert numbers.shr(ones, by).tolist() == [0x80000001, 0x40000000, 1, 0]
     assert numbers.shr(ones.view(np.int32), by)[3] == -1
+    into = numbers.bfi(*(np.array([x], np.uint32) for x in (0x1FF, 0xAAAAAAAA, 8, 8)))
+    assert into[0] == 0xAAAAFFAA
     field = numbers.bfe(np.array([0xABCD1234], np.uint32), np.array([8]), np.array([8]))
     assert field[0] == 0x12
     assert numbers.bfe(np.array([0xFF00], np.uint32).view(np.int32), np.array([8]), np.array([8]))[0] == -1
