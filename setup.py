@@ -66,7 +66,7 @@ setup(
             "importlib_metadata<8",
         ],
         "tensorboard": ["tensorboard"],
-        "wandb": ["wandb"],
+        "wandb": ["wandb>=0.19.10"],
         "dev": [
             "pytest",
             "pytest-timeout",

@@ -26,7 +26,8 @@ import importlib.util
 import inspect
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from operator import index
@@ -248,6 +249,18 @@ def configure(choices: Mapping[str, Choice]) -> None:
     _configured.clear()
     _configured.update(claims)
     _decide_anew()
+
+
+@contextmanager
+def restored() -> Iterator[None]:
+    """Afterwards a run's choices are what they were before, whatever was configured inside."""
+    before = dict(_configured)
+    try:
+        yield
+    finally:
+        _configured.clear()
+        _configured.update(before)
+        _decide_anew()
 
 
 class use:

@@ -298,7 +298,8 @@ class ByteSource(Protocol):
 
     It may have `notes`, sentences on what it holds and does not read, which are told when it is opened. A source of
     several large files also has ``neighbours(index) -> (first, last)``, the samples [first, last) of one
-    file, and ``place(index) -> (shard, offset)``, the name of that file and the position in it in bytes.
+    file, and ``place(index) -> (shard, offset)``, the name of that file and the position in it in bytes. Where
+    `decoded` is true, `read` gives pixels, which is for the memory loader alone.
     """
 
     name: str  # what messages call it, usually its path

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..errors import UserError
+from ..errors import UserError, notice
+from ..kernels import registry
 from ..pipelines.images.rules import restored, use_rules
 from ..pipelines.loaders.arguments import device_of, one_of, share, whole
 from ..pipelines.loaders.choose import LOADERS
@@ -23,8 +25,9 @@ from ..pipelines.views import recipes
 from .engine.distributed import launch, pick_device
 from .evaluation.embed import Features, embed_batches
 from .evaluation.embed_encoder import Encoder, digest, load_encoder
+from .evaluation.evaluate import require_finite
 from .evaluation.knn import knn_table
-from .evaluation.labels import labelled_sets
+from .evaluation.labels import labelled_sets, remarks
 from .recipe.recipe import load_recipe, smoke_images
 from .recipe.recipe import smoke as made_tiny
 
@@ -64,7 +67,7 @@ def pretrain(recipe: str | os.PathLike, data: Any = None, *, smoke: bool = False
         given.append(("data.train", os.fspath(data)))
     built = load_recipe(os.fspath(recipe), given)
     built = made_tiny(built) if smoke else built
-    with restored():
+    with _as_before():
         use_rules(built.data.rules)  # what may be an image depends on them
         if data is not None and not isinstance(data, (Mapping, str, os.PathLike)):
             source = as_source(data)
@@ -72,6 +75,20 @@ def pretrain(recipe: str | os.PathLike, data: Any = None, *, smoke: bool = False
             source = smoke_images(built.data.channels)
         with launch(pick_device(built.train.device), built.train.timeout) as process:
             return run(built, process, source)
+
+
+@contextmanager
+def _as_before() -> Iterator[None]:
+    """Afterwards the process is set as its owner had it, whatever a run has set for itself."""
+    strict, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    try:
+        with restored(), registry.restored():
+            yield
+    finally:
+        torch.backends.cudnn.benchmark = benchmark
+        if strict != torch.are_deterministic_algorithms_enabled():  # the call imports the compiler
+            torch.use_deterministic_algorithms(strict, warn_only=warns)
 
 
 def _keys(section: str, values: Any) -> list[tuple[str, Any]]:
@@ -146,9 +163,13 @@ def knn(
         raise UserError(f"k, temperature: need at least one each, temperatures above 0, got {k!r} and {temperature!r}")
     with restored():
         taken = _encoder(encoder, options.pop("layer", None), options.pop("view", None))
-        sets = labelled_sets(train, val)
+        sets = labelled_sets(train, val, ("train", "val"))
         made = [embed(taken, source, **options) for source in sets]
+        for line in remarks(*sets):
+            notice(line)
     bank, queries = (Features(torch.from_numpy(e.vectors), torch.from_numpy(e.labels), e.left_out) for e in made)
+    for name, features in (("train", bank), ("val", queries)):
+        require_finite(features, name, taken)
     return knn_table(bank, queries, ks=sorted(ks), temperatures=sorted(temperatures))
 
 

@@ -274,7 +274,8 @@ def _train(
         if resumed and resumed.goes_back:
             go_back(resumed, recipe, data)
         writer = checkpoint.Writer(out, settings.keep, settings.keep_every)
-        trackers = [make_tracker(kind, out, recipe.name, recipe.plain(), first_step) for kind in settings.trackers]
+        kinds = dict.fromkeys(settings.trackers)
+        trackers = [make_tracker(kind, out, recipe.name, recipe.plain(), first_step) for kind in kinds]
 
     def save(step: int) -> None:
         state = saved_state(recipe, data, stepper, loader, step)

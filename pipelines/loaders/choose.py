@@ -9,7 +9,6 @@ import torch
 from ...errors import UserError
 from ..images.rules import rules
 from ..pixels.sidecars import Pixels, open_pixels
-from ..sources.arrays import ArraySource
 from ..sources.beton import BetonSource
 from ..sources.stream import StreamSource
 from ..spec import ByteSource, InputSpec, Loader
@@ -49,7 +48,7 @@ def choose_loader(
         if problem := _problem(source, kind, beyond_dali):
             raise UserError(f"data.loader: {problem}")
         return kind, "asked for" if pixels is None or kind not in READ_PIXELS else f"asked for; pixels: {pixels.words}"
-    if isinstance(source, ArraySource):
+    if getattr(source, "decoded", False):
         return "memory", "the images are arrays"
     if isinstance(source, StreamSource):
         if channels is not None:
@@ -109,7 +108,7 @@ def _problem(source: ByteSource, kind: str, beyond_dali: str | None) -> str | No
             return "webdataset reads addresses; for local shards, data.train=file:/path/train-{000000..000099}.tar"
     elif isinstance(source, StreamSource):
         return f"{kind} reads images in any order; a stream is served by data.loader=webdataset"
-    elif isinstance(source, ArraySource) and kind != "memory":
+    elif getattr(source, "decoded", False) and kind != "memory":
         return f"{kind} reads encoded images; arrays are served by data.loader=memory"
     return None
 

@@ -12,7 +12,6 @@ from ..images.decode import DecodeError
 from ..images.planes import Planes
 from ..images.rules import rules
 from ..pixels.sidecars import Pixels
-from ..sources.arrays import ArraySource
 from ..spec import ByteSource, ViewSpec
 from ..views.cut import as_rgb
 from .base import Plan
@@ -53,7 +52,7 @@ class Held:
     words = "in memory"
 
     def __init__(self, source: ByteSource, stored: Pixels | None) -> None:
-        self._arrays = source if isinstance(source, ArraySource) else None
+        self._arrays = source if getattr(source, "decoded", False) else None
         self._stored, self._kept = stored, {}
 
     def image(self, index: int) -> np.ndarray | Planes | None:

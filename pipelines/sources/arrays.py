@@ -33,6 +33,8 @@ class ArraySource:
     Where `rules().channels` is set: arrays as `images.channels.samples_of` takes them.
     """
 
+    decoded = True
+
     def __init__(self, images, labels: Sequence[int] | None = None, *, name: str = "arrays") -> None:
         self.images, self.name = images, name
         self.labels = None if labels is None else class_numbers(labels, len(images), name, "images").tolist()

@@ -33,6 +33,10 @@ class Subset:
     def size(self, index: int):
         return self.source.size(self.ids[index])
 
+    @property
+    def decoded(self) -> bool:
+        return getattr(self.source, "decoded", False)
+
     # ---- of one that is far away
 
     @property

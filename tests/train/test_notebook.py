@@ -84,6 +84,29 @@ def test_embed_takes_a_module_and_arrays():
         headrace.embed(torch.nn.Flatten(), images)
 
 
+def test_knn_of_arrays_whose_classes_are_not_the_same(capsys):
+    """A validation set without the last class, and some of both without a label, which neither teach nor count."""
+    levels = np.arange(12, dtype=np.uint8) * 20
+    images = np.broadcast_to(levels[:, None, None, None], (12, 8, 8, 3)).copy()
+    whole = ViewSpec(size=8, crop="center", center_fraction=1.0, flip=0.0, mean=(0, 0, 0), std=(1, 1, 1))
+    towards = lambda x: torch.stack([x.mean((1, 2, 3)).cos(), x.mean((1, 2, 3)).sin()], 1)  # by angle, not by norm
+    module = type("Angle", (torch.nn.Module,), {"forward": lambda self, x: towards(x)})()
+    labels = np.repeat([0, 1, 2], 4)
+    train, val = (images, np.where(levels == 0, -1, labels)), (images[:8] + 1, [0, 0, 0, -1, 1, 1, 0, 1])
+    (row,) = headrace.knn(module, train, val, k=1, view=whole)
+    assert row["top1"] == 6 / 7 and "1 of 12 images of arrays, which have no label" in capsys.readouterr().err
+
+
+def test_knn_says_that_both_sets_are_one_and_refuses_what_is_no_number(capsys):
+    images, labels = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8), [0, 1] * 4
+    options = {"view": ViewSpec(size=8), "k": 1}
+    headrace.knn(torch.nn.Flatten(), (images, labels), (images, labels), **options)
+    assert "these figures are of images that were learned from" in capsys.readouterr().err
+    nothing = type("Nothing", (torch.nn.Flatten,), {"forward": lambda self, x: x.flatten(1) * torch.nan})()
+    with pytest.raises(UserError, match="^train: Nothing gives features that are not finite"):
+        headrace.knn(nothing, (images, labels), (images, labels), **options)
+
+
 @pytest.mark.parametrize(
     "change, message",
     [

@@ -44,7 +44,13 @@ class WeightsAndBiases:
             identity.write_text(own, encoding="utf-8")
         try:
             self._run = wandb.init(
-                project="headrace", name=name, id=own, resume="allow", config=config, dir=str(folder)
+                project="headrace",
+                name=name,
+                id=own,
+                resume="allow",
+                config=config,
+                dir=str(folder),
+                reinit="create_new",  # a run that the process's owner has begun is not ours to write to, nor to end
             )
         except wandb.Error as fault:
             said = " ".join(str(fault).split())

@@ -164,8 +164,8 @@ def inherited(file: Path) -> list[tuple[str, Any]]:
 
 def _random(recipe: str) -> tuple[nn.Module, ViewSpec, str]:
     section = load_recipe(recipe, ["train.max_steps=1"]).algorithm
-    torch.manual_seed(0)
-    with without_weights():
+    with torch.random.fork_rng(devices=[]), without_weights():  # the caller's numbers stay what they are
+        torch.default_generator.manual_seed(0)
         algorithm = find_algorithm(section.name)(section)
     return algorithm.encoder, evaluation_view(algorithm.inputs().views[0]), str(section)
 

@@ -33,6 +33,7 @@ def test_a_resumed_run_continues_the_same_run(tmp_path, monkeypatch):
         tracker(step, {"loss": 0.5})
         tracker.close()
     first, second = wandb.begun
+    assert first["reinit"] == "create_new"  # a run that is going on is not returned in place of ours
     assert first == second and len(first["id"]) == 16 and first["resume"] == "allow"
     assert (first["name"], first["config"], first["dir"]) == ("mae", {"lr": 0.1}, str(tmp_path))
     assert wandb.logged == [(1, {"loss": 0.5}), (2, {"loss": 0.5})] and wandb.finished == 2
@@ -68,3 +69,18 @@ def test_the_release_that_is_installed(tmp_path, monkeypatch):
         tracker.close()
     own = (tmp_path / "wandb-id").read_text()
     assert len(list((tmp_path / "wandb").glob(f"offline-run-*/run-{own}.wandb"))) == 2
+
+
+def test_a_run_of_the_user_is_left_alone(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb", reason="needs the extra [wandb]")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    with wandb.init(project="another", dir=str(tmp_path)) as theirs:
+        (tmp_path / "run").mkdir()
+        tracker = make_tracker("wandb", tmp_path / "run", "mae", {"lr": 0.1}, 0)
+        tracker(1, {"loss": 0.5})
+        tracker.close()
+        theirs.log({"own": 1})
+        assert "loss" not in theirs.summary.keys() and theirs.summary["own"] == 1
+    own = (tmp_path / "run" / "wandb-id").read_text()
+    assert len(list((tmp_path / "run" / "wandb").glob(f"offline-run-*/run-{own}.wandb"))) == 1

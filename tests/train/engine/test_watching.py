@@ -97,7 +97,7 @@ def test_trackers_get_what_the_file_gets(tmp_path, monkeypatch):
             closed.append(True)
 
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
-    assert run(tmp_path, "train.trackers=[tensorboard]") == 0
+    assert run(tmp_path, "train.trackers=[tensorboard,tensorboard]") == 0
     assert seen[0] == (str(tmp_path / "tensorboard"), 0) and closed == [True]
     rows = read_metrics(tmp_path)
     assert [(v, s) for k, v, s in seen[1:] if k == "loss"] == [(row["loss"], row["step"]) for row in rows]

@@ -1,5 +1,5 @@
-"""Which values are black and white, and how many channels there are: of each loader and each function of a notebook,
-whatever else the process reads."""
+"""What belongs to the process is left as it was, and has no effect on what was made before: which values are black and
+white, how many channels there are, kernels, torch's settings and random numbers."""
 
 import numpy as np
 import pytest
@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 import headrace
 from headrace.cli import dispatch
+from headrace.kernels.registry import decide, operator
 from headrace.pipelines import ViewSpec
 from headrace.pipelines.images.rules import Rules, rules, use_rules
 
@@ -92,3 +93,15 @@ def test_deep_images_in_any_form_are_those_of_the_encoder(four_channels, tmp_pat
     for command in ("tsne", "attention"):  # which open the images for an encoder whose images these are
         use_rules(Rules())
         assert dispatch([command, str(of_files), str(tmp_path / "images"), "--out", str(tmp_path / "seen.png")]) == 0
+
+
+def test_what_a_run_chooses_is_its_own(tmp_path):
+    """Deterministic operators and its kernels; and the weights of an untrained encoder are no numbers of the caller."""
+    chosen, state = {"kernels": {"augment": "reference"}}, torch.get_rng_state()
+    headrace.pretrain("simclr_resnet18", **TINY, **chosen, **{"train.out": tmp_path, "train.deterministic": True})
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert decide(operator("augment"), ("cpu", torch.float32, 8, 0)).why == "automatic"
+
+    torch.set_rng_state(state)
+    headrace.embed("random:simclr_resnet18", np.zeros((2, 8, 8, 3), np.uint8), view=GRAY)
+    assert torch.equal(torch.get_rng_state(), state)
