@@ -55,7 +55,9 @@ UNNAMED = {"models/algorithms", "benchmarks/peers", "tools/exchange/targets"}  #
 HEAVY = {  # third-party package -> the files that are about it
     "nvidia": {"pipelines/loaders/dali.py", "benchmarks/augment_gpu.py", "benchmarks/peers/dali.py"},
     "triton": {
-        *("triton_impl.py", "kernels/aot.py", "kernels/biased_attention/tiled.py", "kernels/bench.py"),
+        *("triton_impl.py", "kernels/aot.py", "kernels/bench.py"),
+        *("kernels/biased_attention/tiled.py", "kernels/biased_attention/one_pass.py"),
+        *("kernels/biased_attention/two_pass.py", "kernels/biased_attention/launches.py"),
         *("kernels/proof/launches.py", "kernels/proof/sass.py", "kernels/augment/interleaved.py"),
     },
     "webdataset": {"pipelines/loaders/stream.py", "benchmarks/peers/tars.py"},

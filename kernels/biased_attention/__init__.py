@@ -9,7 +9,8 @@ map are better served by window_attention and segment_attention, which leave the
 use torch's scaled_dot_product_attention.
 
 `reference.py` says it in plain PyTorch; `triton_impl.py` works in tiles, stores no matrix of scores, and its gradient
-of the bias has the same bits each time.
+of the bias has the same bits each time. `launches.py` launches the kernels: the forward's in `tiled.py`, the backward's
+in `one_pass.py` for up to 256 tokens and in `two_pass.py` for more.
 """
 
 from __future__ import annotations

@@ -41,6 +41,7 @@ CASES = (
     _case("n33-batch", 33, batch=3, heads=1),
     _case("n64-half-bias", 64, dtype=_HALF, bias_dtype=_HALF),
     _case("n17", 17, batch=2, heads=3, scale=0.3),
+    _case("n260-fp16", 260, heads=1, dtype=_HALF),  # in two passes backward
     _case("n66-hidden", 66, heads=1, hidden=True),
     _case("n2", 2, batch=2),
 )

@@ -2,7 +2,7 @@
 
 A tile is a block of queries times a block of keys. The two operators differ in where the tokens of a block lie and
 where the bias of a pair does: in the order of memory and in a dense matrix, or as a table of segments says and in a
-table of relative positions (WINDOW > 0). Both biases are first laid out alike, by `bias_kernel`. `triton_impl.py`
+table of relative positions (WINDOW > 0). Both biases are first laid out alike, by `bias_kernel`. `launches.py`
 launches them.
 """
 
@@ -15,7 +15,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def _entries(segments, segment, at, TOKENS: tl.constexpr, WINDOW: tl.constexpr):
+def entries(segments, segment, at, TOKENS: tl.constexpr, WINDOW: tl.constexpr):
     """Of the entries `at` of a segment: the token, -1 for none; its place among the rows of the bias, any for none."""
     if WINDOW > 0:
         entry = segments + segment * (2 * TOKENS) + at
@@ -28,15 +28,16 @@ def _entries(segments, segment, at, TOKENS: tl.constexpr, WINDOW: tl.constexpr):
 
 
 @triton.jit
-def _length(segments, segment, TOKENS: tl.constexpr, SPAN: tl.constexpr, WINDOW: tl.constexpr):
-    """How many tokens a segment has."""
+def end_of(segments, segment, TOKENS: tl.constexpr, WINDOW: tl.constexpr, BLOCK: tl.constexpr):
+    """Where the last block of a segment's entries ends, or the entries do. There are at most 32 blocks."""
     if WINDOW > 0:
-        at = tl.arange(0, SPAN)
-        token = tl.load(segments + segment * (2 * TOKENS) + at, mask=at < TOKENS, other=-1)
-        length = tl.sum((token >= 0).to(tl.int32), 0)
+        BLOCKS: tl.constexpr = 4 if TOKENS <= 4 * BLOCK else 32
+        at = tl.arange(0, BLOCKS) * BLOCK
+        first = tl.load(segments + segment * (2 * TOKENS) + at, mask=at < TOKENS, other=-1)
+        end = tl.sum((first >= 0).to(tl.int32), 0) * BLOCK
     else:
-        length = TOKENS
-    return length
+        end = TOKENS
+    return end
 
 
 @triton.jit
@@ -59,8 +60,8 @@ def bias_kernel(
     column = program // (PITCH // ROWS) % (PITCH // COLUMNS) * COLUMNS + tl.arange(0, COLUMNS)
     matrix = program // ((PITCH // ROWS) * (PITCH // COLUMNS))
     head, segment = matrix % HEADS, matrix // HEADS
-    token, place = _entries(segments, segment, row, TOKENS, WINDOW)
-    other, other_place = _entries(segments, segment, column, TOKENS, WINDOW)
+    token, place = entries(segments, segment, row, TOKENS, WINDOW)
+    other, other_place = entries(segments, segment, column, TOKENS, WINDOW)
     if TRANSPOSED:
         query_place, key, key_place = other_place[None, :], token[:, None], place[:, None]
     else:
@@ -79,13 +80,13 @@ def bias_kernel(
 
 
 @triton.jit
-def _tile(tiles, segment, head, row, column, HEADS: tl.constexpr, PITCH: tl.constexpr):
+def bias_tile(tiles, segment, head, row, column, HEADS: tl.constexpr, PITCH: tl.constexpr):
     own = tiles + tl.cast(segment * HEADS + head, tl.int64) * (PITCH * PITCH)
     return tl.load(own + row[:, None] * PITCH + column[None, :])
 
 
 @triton.jit
-def _program(batch, segments_count, BLOCKS: tl.constexpr, HEADS: tl.constexpr, WINDOW: tl.constexpr):
+def attention_program(batch, segments_count, BLOCKS: tl.constexpr, HEADS: tl.constexpr, WINDOW: tl.constexpr):
     """Head, block, segment and image of a program; all on the first axis of the grid, the others end at 65535."""
     program = tl.program_id(0)
     if WINDOW > 0:
@@ -115,7 +116,6 @@ def forward_kernel(
     scale,
     MAP: tl.constexpr,
     TOKENS: tl.constexpr,
-    SPAN: tl.constexpr,
     WINDOW: tl.constexpr,
     PITCH: tl.constexpr,
     HEADS: tl.constexpr,
@@ -124,25 +124,25 @@ def forward_kernel(
     KEYS: tl.constexpr,
 ):
     BLOCKS: tl.constexpr = (TOKENS + QUERIES - 1) // QUERIES
-    head, block, segment, image = _program(batch, segments_count, BLOCKS, HEADS, WINDOW)
-    length = _length(segments, segment, TOKENS, SPAN, WINDOW)
-    if block * QUERIES < length:
+    head, block, segment, image = attention_program(batch, segments_count, BLOCKS, HEADS, WINDOW)
+    if entries(segments, segment, block * QUERIES, TOKENS, WINDOW)[0] >= 0:
+        end = end_of(segments, segment, TOKENS, WINDOW, KEYS)
         channel = tl.arange(0, D)[None, :]
         source = qkv + image * (MAP * 3 * HEADS * D) + head * D
         row = block * QUERIES + tl.arange(0, QUERIES)
-        query = _entries(segments, segment, row, TOKENS, WINDOW)[0]
+        query = entries(segments, segment, row, TOKENS, WINDOW)[0]
         real = (query >= 0)[:, None]
         q = tl.load(source + query[:, None] * (3 * HEADS * D) + channel, mask=real, other=0.0)
         # Not -inf, from which the first tile of a row that a bias of -inf hides would make NaN.
         top = tl.full((QUERIES,), -1e30, tl.float32)
         total = tl.zeros((QUERIES,), tl.float32)
         result = tl.zeros((QUERIES, D), tl.float32)
-        for start in range(0, length, KEYS):
-            key = _entries(segments, segment, start + tl.arange(0, KEYS), TOKENS, WINDOW)[0]
+        for start in range(0, end, KEYS):
+            key = entries(segments, segment, start + tl.arange(0, KEYS), TOKENS, WINDOW)[0]
             offset = key[:, None] * (3 * HEADS * D) + channel
             k = tl.load(source + HEADS * D + offset, mask=(key >= 0)[:, None], other=0.0)
             v = tl.load(source + 2 * HEADS * D + offset, mask=(key >= 0)[:, None], other=0.0)
-            scores = tl.dot(q, tl.trans(k), input_precision="ieee") * (scale * LOG2E) + _tile(
+            scores = tl.dot(q, tl.trans(k), input_precision="ieee") * (scale * LOG2E) + bias_tile(
                 tiles, segment, head, row, start + tl.arange(0, KEYS), HEADS, PITCH
             )
             higher = tl.maximum(top, tl.max(scores, 1))
@@ -152,144 +152,7 @@ def forward_kernel(
             result = result * shrink[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
             top = higher
         target = out + image * (MAP * HEADS * D) + head * D
-        tl.store(target + query[:, None] * (HEADS * D) + channel, (result / total[:, None]).to(q.dtype), mask=real)
+        tl.store(
+            target + query[:, None] * (HEADS * D) + channel, (result * (1 / total)[:, None]).to(q.dtype), mask=real
+        )
         tl.store(logsum + (image * HEADS + head) * MAP + query, top + tl.log2(total), mask=query >= 0)
-
-
-@triton.jit(do_not_specialize=["batch", "shares"])
-def queries_kernel(
-    qkv,
-    tiles,
-    segments,
-    out,
-    logsum,
-    grad,
-    grad_qkv,
-    delta,
-    partial,
-    batch,
-    shares,
-    segments_count,
-    scale,
-    MAP: tl.constexpr,
-    TOKENS: tl.constexpr,
-    SPAN: tl.constexpr,
-    GROUPS: tl.constexpr,
-    WINDOW: tl.constexpr,
-    PITCH: tl.constexpr,
-    HEADS: tl.constexpr,
-    D: tl.constexpr,
-    QUERIES: tl.constexpr,
-    KEYS: tl.constexpr,
-):
-    """Gradients of queries and bias; per token and head also the product of output and gradient, for the other pass."""
-    BLOCKS: tl.constexpr = (TOKENS + QUERIES - 1) // QUERIES
-    COLUMNS: tl.constexpr = (TOKENS + KEYS - 1) // KEYS
-    program = tl.program_id(0)
-    head = program % HEADS
-    block = program // HEADS % BLOCKS
-    column = program // (HEADS * BLOCKS) % COLUMNS
-    segment = program // (HEADS * BLOCKS * COLUMNS) % segments_count
-    share = program // (HEADS * BLOCKS * COLUMNS) // segments_count
-    length = _length(segments, segment, TOKENS, SPAN, WINDOW)
-    first = column * KEYS
-    if (block * QUERIES < length) & (first < length):
-        end = tl.where(column == 0, length, tl.minimum(first + KEYS, length))
-        channel = tl.arange(0, D)[None, :]
-        at = block * QUERIES + tl.arange(0, QUERIES)
-        query, query_place = _entries(segments, segment, at, TOKENS, WINDOW)
-        real = (query >= 0)[:, None]
-        grad_bias = tl.zeros((QUERIES, KEYS), tl.float32)
-        for index in range(share, batch, shares):
-            # A sum because the interpreter counts in Python's integers, which cannot be cast.
-            image = tl.zeros((), tl.int64) + index
-            source = qkv + image * (MAP * 3 * HEADS * D) + head * D
-            row = image * (MAP * HEADS * D) + head * D + query[:, None] * (HEADS * D) + channel
-            number = (image * HEADS + head) * MAP + query
-            q = tl.load(source + query[:, None] * (3 * HEADS * D) + channel, mask=real, other=0.0)
-            g = tl.load(grad + row, mask=real, other=0.0)
-            o = tl.load(out + row, mask=real, other=0.0)
-            # Rows of padding get probabilities of 0, not of a number that may overflow.
-            norm = tl.load(logsum + number, mask=query >= 0, other=float("inf"))
-            product = tl.sum(o.to(tl.float32) * g.to(tl.float32), 1)
-            grad_q = tl.zeros((QUERIES, D), tl.float32)
-            for start in range(first, end, KEYS):
-                key = _entries(segments, segment, start + tl.arange(0, KEYS), TOKENS, WINDOW)[0]
-                offset = key[:, None] * (3 * HEADS * D) + channel
-                k = tl.load(source + HEADS * D + offset, mask=(key >= 0)[:, None], other=0.0)
-                v = tl.load(source + 2 * HEADS * D + offset, mask=(key >= 0)[:, None], other=0.0)
-                scores = tl.dot(q, tl.trans(k), input_precision="ieee") * (scale * LOG2E) + _tile(
-                    tiles, segment, head, at, start + tl.arange(0, KEYS), HEADS, PITCH
-                )
-                p = tl.exp2(scores - norm[:, None])
-                grad_s = p * (tl.dot(g, tl.trans(v), input_precision="ieee") - product[:, None])
-                grad_bias += tl.where(start == first, grad_s, 0.0)
-                grad_q += tl.dot(grad_s.to(k.dtype), k, input_precision="ieee")
-            # In the first column alone: no token is MAP or more. Under an `if` Triton 3.6 fails to compile for sm_100.
-            owned = query >= column * MAP
-            target = grad_qkv + image * (MAP * 3 * HEADS * D) + head * D + query[:, None] * (3 * HEADS * D) + channel
-            tl.store(target, (grad_q * scale).to(q.dtype), mask=owned[:, None])
-            tl.store(delta + number, product, mask=owned)
-        key, key_place = _entries(segments, segment, first + tl.arange(0, KEYS), TOKENS, WINDOW)
-        slab = (share * (segments_count // GROUPS) + segment // GROUPS) * HEADS + head
-        own = partial + slab.to(tl.int64) * (TOKENS * TOKENS)
-        pair = query_place[:, None] * TOKENS + key_place[None, :]
-        tl.store(own + pair, grad_bias, mask=real & (key >= 0)[None, :])
-
-
-@triton.jit(do_not_specialize=["batch"])
-def keys_kernel(
-    qkv,
-    tiles,
-    segments,
-    logsum,
-    delta,
-    grad,
-    grad_qkv,
-    batch,
-    segments_count,
-    scale,
-    MAP: tl.constexpr,
-    TOKENS: tl.constexpr,
-    SPAN: tl.constexpr,
-    WINDOW: tl.constexpr,
-    PITCH: tl.constexpr,
-    HEADS: tl.constexpr,
-    D: tl.constexpr,
-    QUERIES: tl.constexpr,
-    KEYS: tl.constexpr,
-):
-    """Gradients of keys and values. Its tiles have a row per key: no probabilities are transposed."""
-    BLOCKS: tl.constexpr = (TOKENS + KEYS - 1) // KEYS
-    head, block, segment, image = _program(batch, segments_count, BLOCKS, HEADS, WINDOW)
-    length = _length(segments, segment, TOKENS, SPAN, WINDOW)
-    if block * KEYS < length:
-        channel = tl.arange(0, D)[None, :]
-        source = qkv + image * (MAP * 3 * HEADS * D) + head * D
-        above = grad + image * (MAP * HEADS * D) + head * D
-        row = block * KEYS + tl.arange(0, KEYS)
-        key = _entries(segments, segment, row, TOKENS, WINDOW)[0]
-        real = (key >= 0)[:, None]
-        offset = key[:, None] * (3 * HEADS * D) + channel
-        k = tl.load(source + HEADS * D + offset, mask=real, other=0.0)
-        v = tl.load(source + 2 * HEADS * D + offset, mask=real, other=0.0)
-        grad_k = tl.zeros((KEYS, D), tl.float32)
-        grad_v = tl.zeros((KEYS, D), tl.float32)
-        for start in range(0, length, QUERIES):
-            query = _entries(segments, segment, start + tl.arange(0, QUERIES), TOKENS, WINDOW)[0]
-            exists = (query >= 0)[:, None]
-            q = tl.load(source + query[:, None] * (3 * HEADS * D) + channel, mask=exists, other=0.0)
-            g = tl.load(above + query[:, None] * (HEADS * D) + channel, mask=exists, other=0.0)
-            number = (image * HEADS + head) * MAP + query
-            norm = tl.load(logsum + number, mask=query >= 0, other=float("inf"))
-            product = tl.load(delta + number, mask=query >= 0, other=0.0)
-            scores = tl.dot(k, tl.trans(q), input_precision="ieee") * (scale * LOG2E) + _tile(
-                tiles, segment, head, row, start + tl.arange(0, QUERIES), HEADS, PITCH
-            )
-            p = tl.exp2(scores - norm[None, :])
-            grad_v += tl.dot(p.to(g.dtype), g, input_precision="ieee")
-            grad_s = p * (tl.dot(v, tl.trans(g), input_precision="ieee") - product[None, :])
-            grad_k += tl.dot(grad_s.to(q.dtype), q, input_precision="ieee")
-        target = grad_qkv + image * (MAP * 3 * HEADS * D) + head * D + offset
-        tl.store(target + HEADS * D, (grad_k * scale).to(k.dtype), mask=real)
-        tl.store(target + 2 * HEADS * D, grad_v.to(v.dtype), mask=real)

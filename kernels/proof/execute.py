@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
+from math import gcd
 
 import numpy as np
 from torch import Tensor
@@ -69,7 +70,9 @@ def launch(
     at_once = max(1, LANES // kernel.program.threads)
     blocks = np.arange(x * y * z)
     if sample and len(blocks) > at_once:
-        blocks = ((np.arange(at_once) + 0.5) * len(blocks) / at_once).astype(np.int64)
+        # By a step that shares no factor with the grid: at equal distances all could be first blocks of their rows.
+        step = next(step for step in range(int(0.618 * len(blocks)), 2 * len(blocks)) if gcd(step, len(blocks)) == 1)
+        blocks = np.arange(at_once) * step % len(blocks)
     visits: Counter[int] = Counter()
     with np.errstate(all="ignore"):
         for first in range(0, len(blocks), at_once):

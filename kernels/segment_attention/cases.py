@@ -45,6 +45,7 @@ CASES = (
     _case("w14-bf16", (14, 14), 14, cell=2, dtype=_BF16),
     _case("w8", (8, 8), 8, cell=2, heads=1),
     _case("w12-long-fp16", (12, 12), 12, share=0.95, heads=1, dtype=_HALF),
+    _case("w17-fp16", (17, 17), 17, heads=1, dtype=_HALF),  # in two passes backward
     _case("w7-plain", (7, 7), 7, share=1.0, count=1, heads=1),
     _case("w6-one-group-of-two", (6, 6), 6, share=0.0, heads=1, head_dim=64),
     _case("w6-shift-fp16", (6, 12), 6, share=1.0, count=1, shift=3, heads=1, dtype=_HALF),

@@ -9,15 +9,8 @@ from torch import Tensor
 
 from ...errors import UserError
 from ..aot import Build
-from ..biased_attention.triton_impl import (
-    CANDIDATES,
-    TILES,
-    bias_build,
-    run_backward,
-    run_forward,
-    shape_constants,
-    tiled_builds,
-)
+from ..biased_attention.launches import CANDIDATES, TILES, run_backward, run_forward, shape_constants
+from ..biased_attention.triton_impl import bias_builds, tiled_builds
 from ..window_attention.triton_impl import grad_of_table
 
 __all__ = ["CANDIDATES", "TILES", "builds", "segment_attention"]
@@ -87,4 +80,4 @@ def builds() -> Iterator[Build]:
     ):
         constants = shape_constants(side * side, window * window, window, heads=4, head_dim=32)
         yield from tiled_builds(name, dtype, constants, groups)
-    yield bias_build("bias w14", shape_constants(196, 196, 14, heads=4, head_dim=32))
+    yield from bias_builds("w14", shape_constants(196, 196, 14, heads=4, head_dim=32), groups=2)

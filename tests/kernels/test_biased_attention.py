@@ -12,8 +12,8 @@ triton = pytest.importorskip("triton")
 
 import triton.language as tl  # noqa: E402
 
-from headrace.kernels.biased_attention import triton_impl  # noqa: E402
-from headrace.kernels.biased_attention.tiled import _program  # noqa: E402
+from headrace.kernels.biased_attention import launches, triton_impl  # noqa: E402
+from headrace.kernels.biased_attention.tiled import attention_program  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # the CPU runs Triton's interpreter
 CASES = {case.id: case for case in operator("biased_attention").cases}
@@ -101,7 +101,7 @@ def test_rows_of_padding_do_not_overflow(impl):
 
 @triton.jit
 def store_offset(found, batch, SIZE: tl.constexpr):
-    _, _, _, image = _program(batch, 1, 1, 1, 0)
+    _, _, _, image = attention_program(batch, 1, 1, 1, 0)
     tl.store(found + image, image * SIZE)
 
 
@@ -111,7 +111,8 @@ def test_offsets_of_a_large_batch_are_64_bit():
     assert found.tolist() == [0, 2**31, 2**32]
 
 
-def test_more_than_65535_images_are_on_the_first_axis_of_the_grid(monkeypatch):
+@pytest.mark.parametrize("kernels", [("backward_kernel",), ("queries_kernel", "keys_kernel")])
+def test_more_than_65535_images_are_on_the_first_axis_of_the_grid(monkeypatch, kernels):
     """The other axes end there."""
     launched = []
 
@@ -120,12 +121,14 @@ def test_more_than_65535_images_are_on_the_first_axis_of_the_grid(monkeypatch):
             launched.append(grid)
             return lambda *args, **constants: None
 
-    for kernel in ("forward_kernel", "queries_kernel", "keys_kernel"):
-        monkeypatch.setattr(triton_impl, kernel, Recorder())
+    for kernel in ("forward_kernel", *kernels):
+        monkeypatch.setattr(launches, kernel, Recorder())
+    monkeypatch.setattr(launches, "ONE_PASS", 2 - len(kernels))
     qkv, bias = torch.zeros(70000, 1, 3, 1, 32, device=DEVICE), torch.zeros(1, 1, 1, device=DEVICE)
     out, logsum = triton_impl.forward(qkv, bias, 1.0)
     triton_impl.backward(out, qkv, bias, out, logsum, 1.0)
-    assert [len(grid) for grid in launched] == [1, 1, 1] and launched[0] == launched[2] == (70000,)
+    assert len(launched) == 1 + len(kernels) and {len(grid) for grid in launched} == {1}
+    assert launched[0] == launched[-1 if len(kernels) > 1 else 0] == (70000,)
 
 
 @pytest.mark.parametrize("impl", ["reference", "triton"])

@@ -125,7 +125,8 @@ def test_padding_is_no_group_of_its_own(impl):
 def test_no_sum_depends_on_the_order_of_programs():
     """Two runs that agree prove little where programs run one after the other; additions to shared memory are what
     makes their order matter."""
-    for name in ("window_attention/triton_impl.py", "biased_attention/tiled.py"):
+    parts = (f"biased_attention/{part}.py" for part in ("tiled", "one_pass", "two_pass"))
+    for name in ("window_attention/triton_impl.py", *parts):
         assert "atomic" not in (Path(headrace.kernels.__file__).parent / name).read_text()
 
 
