@@ -1,10 +1,11 @@
 """Gram anchoring: ``python -m headrace.benchmarks.gram``. Do maps of patches that have decayed recover with it?
 
-A small DINOv3 learns from images of the demo. Then it goes on at a high rate without its loss of masked patches, so
-that class tokens alone are trained and maps of patches decay: what takes long runs of large models is planted here.
-From there it goes on at its own rate, once as it is and once with Gram anchoring to its early encoder, in steps and
-otherwise equal. Of each encoder: patches of the demo's held-out images by their nearest patches (`headrace dense-knn`),
-whose classes are the backdrop and five shapes; mean IoU in percent.
+A small DINOv3 learns from images of the demo: its maps are the early ones. Then it goes on without the loss of masked
+patches, by class tokens alone, and at a high rate, so that maps decay: what takes long runs of large models is planted
+here. From there it goes on at a lower rate, still by class tokens alone, once as it is and once with Gram anchoring to
+the early encoder, in steps and otherwise equal. Of each encoder: patches of the demo's held-out images by their nearest
+patches (`headrace dense-knn`), whose classes are the backdrop and the pieces on it; mean IoU in percent, for each of
+`--seeds`. Which of five shapes a piece has, single patches of such encoders do not tell.
 
 What is finished lies in `--work`: an interrupted benchmark goes on there. A row for each goes to the ledger
 ``gram.jsonl``.
@@ -17,96 +18,140 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from headrace.errors import run_command
-from headrace.tools.demo_images import SHAPES, masked_demo_image, write_demo_images
+from headrace.tools.demo_images import masked_demo_image, write_demo_images
 from headrace.train import pretrain
 from headrace.train.evaluation.evaluate import positive
 from headrace.train.patches import knn
 
+from .contender_tables import last_run
+from .ledger import NOT_YET, Row, about, lines
 from .record import add_out, append
 
 RECIPE = "dinov3_vit-tiny-64px"
-SMALLER = ("algorithm.backbone.width=96", "algorithm.backbone.heads=3", "algorithm.small.count=2")
-SMALLER += ("algorithm.momentum=0.95", "train.precision=fp32")
-GOES_ON = ("optim.warmup=0.1", "optim.frozen=[]", "algorithm.teacher_temperature_from=0.07")
-GOES_ON += ("algorithm.patch_weight=0.0",)
+SMALLER = ("algorithm.backbone.width=64", "algorithm.backbone.depth=3", "algorithm.backbone.heads=2")
+SMALLER += ("algorithm.hidden=256", "algorithm.bottleneck=64", "algorithm.prototypes=256", "algorithm.small.count=1")
+SMALLER += ("algorithm.patch_head={hidden: 256, bottleneck: 64, prototypes: 256}",)
+SMALLER += ("train.precision=fp32", "data.loader=cpu")
+EARLY = ("optim.lr=5e-4", "optim.final_lr=2e-4", "optim.warmup=0.2")  # at 2e-3 no loss leaves that of equal shares
+LATER = ("algorithm.patch_weight=0.0", "algorithm.momentum=0.9", "algorithm.teacher_temperature_from=0.07")
+LATER += ("optim.frozen=[]",)  # the heads have learned
+UNTRAINED, BEFORE, DECAYED, WITHOUT, WITH = "untrained", "early", "decayed", "without Gram", "with Gram"
 
 
 def write_masks(folder: Path, split: str, count: int, seed: int = 0) -> None:
-    """The demo's images with masks, as ADE20K lays them out: 1 the backdrop, 2 and on the shapes."""
+    """The demo's images with masks, as ADE20K lays them out: 1 the backdrop, 2 the pieces on it."""
     name = {"train": "training", "val": "validation"}[split]
     for part in ("images", "annotations"):
         (folder / part / name).mkdir(parents=True, exist_ok=True)
     for index in range(count):
-        picture, kind, covered = masked_demo_image(seed, split, index)
-        mask = np.where(covered, 2 + SHAPES.index(kind.split("-")[0]), 1).astype(np.uint8)
+        picture, _, covered = masked_demo_image(seed, split, index)
         picture.save(folder / "images" / name / f"{index:05d}.jpg", quality=85)
-        Image.fromarray(mask).save(folder / "annotations" / name / f"{index:05d}.png")
+        Image.fromarray(1 + covered.astype(np.uint8)).save(folder / "annotations" / name / f"{index:05d}.png")
+
+
+class Bench:
+    """Runs in the folder `work` with the settings `args`, and what maps of their encoders are worth."""
+
+    def __init__(self, args: argparse.Namespace, work: Path) -> None:
+        self.args, self.work = args, work
+        self.images = write_demo_images(work / "demo", train=args.images, val=10) / "train"
+        self.masks = work / "masks"
+        if not self.masks.exists():
+            for split, count in (("train", args.masks), ("val", args.val)):
+                write_masks(self.masks, split, count)
+
+    def learn(self, out: Path, steps: int, seed: int, *options: str) -> float:
+        """CPU seconds of a run, those of when it was made where it is there."""
+        batch = [f"train.batch_size={self.args.batch}", f"algorithm.koleo_group={min(64, self.args.batch)}"]
+        length = [f"train.max_steps={steps}", f"train.save_every={steps}", f"train.seed={seed}"]
+        if not (out / "encoder.safetensors").exists():
+            began = time.process_time()
+            pretrain.main(
+                [RECIPE, f"data.train={self.images}", f"train.out={out}", *length, *batch, *SMALLER, *options]
+            )
+            (out / "cpu_seconds").write_text(f"{time.process_time() - began:.1f}", encoding="utf-8")
+        return float((out / "cpu_seconds").read_text(encoding="utf-8"))
+
+    def mean_iou(self, encoder: str) -> float:
+        """In percent."""
+        results, size = self.work / "evaluation.jsonl", str(self.args.size)
+        sets = ["--train", f"ade20k:{self.masks}", "--val", f"ade20k:{self.masks}?split=validation"]
+        options = ["--size", size, "--k", "10", "--results", str(results), "--features", str(self.work / "features")]
+        knn.main([encoder, *sets, *options])
+        figures = json.loads(results.read_text(encoding="utf-8").splitlines()[-1])["figures"][0]
+        return round(100 * figures["mIoU"], 2)
+
+    def run(self, seed: int) -> Iterator[Row]:
+        """All runs of a seed: a row for each."""
+        args, folder = self.args, self.work / f"seed-{seed}"
+        early, decayed = folder / "early", folder / "decayed"
+
+        def row(contender: str, encoder: str, seconds: float = 0.0) -> Row:
+            return {"contender": contender, "seed": seed, "mIoU": self.mean_iou(encoder), "cpu_seconds": seconds}
+
+        seconds = self.learn(early, args.steps, seed, *EARLY)
+        yield row(UNTRAINED, f"random:{early / 'config.yaml'}")
+        yield row(BEFORE, str(early), seconds)
+        spoil = [*LATER, f"train.init={early}", f"optim.lr={args.decay_lr}"]
+        yield row(DECAYED, str(decayed), self.learn(decayed, args.decay, seed, *spoil))
+        options = [*LATER, f"train.init={decayed}", f"optim.lr={args.more_lr}"]
+        gram = f"algorithm.gram={{teacher: {early}, weight: {args.weight}, enlarge: {args.enlarge}}}"
+        for contender, more in ((WITHOUT, []), (WITH, [gram])):
+            out = folder / contender.replace(" ", "-")
+            yield row(contender, str(out), self.learn(out, args.more, seed, *options, *more))
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    """Of the last run the mean IoU of each encoder: the mean over seeds, and each."""
+    own = last_run(rows, lambda row: "seed" in row)
+    if not own:
+        return [NOT_YET]
+    found = {contender: {} for contender in (UNTRAINED, BEFORE, DECAYED, WITHOUT, WITH)}
+    for row in own:
+        found[row["contender"]][row["seed"]] = row["mIoU"]
+    seeds = list(dict.fromkeys(row["seed"] for row in own))
+    body = [
+        [name, *(f"{value:.1f}" for value in (np.mean(list(some.values())), *(some[seed] for seed in seeds)))]
+        for name, some in found.items()
+    ]
+    header = ["mIoU", "mean", *(f"seed {seed}" for seed in seeds)]
+    return [f"{about(own)}; {own[0]['job']}.", "", *lines(header, body)]
 
 
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m headrace.benchmarks.gram", description=__doc__[:52])
     parser.add_argument("--work", type=Path, help="folder of runs; without it they are gone at the end")
     parser.add_argument("--images", type=positive, default=1000, help="of the demo to learn from (%(default)s)")
-    parser.add_argument("--masks", type=positive, default=150, help="images with masks to look among (%(default)s)")
+    parser.add_argument("--masks", type=positive, default=100, help="images with masks to look among (%(default)s)")
     parser.add_argument("--val", type=positive, default=60, help="images with masks to judge by (%(default)s)")
-    parser.add_argument("--steps", type=positive, default=300, help="until maps are good (%(default)s)")
-    parser.add_argument("--decay", type=positive, default=300, help="steps without patches (%(default)s)")
-    parser.add_argument("--decay-lr", type=float, default=1e-2, help="rate of these, ten times its own (%(default)s)")
-    parser.add_argument("--more", type=positive, default=100, help="steps with and without Gram (%(default)s)")
-    parser.add_argument("--batch", type=positive, default=32, help="images of a step (%(default)s)")
     parser.add_argument("--size", type=positive, default=96, help="pixels of images that are judged (%(default)s)")
-    parser.add_argument("--weight", type=float, default=2.0, help="of Gram (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
+    parser.add_argument("--batch", type=positive, default=32, help="images of a step (%(default)s)")
+    parser.add_argument("--steps", type=positive, default=250, help="with the loss of patches (%(default)s)")
+    parser.add_argument("--decay", type=positive, default=60, help="steps by class tokens alone (%(default)s)")
+    parser.add_argument("--decay-lr", type=float, default=1e-2, help="rate of these (%(default)s)")
+    parser.add_argument("--more", type=positive, default=100, help="steps with and without Gram (%(default)s)")
+    parser.add_argument("--more-lr", type=float, default=2e-3, help="rate of these (%(default)s)")
+    parser.add_argument("--weight", type=float, default=30.0, help="of Gram (%(default)s)")
+    parser.add_argument("--enlarge", type=float, default=1.0, help="sides of Gram's crops (%(default)s)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="(1 2 3)")
     add_out(parser)
     args = parser.parse_args(argv)
-    found = []
+    config = {key: value for key, value in vars(args).items() if key not in ("work", "out", "seeds")}
+    config |= {"recipe": RECIPE, "overrides": [*SMALLER], "early": [*EARLY], "later": [*LATER]}
+    job = f"{args.steps} + {args.decay} + {args.more} steps of {args.batch} images"
     with tempfile.TemporaryDirectory(prefix="headrace-gram-") as name:
-        work = Path(args.work or name)
-        images = write_demo_images(work / "demo", train=args.images, val=10, seed=args.seed) / "train"
-        for split, count in (("train", args.masks), ("val", args.val)):
-            write_masks(work / "masks", split, count, args.seed)
-
-        def learn(which: str, steps: int, start: str | None, *options: str) -> float:
-            """Seconds of a run, which `start` may give its weights."""
-            out = work / which
-            given = [] if start is None else [f"train.init={work / start}", *GOES_ON]
-            settings = [f"data.train={images}", f"train.out={out}", f"train.max_steps={steps}"]
-            settings += [f"train.batch_size={args.batch}", f"algorithm.koleo_group={min(64, args.batch)}"]
-            settings += [f"train.seed={args.seed}", f"train.save_every={steps}", *SMALLER, *given, *options]
-            if not (out / "encoder.safetensors").exists():
-                began = time.perf_counter()
-                pretrain.main([RECIPE, *settings])
-                (out / "seconds").write_text(f"{time.perf_counter() - began:.1f}", encoding="utf-8")
-            return float((out / "seconds").read_text(encoding="utf-8"))
-
-        def judge(contender: str, encoder: str, seconds: float = 0.0) -> None:
-            results = work / "evaluation.jsonl"
-            sets = ["--train", f"ade20k:{work / 'masks'}", "--val", f"ade20k:{work / 'masks'}?split=validation"]
-            options = ["--size", str(args.size), "--k", "10", "--results", str(results)]
-            knn.main([encoder, *sets, *options, "--features", str(work / "features")])
-            figures = json.loads(results.read_text(encoding="utf-8").splitlines()[-1])["figures"][0]
-            found.append({"contender": contender, "mIoU": round(100 * figures["mIoU"], 2), "seconds": seconds})
-            print(f"{contender}: mIoU {found[-1]['mIoU']} %, {seconds} s", flush=True)
-
-        seconds = learn("early", args.steps, None)
-        judge("untrained", f"random:{work / 'early' / 'config.yaml'}")
-        judge("early", str(work / "early"), seconds)
-        judge("decayed", str(work / "decayed"), learn("decayed", args.decay, "early", f"optim.lr={args.decay_lr}"))
-        judge("continued without Gram", str(work / "without"), learn("without", args.more, "decayed"))
-        gram = f"{{from: 0.0, teacher: {work / 'early'}, weight: {args.weight}, warmup: 0.1, enlarge: 2.0}}"
-        judge("continued with Gram", str(work / "with"), learn("with", args.more, "decayed", f"algorithm.gram={gram}"))
-    config = {key: value for key, value in vars(args).items() if key not in ("work", "out")}
-    config |= {"recipe": RECIPE, "overrides": [*SMALLER, *GOES_ON]}
-    job = f"{args.steps} + {args.decay} + {args.more} steps of {args.batch} images, seed {args.seed}"
-    for row in found:
-        append("gram", {"job": job, **row, "config": config}, folder=args.out)
+        bench = Bench(args, Path(args.work or name))
+        for seed in args.seeds:
+            for row in bench.run(seed):
+                print(f"seed {seed}, {row['contender']}: mIoU {row['mIoU']} %, {row['cpu_seconds']} s", flush=True)
+                append("gram", {"job": job, **row, "config": config}, folder=args.out)
     return 0
 
 

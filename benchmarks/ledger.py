@@ -277,7 +277,7 @@ TABLES: dict[str, Callable[[Path], list[str]]] = {
     "know-image": _of("know", plain, lambda row: row["job"] == "an image"),
     "curate": _of("curate"),
     "patch-head": _of("patch_head"),
-    "gram": _of("gram"),
+    "gram": _elsewhere("gram", "gram", "table"),
     "self-distillation": _of("self_distillation"),
     "pixels": _of("pixels"),
     "race": _elsewhere("race", "racers.tables", "figures"),
