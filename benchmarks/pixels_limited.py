@@ -41,21 +41,23 @@ class Group:
         self._anonymous = "total_rss" if version_1 else "anon"
         try:
             self._folder.mkdir()
-            (self._folder / ("memory.limit_in_bytes" if version_1 else "memory.max")).write_text(str(limit))
+            (self._folder / ("memory.limit_in_bytes" if version_1 else "memory.max")).write_text(
+                str(limit), encoding="ascii"
+            )
         except OSError as fault:
             raise UserError(f"pixels_limited: {fault.filename}: no memory control group ({fault.strerror}); be root")
         self._used = self._folder / ("memory.usage_in_bytes" if version_1 else "memory.current")
 
     def enter(self) -> None:
-        (self._folder / "cgroup.procs").write_text(str(os.getpid()))
+        (self._folder / "cgroup.procs").write_text(str(os.getpid()), encoding="ascii")
 
     def anonymous(self) -> int:
         """Bytes of processes, without files."""
-        lines = (self._folder / "memory.stat").read_text().splitlines()
+        lines = (self._folder / "memory.stat").read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) for line in lines if line.split()[0] == self._anonymous)
 
     def used(self) -> int:
-        return int(self._used.read_text())
+        return int(self._used.read_text(encoding="ascii"))
 
     def close(self) -> None:
         self._folder.rmdir()
@@ -63,7 +65,7 @@ class Group:
 
 def disk_bytes(process: int) -> int:
     """What a process has had read from the disk."""
-    lines = Path(f"/proc/{process}/io").read_text().splitlines()
+    lines = Path(f"/proc/{process}/io").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("read_bytes"))
 
 

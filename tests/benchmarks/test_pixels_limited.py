@@ -23,15 +23,15 @@ def test_a_group_is_made_read_and_removed(tmp_path, monkeypatch, version):
         else ("memory.max", "memory.current", "anon")
     )
     if version == 1:
-        (root / limit).write_text("")
+        (root / limit).write_text("", encoding="ascii")
     monkeypatch.setattr(pixels_limited, "GROUPS", tmp_path)
     group = Group(4_000_000_000)
     folder = root / f"headrace-{os.getpid()}"
-    assert (folder / limit).read_text() == "4000000000"
+    assert (folder / limit).read_text(encoding="ascii") == "4000000000"
     group.enter()
-    assert (folder / "cgroup.procs").read_text() == str(os.getpid())
-    (folder / used).write_text("123\n")
-    (folder / "memory.stat").write_text(f"cache 9\n{key} 77\n{key}_huge 5\n")
+    assert (folder / "cgroup.procs").read_text(encoding="ascii") == str(os.getpid())
+    (folder / used).write_text("123\n", encoding="ascii")
+    (folder / "memory.stat").write_text(f"cache 9\n{key} 77\n{key}_huge 5\n", encoding="ascii")
     assert (group.used(), group.anonymous()) == (123, 77)
     for file in folder.iterdir():  # the kernel's own vanish with the group
         file.unlink()
