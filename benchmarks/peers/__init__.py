@@ -48,5 +48,5 @@ PEERS = {
     "webdataset": Peer("webdataset", "webdataset", "tars:webdataset", _V2, "tars:write"),
     "dali": Peer("nvidia.dali", "nvidia-dali-cuda130", "dali:dali", "jitter in one order, contrast around mid-gray"),
     "ffcv": Peer("ffcv", "ffcv", "ffcv:ffcv", _AREA, "ffcv:write"),
-    "ffcv, raw": Peer("ffcv", "ffcv", "ffcv:ffcv", f"{_AREA}; holds pixels, 3 bytes each", "ffcv:write_raw"),
+    "ffcv raw": Peer("ffcv", "ffcv", "ffcv:ffcv", f"{_AREA}; holds pixels, 3 bytes each", "ffcv:write_raw"),
 }

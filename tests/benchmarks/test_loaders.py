@@ -100,6 +100,10 @@ def test_rows_come_back_with_what_they_were_made_with_and_the_table_takes_the_la
     assert record.read("none", folder=tmp_path) == []
 
 
+def test_every_peer_can_be_named_on_the_command_line():
+    assert ",".join(loaders.PEERS).split(",") == list(loaders.PEERS)
+
+
 def test_mistakes_on_the_command_line_are_said():
     with pytest.raises(UserError, match="--data is missing"):
         loaders.main([])
