@@ -33,7 +33,7 @@ class Chunk:
 
     def __init__(
         self, blocks: np.ndarray, grid: tuple[int, int, int], threads: int, memory: Global, shared: int, grain: int,
-        findings: Findings,
+        findings: Findings, local: int = 0,
     ) -> None:  # fmt: skip
         count = len(blocks)
         self.lanes = count * threads
@@ -45,6 +45,8 @@ class Chunk:
         self.nctaid = [np.full(self.lanes, size, np.uint32) for size in grid]
         self.stamps = (numbers.astype(np.int64) << BLOCK) | (1 << EPOCH) | (self.tid >> 5).astype(np.int64)
         self.memory, self.shared = memory, Shared(shared, count, grain, findings)
+        self.numbers = np.arange(self.lanes)
+        self.local = Shared(local, self.lanes if local else 1, 1, findings)  # a thread's own, `numbers` its block
         self.committed = np.zeros(self.lanes, np.int64)
         self.copies: list[Copy] = []
         self.visits: Counter[int] = Counter()  # block of instructions -> threads that came by

@@ -65,6 +65,8 @@ def launch(
     for name, tensor in tensors:
         storage = tensor.untyped_storage()
         memory.add(storage.data_ptr(), storage.nbytes(), name)
+    for name, table in kernel.tables.items():
+        memory.add(table.ctypes.data, table.nbytes, name)
     parameters = dict(zip(kernel.program.parameters, values, strict=False))
     x, y, z = (*grid, 1, 1)[:3]
     at_once = max(1, LANES // kernel.program.threads)
@@ -77,7 +79,8 @@ def launch(
     with np.errstate(all="ignore"):
         for first in range(0, len(blocks), at_once):
             own = blocks[first : first + at_once]
-            chunk = Chunk(own, (x, y, z), kernel.program.threads, memory, shared, grains["shared"], findings)
+            chunk = Chunk(own, (x, y, z), kernel.program.threads, memory, shared, grains["shared"], findings,
+                          kernel.program.local)  # fmt: skip
             kernel.run(chunk, parameters)
             chunk.shared.wait_for_reads(0)
             visits.update(chunk.visits)

@@ -68,7 +68,7 @@ COMPARISONS = {
 }
 FLOATING = ("f64", "f32", "f16", "bf16")
 ROUNDINGS = {"rmi": "np.floor", "rpi": "np.ceil", "rzi": "np.trunc", "rni": "np.rint"}
-ALONE = ("setp", "selp", "cvt", "prmt", "popc")  # the others are in the tables
+ALONE = ("setp", "selp", "cvt", "prmt", "popc", "shf")  # the others are in the tables
 NAMES = sorted({*FLOATS, *INTEGERS, *PREDICATES, *ALONE})
 
 
@@ -125,6 +125,12 @@ def arithmetic(one: Instruction, operands: Operands, register: int) -> str:
         return _converted(one, operands, register)
     if operation == "prmt" and len(one.opcode) == 2:
         return f"prmt({', '.join(value(argument, 32) for argument in arguments)})"
+    if operation == "shf":
+        low, high, by = (f"{value(argument, 32)}.astype(U64)" for argument in arguments)
+        if one.opcode[2] != "wrap":
+            raise NotCovered(".".join(one.opcode))
+        whole, by = f"({low} | {high} << U64(32))", f"({by} & U64(31))"
+        return f"({whole} << {by} >> U64(32) if {one.opcode[1] == 'l'} else {whole} >> {by}).astype(U32)"
     if operation == "popc":
         return f"popc({value(arguments[0], size(kind))})"
     if kind == "pred" and operation in PREDICATES:

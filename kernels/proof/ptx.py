@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
@@ -28,9 +29,31 @@ class Program(NamedTuple):
     registers: dict[str, str]  # prefix -> type, such as "rd" -> "b64"
     instructions: tuple[Instruction, ...]
     labels: dict[str, int]  # -> index of an instruction
+    local: int  # bytes of memory that each thread has for itself
+    tables: dict[str, list[int]]  # constants in global memory, bytes
+
+    @property
+    def starts(self) -> list[int]:
+        """The first instruction of each block: those that are always executed one after the other."""
+        found = {0, *self.labels.values()}
+        found |= {place + 1 for place, one in enumerate(self.instructions) if one.opcode[0] in ENDS}
+        return sorted(start for start in found if start < len(self.instructions))
+
+    def successors(self) -> list[list[int]]:
+        """Of each block: which may come next."""
+        starts = self.starts
+        number = {start: block for block, start in enumerate(starts)}
+        found: list[list[int]] = []
+        for block, end in enumerate([*starts[1:], len(self.instructions)]):
+            last, after = self.instructions[end - 1], [block + 1] if block + 1 < len(starts) else []
+            jump = [number[self.labels[last.arguments[0]]]] if last.opcode[0] == "bra" else []
+            found.append(jump + (after if last.predicate or last.opcode[0] not in ENDS else []))
+        return found
 
 
+ENDS = ("bra", "ret", "exit")  # of a block
 _STATEMENT_ENDS = re.compile(r"^\$[\w$]+:$|^\.loc\b|^[{}]$")
+_TABLE = re.compile(r"\.global \.align \d+ \.b8 ([\w$]+)\[\d+\] = \{([\d, ]+)\}")
 _LOCATION = re.compile(r"\.loc\s+(\d+)\s+(\d+)(?:.*inlined_at\s+(\d+)\s+(\d+))?")
 
 
@@ -60,7 +83,12 @@ def parse(text: str) -> Program:
             predicate, opcode, arguments = match.groups()
             at = f"{where} ({opcode})"
             instructions.append(Instruction(predicate or "", tuple(opcode.split(".")), split(arguments), at))
-    return Program(entry.group(1), int(threads.group(1)), tuple(parameters), registers, tuple(instructions), labels)
+    local = re.search(r"\.local \.align \d+ \.b8\s+__local_depot\d+\[(\d+)\]", body)
+    return Program(
+        entry.group(1), int(threads.group(1)), tuple(parameters), registers, tuple(instructions), labels,
+        int(local.group(1)) if local else 0,
+        {name: [int(byte) for byte in values.split(",")] for name, values in _TABLE.findall(text)},
+    )  # fmt: skip
 
 
 def _statements(body: str) -> list[str]:
@@ -106,3 +134,38 @@ def split(arguments: str) -> tuple[str, ...]:
 def names(argument: str) -> list[str]:
     """The registers of "{%r1, %r2}" or of "%r1"."""
     return [name.strip() for name in argument.strip("{} ").split(",")]
+
+
+def arranged(successors: Sequence[Sequence[int]], first: int = 0, among: Sequence[int] | None = None) -> list[int]:
+    """Blocks in an order in which each follows all that lead to it, but for jumps back to the first block of a loop.
+
+    Those of a loop stay together; what nothing leads to comes last. The order of the text is another: what is rarely
+    executed lies at its end, with a jump back.
+    """
+    inside = set(range(len(successors)) if among is None else among)
+    edges = {block: [after for after in successors[block] if after in inside - {first}] for block in inside}
+    seen: set[int] = set()
+    left: list[int] = []  # blocks as a walk in depth leaves them
+    stack = [(first, False)]
+    while stack:
+        block, leaves = stack.pop()
+        if leaves:
+            left.append(block)
+        elif block not in seen:
+            seen.add(block)
+            stack += [(block, True), *((after, False) for after in edges[block])]
+    before: dict[int, list[int]] = {block: [] for block in seen}
+    for block in seen:
+        for after in edges[block]:
+            before[after].append(block)
+    found: list[int] = []
+    for block in reversed(left):  # the first of its loop: the walk came into it here
+        loop, waiting = set(), [block]
+        while waiting:
+            one = waiting.pop()
+            if one not in loop and one not in found:
+                loop.add(one)
+                waiting += before[one]
+        if block not in found:
+            found += [block] if len(loop) == 1 else arranged(successors, block, sorted(loop))
+    return found + sorted(inside - seen)

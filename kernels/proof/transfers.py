@@ -60,7 +60,21 @@ def _access(to: Translator, one: Instruction, space: str, operand: str) -> str:
         return f"C.memory.{{0}}({to.address(operand, 64)}[m], {{1}}, C.stamps[m], {one.where!r})"
     if space.partition("::")[0] == "shared":
         return f"C.shared.{{0}}({to.address(operand, 32)}[m], {{1}}, C.block[m], C.stamps[m], {one.where!r})"
+    if space == "local":
+        return f"C.local.{{0}}({to.address(operand, 64)}[m], {{1}}, C.numbers[m], C.stamps[m], {one.where!r})"
     raise NotCovered(space)
+
+
+def _with_carry(to: Translator, one: Instruction) -> None:
+    """mad.lo.cc and madc.hi of 32 bits: a product of 64 bits plus another number, in two halves."""
+    if one.opcode not in (("mad", "lo", "cc", "u32"), ("madc", "hi", "u32")) or one.predicate:
+        raise NotCovered(".".join(one.opcode))
+    a, b, c = (f"{to.value(argument)}.astype(U64)" for argument in one.arguments[1:])
+    if one.opcode[0] == "mad":
+        to.emit(f"s = ({a} * {b} & U64(0xFFFFFFFF)) + {c}", "CC = np.where(M, s >> U64(32), CC)")
+    else:
+        to.emit(f"s = ({a} * {b} >> U64(32)) + {c} + CC")
+    to.put(one, one.arguments[0], "s.astype(U32)")
 
 
 ATOMICS = {"add": "{0} + {1}", "min": "min({0}, {1})", "max": "max({0}, {1})", "exch": "{1}", "and": "{0} & {1}",
@@ -229,6 +243,7 @@ def _wgmma(to: Translator, one: Instruction) -> None:
 
 
 HANDLERS = {
+    "madc": _with_carry,
     "mov": _move,
     "ld": _load,
     "st": _store,

@@ -1,7 +1,8 @@
 """PTX -> a Python function on numpy arrays, one element a thread.
 
-Threads run in lock-step. Where they part, those that are least far go first (`b` is the block of instructions that the
-threads `M` execute, `F` says that these are all), until the others are met again.
+Threads run in lock-step. Where they part, those that are least far go first (`b` is the place, in the order of
+`ptx.arranged`, of the block of instructions that the threads `M` execute, `F` says that these are all), until the
+others are met again.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 from . import expressions, matrices, numbers
 from .chunk import ENDED
 from .expressions import arithmetic
-from .ptx import Fault, Instruction, NotCovered, names, parse
+from .ptx import Fault, Instruction, NotCovered, arranged, names, parse
 from .transfers import HANDLERS
 
 DTYPES = {"pred": "bool", "b16": "U16", "b32": "U32", "b64": "U64", "f32": "U32", "f64": "U64"}
@@ -21,12 +22,14 @@ PREFIXES = {"p": "pred", "rs": "b16", "r": "b32", "rd": "b64", "f": "f32", "fd":
 SPECIAL = {
     "%tid.x": "C.tid",
     "%laneid": "C.tid & U32(31)",
+    "%SPL": "np.zeros(C.lanes, U64)",  # where a thread's own memory begins
     **{f"%ctaid.{axis}": f"C.ctaid[{k}]" for k, axis in enumerate("xyz")},
     **{f"%nctaid.{axis}": f"C.nctaid[{k}]" for k, axis in enumerate("xyz")},
 }
 IGNORED = ("fence", "membar", "pragma", "prefetch", "discard")  # without effect on what is modelled
 REGISTER = re.compile(r"%(rs|rd|fd|r|p|f)(\d+)")
 INDENT = " " * 12
+END_OF_TEXT = -1  # the place of what follows the last block
 
 
 class Translator:
@@ -37,10 +40,11 @@ class Translator:
         if self.program.threads % 32:
             raise NotCovered(f"blocks of {self.program.threads} threads")
         program = self.program
-        starts = {0} | set(program.labels.values())
-        starts |= {i + 1 for i, one in enumerate(program.instructions) if one.opcode[0] in ("bra", "ret", "exit")}
-        self.starts = sorted(start for start in starts if start < len(program.instructions))
+        # Constants of the text that kernels read as global memory: name -> its bytes.
+        self.tables = {name: np.array(values, np.uint8) for name, values in program.tables.items()}
+        self.starts = program.starts
         self.number = {start: number for number, start in enumerate(self.starts)}
+        self.place = {number: place for place, number in enumerate(arranged(program.successors()))}
         self.constants: dict[str, str] = {}
         self.lines: list[str] = []
         scope = {name: getattr(module, name) for module in (numbers, matrices) for name in dir(module)}
@@ -51,7 +55,7 @@ class Translator:
     def _source(self) -> str:
         ends = [*self.starts[1:], len(self.program.instructions)]
         for number, (start, end) in enumerate(zip(self.starts, ends, strict=True)):
-            self.lines.append(f"        {'elif' if number else 'if'} b == {number}:")
+            self.lines.append(f"        {'elif' if number else 'if'} b == {self.place[number]}:")
             self.emit(f"C.visits[{number}] += C.lanes if F else int(M.sum())")
             closed = False
             for one in self.program.instructions[start:end]:
@@ -60,13 +64,13 @@ class Translator:
                 except NotCovered as refused:
                     raise NotCovered(f"{'.'.join(one.opcode)} at {one.where.partition(' ')[0]}") from refused
             if not closed:
-                self._jump(str(number + 1))
+                self._jump(number + 1)
         self.lines.append("        else: raise Fault('fell off the end')")
         used = sorted({match.group() for one in self.program.instructions for match in self._registers(one)})
         head = ["def kernel(C, PARAMETERS):", "    ONES = np.ones(C.lanes, bool)"]
         head += [f"    {name} = {value}" for value, name in self.constants.items()]
         head += [f"    {self.local(name)} = np.zeros(C.lanes, {self.dtype(name)})" for name in used]
-        head += ["    pcs = None; M = ONES; F = True; b = 0", "    while True:"]
+        head += ["    CC = np.zeros(C.lanes, U64); pcs = None; M = ONES; F = True; b = 0", "    while True:"]
         return "\n".join(head + self.lines)
 
     @staticmethod
@@ -96,7 +100,9 @@ class Translator:
             return self.local(operand)
         if operand in SPECIAL:
             return self._constant(SPECIAL[operand])
-        if match := re.fullmatch(r"global_smem(?:\s*\+\s*(\d+))?", operand):
+        if operand in self.tables:
+            number = self.tables[operand].ctypes.data
+        elif match := re.fullmatch(r"global_smem(?:\s*\+\s*(\d+))?", operand):
             number = int(match.group(1) or 0)
         elif re.fullmatch(r"0(?:[fF][0-9a-fA-F]{8}|[dD][0-9a-fA-F]{16})", operand):
             number = int(operand[2:], 16)
@@ -140,7 +146,8 @@ class Translator:
             raise NotCovered("a predicated instruction of whole warps")
         self.emit(f"if not F: C.whole_warps(M, {one.where!r})")
 
-    def _jump(self, target: str, condition: str = "", otherwise: str = "") -> None:
+    def _jump(self, to: int, condition: str = "", otherwise: int = END_OF_TEXT) -> None:
+        target, otherwise = (self.place.get(number, END_OF_TEXT) for number in (to, otherwise))
         proceed = "b = int(pcs.min()); M = pcs == b; F = bool(M.all()); continue"
         if not condition:
             self.emit(f"if F: b = {target}; continue", f"pcs[M] = {target}; {proceed}")
@@ -159,8 +166,8 @@ class Translator:
         """Emit one; True after one that ends a block."""
         operation = one.opcode[0]
         if operation == "bra":
-            target = str(self.number[self.program.labels[one.arguments[0]]])
-            self._jump(target, self.value(one.predicate, 1) if one.predicate else "", str(number + 1))
+            target = self.number[self.program.labels[one.arguments[0]]]
+            self._jump(target, self.value(one.predicate, 1) if one.predicate else "", number + 1)
             return True
         if operation in ("ret", "exit"):
             if one.predicate:
@@ -168,8 +175,11 @@ class Translator:
             self.emit("if F: return", "pcs[M] = END; b = int(pcs.min())", "if b == END: return")
             self.emit("M = pcs == b; F = False; continue")
             return True
-        if operation in HANDLERS:
-            HANDLERS[operation](self, one)
+        if one.arguments[:1] == ("%SPL",):
+            return False  # its value is in `SPECIAL`
+        handler = HANDLERS.get("madc" if "cc" in one.opcode else operation)
+        if handler is not None:
+            handler(self, one)
         elif operation not in IGNORED:
             register = one.arguments[0].partition("|")[0]
             self.put(one, register, arithmetic(one, self, self.bits(register)))

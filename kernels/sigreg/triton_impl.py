@@ -70,11 +70,13 @@ def _spread_kernel(
     y = _block(projections, view, stride_v, n, stride_n, s, stride_s, inside)
     place = (view.to(tl.int64) * slices + s)[:, None] * POINTS + k[None, :]
     known = (s < slices)[:, None] & (k < POINTS)[None, :]
-    of_cosines = tl.load(of_moments + place, mask=known, other=0.0)
-    of_sines = tl.load(of_moments + place + views.to(tl.int64) * slices * POINTS, mask=known, other=0.0)
+    # Nodes are multiplied in here: a product that is the sum's own term becomes one instruction with the addition of
+    # what another thread has, and threads that hold the same sum differ in its last bit.
+    of_cosines = t[None, :] * tl.load(of_moments + place, mask=known, other=0.0)
+    of_sines = t[None, :] * tl.load(of_moments + place + views.to(tl.int64) * slices * POINTS, mask=known, other=0.0)
     angle = y[:, :, None] * t[None, None, :]
     slope = tl.cos(angle) * of_sines[None, :, :] - tl.sin(angle) * of_cosines[None, :, :]
-    total = tl.sum(slope * t[None, None, :], 2)
+    total = tl.sum(slope, 2)
     place = (view.to(tl.int64) * samples + n)[:, None] * slices + s[None, :]
     tl.store(gradient + place, total.to(gradient.dtype.element_ty), mask=inside)
 

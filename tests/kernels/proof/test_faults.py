@@ -6,7 +6,7 @@ import torch
 
 from headrace.kernels.proof.execute import launch
 from headrace.kernels.proof.memory import Findings
-from headrace.kernels.proof.ptx import Fault, NotCovered
+from headrace.kernels.proof.ptx import Fault, NotCovered, arranged
 
 FRAME = """
 .version 8.0
@@ -63,6 +63,59 @@ def test_values_go_through_shared_memory():
     target, findings = run(REVERSED.replace("BARRIER", "bar.sync 0;"))
     assert target.tolist() == [7 * (63 - i) + 1 for i in range(64)] and not findings
     assert findings.launches == findings.blocks == 1
+
+
+OUT_OF_LINE = """
+	setp.lt.u32 	%p1, %r1, 5;
+	mov.u32 	%r3, %r1;
+	@%p1 bra 	$L__BB0_2;
+$L__BB0_1:
+	st.shared.b32 	[%r2], %r3;
+	bar.sync 	0;
+	xor.b32 	%r4, %r2, 252;
+	ld.shared.b32 	%r5, [%r4];
+	st.global.b32 	[%rd5], %r5;
+	ret;
+$L__BB0_2:
+	add.s32 	%r3, %r1, 1000;
+	bra 	$L__BB0_1;
+"""
+
+
+def test_threads_that_take_a_way_at_the_end_of_the_text_are_waited_for():
+    target, findings = run(OUT_OF_LINE)
+    assert target.tolist() == [i + 1000 * (i < 5) for i in range(63, -1, -1)] and not findings
+
+
+@pytest.mark.parametrize(
+    ("successors", "order"),
+    [
+        ([[1, 3], [2], [], [1]], [0, 3, 1, 2]),  # a way at the end of the text, and back
+        ([[1], [2, 4], [3], [1], []], [0, 1, 2, 3, 4]),  # a loop before what follows it
+        ([[1], [4, 2], [3], [1], []], [0, 1, 2, 3, 4]),
+        ([[1], [2, 5], [3], [1, 4], [], [3]], [0, 1, 2, 5, 3, 4]),  # a way at the end, within a loop
+        ([[1], [2], [3, 2], [1, 4], []], [0, 1, 2, 3, 4]),  # a loop within a loop
+        ([[3], [2], [], [1, 3]], [0, 3, 1, 2]),  # a loop at the end of the text, before the rest
+        ([[2], [2], []], [0, 2, 1]),  # nothing leads to it
+    ],
+)
+def test_blocks_follow_all_that_lead_to_them(successors, order):
+    found = arranged(successors)
+    beside = {2, 5} if len(successors) == 6 else set()  # two ways that may come in either order
+    assert [block for block in found if block not in beside] == [block for block in order if block not in beside]
+    assert all(order.index(block) == found.index(block) or block in beside for block in order)
+
+
+def test_a_product_of_64_bits_in_two_halves():
+    body = "	mov.u32 	%r3, 4000000007;\n	mad.lo.cc.u32 	%r4, %r3, %r3, 4294967295;\n"
+    body += "	madc.hi.u32 	%r5, %r3, %r3, 0;\n"
+    body += "	shf.l.wrap.b32 	%r6, %r4, %r5, 7;\n	shf.r.wrap.b32 	%r7, %r4, %r5, 7;\n"
+    for place, register in enumerate(("%r4", "%r5", "%r6", "%r7")):
+        body += f"	st.global.b32 	[%rd2+{4 * place}], {register};\n"
+    target, _ = run(body)
+    whole = 4000000007**2 + 4294967295
+    expected = [whole, whole >> 32, whole << 7 >> 32, whole >> 7]
+    assert [value & 0xFFFFFFFF for value in target.tolist()[:4]] == [value & 0xFFFFFFFF for value in expected]
 
 
 def test_a_missing_barrier_is_a_race():
