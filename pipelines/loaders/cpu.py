@@ -1,7 +1,8 @@
 """The loader on our own threads: decoded once for all views, or not at all, each written into its place in the batch.
 
-On a CPU the threads make whole views (`cpu_augment`); for a GPU they cut the crops, and it does the rest. Views that
-are turned or go through RandAugment are cropped here and finished batch by batch, as in every loader.
+On a CPU the threads make whole views (`cpu_augment`); for a GPU they cut the crops, which are copied there ahead of the
+step that wants them, and it does the rest. Views that are turned or go through RandAugment are cropped here and
+finished batch by batch, as in every loader.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,9 +27,10 @@ from ..spec import ViewSpec
 from ..views.cut import decode_fast
 from ..views.finish import cut_view, flips_early, places, rare_crop
 from .base import BaseLoader, Plan, color_table
+from .device import CopyStream, Sent
 
-_AHEAD = 2  # batches in preparation while one is consumed
-_CHUNK = 4  # images of one task: a task a piece would cost 20 us of the interpreter's lock each
+AHEAD = 2  # batches in preparation while one is consumed
+CHUNK = 4  # images of one task: a task a piece would cost 20 us of the interpreter's lock each
 
 
 class Buffers:
@@ -47,6 +50,15 @@ class Buffers:
         return torch.from_numpy(lent)
 
 
+class Coming(NamedTuple):
+    """A batch in preparation."""
+
+    plan: Plan
+    pixels: dict[ViewSpec, torch.Tensor]  # what is written by
+    parts: list[Future]  # tasks, each of which returns whether it could
+    sent: Future | None  # for a GPU: what `CopyStream` sends once all have; None where one could not
+
+
 class CpuLoader(BaseLoader):
     """See `BaseLoader`; `threads` work on images. One more thread reads the samples and draws the views of coming
     batches. A sample that `pixels` has is not decoded.
@@ -64,10 +76,13 @@ class CpuLoader(BaseLoader):
         alike = {"initializer": keep_rules, "initargs": (self.rules,)}
         self._planner = ThreadPoolExecutor(1, "headrace-plan", **alike)
         self._cutters = ThreadPoolExecutor(threads or cores(), "headrace-cut", **alike)
-        self._coming: dict[int, Future] = {}  # step -> what `_prepare` returns
+        self._coming: dict[int, Future] = {}  # step -> `Coming`
         views = {view for kind in inputs.kinds for view in kind.views}
         self._whole = {view for view in views if view in self._makers and not flips_early(view)}
-        pin = self.device.type == "cuda"  # copies to the device are then twice as fast
+        self._copies = self._sender = None
+        pin = self.device.type == "cuda"  # copies to the device are then twice as fast, and nobody waits for them
+        if pin:
+            self._copies, self._sender = CopyStream(self.device), ThreadPoolExecutor(1, "headrace-copy")
         self._buffers = {
             view: Buffers(
                 (view.count * self.batch_size, view.size, view.size, view.channels),
@@ -79,28 +94,38 @@ class CpuLoader(BaseLoader):
 
     def _cut(self) -> tuple[Plan, dict[str, torch.Tensor]]:
         while True:
-            for step in range(self._step, self._step + _AHEAD + 1):
+            for step in range(self._step, self._step + AHEAD + 1):
                 if step not in self._coming:
                     self._coming[step] = self._planner.submit(self._prepare, step)
-            plan, pixels, parts = self._await(self._coming.pop(self._step))
-            wait(parts)
-            if all(part.result() for part in parts):
-                return plan, {
-                    view.name: images.permute(0, 3, 1, 2) if view in self._whole else images.to(self.device)
-                    for view, images in pixels.items()
-                }
+            coming = self._await(self._coming.pop(self._step))
+            wait(coming.parts)
+            if all(part.result() for part in coming.parts):
+                return coming.plan, self._crops(coming)
+
+    def _crops(self, coming: Coming) -> dict[str, torch.Tensor]:
+        """What `_cut` gives, of a batch that is written."""
+        there = coming.pixels if coming.sent is None else self._copies.receive(self._await(coming.sent))
+        return {
+            view.name: images.permute(0, 3, 1, 2) if view in self._whole else images for view, images in there.items()
+        }
 
     def _await(self, future: Future):
         """The result of a future: a subclass may have reasons not to wait for ever."""
         return future.result()
 
-    def _prepare(self, step: int) -> tuple[Plan, dict[ViewSpec, torch.Tensor], list[Future]]:
-        """The plan of a step, its memory, and the tasks that fill it: each returns whether it could."""
+    def _prepare(self, step: int) -> Coming:
         plan = self._plan(step)
         pixels = {view: self._buffers[view].take() for view in plan.inputs.views}
         work = [self._work(view, plan, images.numpy()) for view, images in pixels.items()]
-        starts = range(0, len(plan.ids), _CHUNK)
-        return plan, pixels, [self._cutters.submit(self._fill, plan, work, start) for start in starts]
+        starts = range(0, len(plan.ids), CHUNK)
+        parts = [self._cutters.submit(self._fill, plan, work, start) for start in starts]
+        sent = None if self._sender is None else self._sender.submit(self._send, pixels, parts)
+        return Coming(plan, pixels, parts, sent)
+
+    def _send(self, pixels: dict[ViewSpec, torch.Tensor], parts: list[Future]) -> Sent | None:
+        wait(parts)
+        written = all(not part.cancelled() and part.exception() is None and part.result() for part in parts)
+        return self._copies.send(pixels) if written else None
 
     def _work(self, view: ViewSpec, plan: Plan, out: np.ndarray) -> Callable[[np.ndarray | Planes, int], None]:
         """What makes a view of a batch: called with an image and its place in the batch, it writes all its copies."""
@@ -127,7 +152,7 @@ class CpuLoader(BaseLoader):
         return views
 
     def _fill(self, plan: Plan, work: list[Callable[[np.ndarray | Planes, int], None]], start: int) -> bool:
-        for b in range(start, min(start + _CHUNK, len(plan.ids))):
+        for b in range(start, min(start + CHUNK, len(plan.ids))):
             with nullcontext() if _decoded(plan.encoded[b]) else reserve(self._deep * math.prod(plan.sizes[b])):
                 began, index = time.perf_counter(), int(plan.ids[b])
                 image = self._image(index, plan.encoded[b])
@@ -162,10 +187,10 @@ class CpuLoader(BaseLoader):
             future.cancel()
         for future in self._coming.values():
             if not future.cancelled() and future.exception() is None:
-                parts = future.result()[2]
-                for part in parts:
+                coming = future.result()
+                for part in coming.parts:
                     part.cancel()
-                wait(parts)
+                wait(coming.parts if coming.sent is None else [*coming.parts, coming.sent])
         self._coming.clear()
 
     def close(self) -> None:
@@ -173,6 +198,9 @@ class CpuLoader(BaseLoader):
         self._drain()
         self._planner.shutdown()
         self._cutters.shutdown()
+        if self._sender is not None:
+            self._sender.shutdown()
+            self._copies.close()
 
 
 def _decoded(held) -> bool:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from concurrent.futures import Future
 
 import numpy as np
 import torch
 
 from ...kernels.crop_resize import crop_resize
+from ..images.budget import reserve
 from ..images.decode import DecodeError
 from ..images.planes import Planes
 from ..images.rules import rules
@@ -15,15 +18,16 @@ from ..pixels.sidecars import Pixels
 from ..spec import ByteSource, ViewSpec
 from ..views.cut import as_rgb
 from .base import Plan
-from .cpu import CpuLoader
-from .device import to_device
+from .cpu import CHUNK, Coming, CpuLoader
+from .device import CopyStream, to_device
 
 
 class DeviceImages:
-    """Every image of a source in one buffer on the device, each written there at its first use."""
+    """Every image of a source in one buffer on the device, each written there at its first use, in any thread."""
 
-    def __init__(self, sizes: Sequence[tuple[int, int]], device: torch.device) -> None:
-        """`sizes`: (height, width) of the images."""
+    def __init__(self, sizes: Sequence[tuple[int, int]], device: torch.device, copies: CopyStream | None) -> None:
+        """`sizes`: (height, width) of the images; `copies`: to a GPU, as threads would wait for its steps otherwise."""
+        self._copies = copies
         sides = torch.tensor(sizes, dtype=torch.int64).view(-1, 2)
         ends = (3 * sides.prod(1)).cumsum(0)
         self.sizes = sizes
@@ -35,7 +39,11 @@ class DeviceImages:
     def add(self, index: int, pixels: np.ndarray) -> None:
         start = int(self.offsets[index])
         flat = torch.from_numpy(np.array(pixels)).flatten()  # a copy: what arrays own may be read-only
-        self.pixels[start : start + flat.numel()].copy_(flat)
+        place = self.pixels[start : start + flat.numel()]
+        if self._copies is None:
+            place.copy_(flat)
+        else:
+            self._copies.write(place, flat)
         self.present[index] = True
 
     def crops(self, view: ViewSpec, ids: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
@@ -95,10 +103,12 @@ class MemoryLoader(CpuLoader):
         size = sum(3 * height * width for height, width in sizes)
         if self.device.type == "cuda" and size > torch.cuda.mem_get_info(self.device)[0] // 2:
             return None
-        return DeviceImages(sizes, self.device)
+        return DeviceImages(sizes, self.device, self._copies)
 
     def _load(self, index: int):
-        return super()._load(index) if self._images is None else self._load_there(index)
+        if self._images is not None and self._images.present[index]:
+            return None, self._images.sizes[index]
+        return super()._load(index)
 
     def _image(self, index: int, held) -> np.ndarray | Planes | None:
         image = super()._image(index, held)
@@ -106,24 +116,35 @@ class MemoryLoader(CpuLoader):
             self._pixels.keep(index, image)
         return image
 
-    def _load_there(self, index: int):
-        """Sees to it that the device has an image."""
-        if self._images.present[index]:
-            return None, self._images.sizes[index]
-        found = super()._load(index)
-        pixels = None if found is None else super()._image(index, found[0])
-        if pixels is None:
-            return None
-        pixels = as_rgb(pixels)
-        if pixels.shape[:2] != self._images.sizes[index]:
-            self._reject(index, DecodeError(f"{pixels.shape[:2]} pixels, {self._images.sizes[index]} in the index"))
-            return None
-        self._images.add(index, pixels)
-        return None, self._images.sizes[index]
+    # ---- images on the device
 
-    def _cut(self) -> tuple[Plan, dict[str, torch.Tensor]]:
+    def _prepare(self, step: int) -> Coming:
         if self._images is None:
-            return super()._cut()
-        plan = self._plan(self._step)
-        views = ((view, plan.params[view.name].crop) for view in plan.inputs.views)
-        return plan, {view.name: self._images.crops(view, plan.ids, boxes) for view, boxes in views}
+            return super()._prepare(step)
+        plan = self._plan(step)
+        new = [b for b, held in enumerate(plan.encoded) if held is not None]
+        starts = range(0, len(new), CHUNK)
+        parts: list[Future] = [self._cutters.submit(self._bring, plan, new[start : start + CHUNK]) for start in starts]
+        return Coming(plan, {}, parts, None)
+
+    def _bring(self, plan: Plan, places: Sequence[int]) -> bool:
+        """Decodes samples of a plan and writes them on the device; whether all could be."""
+        for b in places:
+            index, expected = int(plan.ids[b]), self._images.sizes[int(plan.ids[b])]
+            with reserve(math.prod(plan.sizes[b])):
+                image = super()._image(index, plan.encoded[b])
+                if image is None:
+                    return False
+                pixels = as_rgb(image)
+                if pixels.shape[:2] != expected:
+                    self._reject(index, DecodeError(f"{pixels.shape[:2]} pixels, {expected} in the index"))
+                    return False
+                self._images.add(index, pixels)
+        return True
+
+    def _crops(self, coming: Coming) -> dict[str, torch.Tensor]:
+        if self._images is None:
+            return super()._crops(coming)
+        plan = coming.plan
+        boxes = {view: plan.params[view.name].crop for view in plan.inputs.views}
+        return {view.name: self._images.crops(view, plan.ids, crop) for view, crop in boxes.items()}

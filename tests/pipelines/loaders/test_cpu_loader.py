@@ -14,7 +14,7 @@ from headrace.kernels import use
 from headrace.kernels.augment import reference
 from headrace.pipelines.loaders import choose as loaders
 from headrace.pipelines.loaders.base import LoaderError
-from headrace.pipelines.loaders.cpu import _AHEAD, CpuLoader
+from headrace.pipelines.loaders.cpu import AHEAD, CpuLoader
 from headrace.pipelines.order import Order
 from headrace.pipelines.sources import open_source
 from headrace.pipelines.spec import InputSpec, ViewSpec
@@ -54,7 +54,7 @@ def test_batches_that_are_kept_stay_and_memory_of_others_is_used_again(photo_fol
     places = set()
     for _ in range(12):
         places.add(next(loader).views["a"].data_ptr())
-    assert len(places) <= 5 + _AHEAD + 1 and torch.equal(part, expected)
+    assert len(places) <= 5 + AHEAD + 1 and torch.equal(part, expected)
     loader.close()
 
 
@@ -137,11 +137,11 @@ def test_work_ahead_is_bounded_and_crosses_epochs(photo_folder):
         loader._step += 1
         kept = {name: pixels.clone() for name, pixels in crops.items()}
         deadline = time.monotonic() + 5
-        while source.reads < 8 * (step + 1 + _AHEAD) and time.monotonic() < deadline:
+        while source.reads < 8 * (step + 1 + AHEAD) and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(0.1)
         assert all(torch.equal(crops[name], kept[name]) for name in kept)  # nothing ahead is written in their place
-        assert source.reads == 8 * (step + 1 + _AHEAD)  # in step 1, those of the next epoch's first batch, too
+        assert source.reads == 8 * (step + 1 + AHEAD)  # in step 1, those of the next epoch's first batch, too
     loader.close()
 
 
