@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
+from torch.autograd.function import once_differentiable
 
 
 def world_size() -> int:
@@ -18,6 +19,7 @@ class _AllReduceSum(torch.autograd.Function):
         return x
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, gradient):
         gradient = gradient.clone()
         dist.all_reduce(gradient)

@@ -1,4 +1,6 @@
-"""The reference's backward for an implementation that has none of its own."""
+"""The reference's backward for an implementation that has none of its own, and a refusal of second gradients for those
+whose backward has none.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..errors import UserError
 
 
 def with_gradient_of(reference: Callable, result: Any, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> Any:
@@ -52,3 +56,29 @@ class _Recompute(torch.autograd.Function):
         for i, grad in zip(wanted, grads, strict=True):
             found[i] = grad
         return (None,) * (3 + ctx.count) + tuple(found)
+
+
+def no_second_gradient(operator: str, implementation: str = "triton") -> Callable:
+    """What an operator's backward registers as its own backward: it raises `UserError`."""
+
+    def refuse(*_: Any) -> None:
+        how = f'impl="reference", or kernels.{operator}=reference in a recipe'
+        raise UserError(f"{operator}: {implementation} has no second gradients; take {how}")
+
+    return refuse
+
+
+def once(gradient: Tensor, operator: str, implementation: str = "triton") -> Tensor:
+    """A gradient, of which there is none: autograd would take what was computed ahead of it for a constant."""
+    return _Once.apply(gradient, no_second_gradient(operator, implementation)) if torch.is_grad_enabled() else gradient
+
+
+class _Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, gradient: Tensor, refuse: Callable) -> Tensor:
+        ctx.refuse = refuse
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> None:
+        ctx.refuse()

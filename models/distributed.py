@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..kernels.ranks import all_reduce_sum, world_size
@@ -19,6 +20,7 @@ class _Gather(torch.autograd.Function):
         return torch.stack(parts)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, gradient):
         gradient = gradient.contiguous()
         dist.all_reduce(gradient)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ...errors import UserError
 from ..aot import GATE, Build
+from ..recompute import no_second_gradient
 from .launches import CANDIDATES, DEFAULTS, EXPANDED, ONE_PASS, TILES, run_backward, run_forward, shape_constants
 from .one_pass import backward_kernel, bias_gradient_kernel
 from .tiled import bias_kernel, forward_kernel
@@ -50,6 +51,9 @@ def backward(
 @backward.register_fake
 def _(grad, qkv, bias, out, logsum, scale):
     return torch.empty_like(qkv), torch.empty_like(bias)
+
+
+backward.register_autograd(no_second_gradient("biased_attention"))
 
 
 def _save(ctx, inputs, output):

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..ranks import world_size
+from ..recompute import once
 
 
 def _gather(x: Tensor) -> Tensor:
@@ -46,7 +47,8 @@ class _Gram(torch.autograd.Function):
         of_squares = factor * ctx.weight / count
         for_a = torch.addcmul(of_squares * (gram_b @ everyone_a), b, of_diagonal)
         for_b = torch.addcmul(of_squares * (gram_a @ everyone_b), a, of_diagonal)
-        return for_a.to(ctx.dtype), for_b.to(ctx.dtype), None
+        for_a, for_b = (once(grad.to(ctx.dtype), "cross_correlation", "gram") for grad in (for_a, for_b))
+        return for_a, for_b, None
 
 
 def cross_correlation(a: Tensor, b: Tensor, *, weight: float) -> Tensor:

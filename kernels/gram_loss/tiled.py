@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..recompute import once
 from .reference import units
 
 _ELEMENTS = 1 << 18  # similarities at a time
@@ -38,7 +39,7 @@ class _Tiled(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_loss):
-        return ctx.saved_tensors[0] * grad_loss, None, None
+        return once(ctx.saved_tensors[0] * grad_loss, "gram_loss", "tiled"), None, None
 
 
 def gram_loss(student: Tensor, teacher: Tensor, *, negatives: bool = True) -> Tensor:

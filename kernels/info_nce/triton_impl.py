@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..aot import Build
+from ..recompute import no_second_gradient
 from ..shares import shares
 
 LN2 = math.log(2)
@@ -91,7 +92,7 @@ def _merge_kernel(
     row = tl.load(rows + b * row_b + d * row_d, mask=wide, other=0.0).to(tl.float32)
     index = b if KEYS else tl.load(positive + b * positive_b).to(tl.int64)
     target = tl.load(targets + index * target_b + d * target_d, mask=wide, other=0.0).to(tl.float32)
-    own = tl.sum(tl.where(wide, row * target, 0.0), 0) * scale
+    own = tl.sum(tl.where(wide, row * target + 0.0, 0.0), 0) * scale
     largest = tl.full((SPLITS,), float("-inf"), tl.float32)
     for start in range(0, splits, SPLITS):
         there = start + part < splits
@@ -287,6 +288,9 @@ def _backward_columns(
 @_backward_columns.register_fake
 def _(rows, columns, positive, exclude, log_sum, missing, factor, temperature):
     return columns.new_empty(columns.shape)
+
+
+_backward_columns.register_autograd(no_second_gradient("info_nce"))
 
 
 def _save(ctx, inputs, output):

@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..aot import Build
+from ..recompute import no_second_gradient
 from ..tiles import tile
 
 
@@ -167,6 +168,9 @@ def _backward(error: Tensor, hidden: Tensor, factor: Tensor) -> Tensor:
 @_backward.register_fake
 def _(error, hidden, factor):
     return torch.empty_like(error)
+
+
+_backward.register_autograd(no_second_gradient("patch_loss"))
 
 
 def _save(ctx, inputs, output):

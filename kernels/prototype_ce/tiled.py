@@ -11,6 +11,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ..recompute import once
+
 _ELEMENTS = 1 << 21  # logits of all crops at a time: a tile's copies stay within a CPU's cache, or nearly
 
 
@@ -32,7 +34,7 @@ class _Tiled(torch.autograd.Function):
         for v, rows, wanted, log_p, share in _tiles(ctx.saved_tensors, ctx.options):
             slope = log_p.exp_().mul_(wanted.sum(-1, keepdim=True)).sub_(wanted)
             gradient[v, rows] = slope.mul_((share * grad_loss / ctx.options[0])[:, None])
-        return (gradient, *[None] * 6)
+        return (once(gradient, "prototype_ce", "tiled"), *[None] * 6)
 
 
 def _tiles(tensors: tuple, options: tuple) -> Iterator[tuple[int, slice, Tensor, Tensor, Tensor]]:

@@ -24,6 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..aot import Build
+from ..recompute import no_second_gradient
 from ..shares import shares
 from . import pair_count
 
@@ -344,6 +345,9 @@ def _backward(
 @_backward.register_fake
 def _(student, teacher, center, norm, mass, teacher_norm, weights, factor, *options):
     return student.new_empty(student.shape)
+
+
+_backward.register_autograd(no_second_gradient("prototype_ce"))
 
 
 def _save(ctx, inputs, output):

@@ -11,6 +11,7 @@ from ...errors import UserError
 from ..aot import Build
 from ..biased_attention.launches import CANDIDATES, TILES, run_backward, run_forward, shape_constants
 from ..biased_attention.triton_impl import bias_builds, tiled_builds
+from ..recompute import no_second_gradient
 from ..window_attention.triton_impl import grad_of_table
 
 __all__ = ["CANDIDATES", "TILES", "builds", "segment_attention"]
@@ -44,6 +45,9 @@ def backward(
 @backward.register_fake
 def _(grad, qkv, table, segments, out, logsum, window, scale):
     return torch.empty_like(qkv), torch.empty_like(table, memory_format=torch.contiguous_format)
+
+
+backward.register_autograd(no_second_gradient("segment_attention"))
 
 
 def _save(ctx, inputs, output):

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..aot import Build
+from ..recompute import no_second_gradient
 from ..shares import shares
 from .reference import nodes, statistic
 
@@ -121,6 +122,9 @@ def _spread(projections: Tensor, t: Tensor, of_moments: Tensor) -> Tensor:
 @_spread.register_fake
 def _(projections, t, of_moments):
     return projections.new_empty(projections.shape)
+
+
+_spread.register_autograd(no_second_gradient("sigreg"))
 
 
 def _save(ctx, inputs, output):

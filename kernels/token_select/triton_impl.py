@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..aot import Build
+from ..recompute import no_second_gradient
 from .reference import result_dtype
 
 GROUP = 16  # output tokens of one backward program
@@ -174,6 +175,9 @@ def _backward(
 def _(gradient, restore, prefix, visible, dtype):
     for_tokens = gradient.new_empty(gradient.shape[0], prefix + visible, gradient.shape[2], dtype=dtype)
     return for_tokens, gradient.new_empty(gradient.shape[2], dtype=torch.float32)
+
+
+_backward.register_autograd(no_second_gradient("token_select"))
 
 
 def _save(ctx, inputs, output):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ...errors import UserError
 from ..aot import GATE, Build
+from ..recompute import no_second_gradient
 from ..tiles import processors, tile
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -316,6 +317,9 @@ def backward(
 @backward.register_fake
 def _(grad, qkv, table, groups, window, shift, scale):
     return torch.empty_like(qkv), torch.empty_like(table, memory_format=torch.contiguous_format)
+
+
+backward.register_autograd(no_second_gradient("window_attention"))
 
 
 def _save(ctx, inputs, output):

@@ -3,13 +3,16 @@
 import logging
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 
 from headrace.errors import UserError
 from headrace.kernels import configure, operator, operator_names, records, registry, report, use
+from headrace.kernels.check import doubled, relative_error
 from headrace.kernels.patch_loss import patch_loss, reference
+from headrace.kernels.registry import resolve
 from headrace.kernels.window_attention import window_attention
 
 
@@ -277,6 +280,39 @@ def red(implementation, device):
 def green(implementation, device):
     op = operator("patch_loss")
     records.record_parity(registry.subject(op, registry.resolve(op, implementation), device), records.Parity(9, ""))
+
+
+@pytest.mark.parametrize("name", [name for name in operator_names() if operator(name).gradients])
+def test_second_gradients_are_the_references_or_refused(name):
+    """One that is computed ahead is a constant to autograd, and would be a wrong answer without a word."""
+
+    def second(function, args):
+        leaves = [
+            arg if arg is None else arg.detach().requires_grad_(place in op.gradient_positions)
+            for place, arg in enumerate(args)
+        ]
+        result = function(*leaves)
+        inputs = [leaves[place] for place in op.gradient_positions if leaves[place] is not None]
+        outputs = (result if isinstance(result, tuple) else (result,))[:1]
+        first = torch.autograd.grad(outputs[0].float().square().sum(), inputs, create_graph=True, allow_unused=True)
+        total = sum(grad.float().square().sum() for grad in first if grad is not None and grad.requires_grad)
+        return torch.autograd.grad(total, inputs, allow_unused=True)
+
+    op = operator(name)
+    args, options = op.cases[0].arguments()
+    expected = second(lambda *leaves: op.reference(*leaves, **options), doubled(args))
+    fast = [one.name for one in op.implementations if one.name not in ("reference", "compiled")]
+    for one in fast:
+        function = resolve(op, one).load()
+        call = partial(op.run, one, function)
+        try:
+            found = second(lambda *leaves, call=call: call(leaves, options), args)
+        except UserError as refusal:
+            assert str(refusal).startswith(f"{name}: {one} has no second gradients; take impl=")
+            continue
+        for value, exact in zip(found, expected, strict=True):
+            assert relative_error(value, exact) < 0.01
+    assert fast
 
 
 def test_what_failed_its_check_is_skipped_with_a_warning_or_refused(caplog):
