@@ -28,14 +28,20 @@ from headrace.train.evaluation.labels import labelled, labelled_sets
 from .accuracy import subset
 from .record import add_out, append
 
-_SMALL = ("algorithm.backbone.width=128", "algorithm.backbone.depth=4", "algorithm.backbone.heads=4")
+_SMALL = (
+    "algorithm.backbone.patch_size=8",
+    "algorithm.backbone.width=128",
+    "algorithm.backbone.depth=4",
+    "algorithm.backbone.heads=4",
+)
 METHODS = {  # recipe and what makes DINO's of the same size as the others', which are so
     "DINO": ("dino_vit-tiny_cifar10", (*_SMALL, "algorithm.hidden=512", "algorithm.bottleneck=128")),
     "iBOT": ("ibot_vit-tiny_cifar10", ()),
     "DINOv2": ("dinov2_vit-tiny_cifar10", ()),
     "DINOv3": ("dinov3_vit-tiny_cifar10", ()),
 }
-_DINO = ("algorithm.prototypes=1024", "algorithm.small.count=4", "algorithm.momentum=0.98", "optim.lr=1e-3")
+_DINO = ("algorithm.prototypes=1024", "algorithm.small.count=4", "algorithm.momentum=0.99", "optim.lr=1e-3")
+_DINO += ("algorithm.teacher_temperature=0.02", "algorithm.teacher_temperature_from=0.02")
 _DINO += ("optim.lr_batch=null", "optim.warmup=0.1", "algorithm.backbone.drop_path=0.0", "optim.weight_decay_end=0.1")
 CONTINUED = {  # how a run goes on
     "as it comes": (),
@@ -47,13 +53,14 @@ CONTINUED = {  # how a run goes on
 }
 
 
-def trained(recipe: str, out: Path, train: Path, steps: int, batch: int, seed: int, options: Sequence[str]) -> float:
-    """Seconds of a run by `recipe`."""
+def trained(recipe: str, out: Path, train: Path, steps: int, args: argparse.Namespace, options: Sequence[str]) -> float:
+    """Seconds of a run by `recipe`; `args` has batch, seed and precision."""
     began = time.perf_counter()
-    settings = [f"data.train={train}", f"train.out={out}", f"train.max_steps={steps}", f"train.batch_size={batch}"]
+    settings = [f"data.train={train}", f"train.out={out}", f"train.max_steps={steps}", f"train.batch_size={args.batch}"]
+    settings += [f"train.seed={args.seed}", f"train.precision={args.precision}"]
     if recipe.startswith("dinov"):
-        settings.append(f"algorithm.koleo_group={min(64, batch)}")
-    pretrain.main([recipe, *settings, f"train.seed={seed}", "train.precision=fp32", *options])
+        settings.append(f"algorithm.koleo_group={min(64, args.batch)}")
+    pretrain.main([recipe, *settings, *options])
     return round(time.perf_counter() - began, 1)
 
 
@@ -67,6 +74,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--steps", type=positive, default=300, help="of each method (%(default)s)")
     parser.add_argument("--batch", type=positive, default=64, help="images of a step (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of all runs (%(default)s)")
     parser.add_argument("--continue", dest="continued", choices=METHODS, default="DINOv2", help="(%(default)s)")
     add_out(parser)
     args = parser.parse_args(argv)
@@ -93,7 +101,7 @@ def main(argv: Sequence[str]) -> int:
         found.append({"contender": "pixels", "knn": score("pixels:32")})
         for method, (recipe, options) in METHODS.items():
             options = (*options, *(_DINO if method == "DINO" else ()))
-            seconds = trained(recipe, work / method, first, args.steps, args.batch, args.seed, options)
+            seconds = trained(recipe, work / method, first, args.steps, args, options)
             if len(found) == 1:
                 found.append({"contender": "untrained", "knn": score(f"random:{work / method / 'config.yaml'}")})
             row = {"contender": method, "knn": score(str(work / method)), "seconds": seconds, "recipe": recipe}
@@ -103,10 +111,11 @@ def main(argv: Sequence[str]) -> int:
             out = work / how.replace(" ", "-")
             start = f"train.init={work / args.continued}"
             steps = max(1, args.steps // 3)
-            seconds = trained(recipe, out, others, steps, args.batch, args.seed, (*options, start, *more))
+            seconds = trained(recipe, out, others, steps, args, (*options, start, *more))
             row = {"contender": f"{args.continued} continued {how}", "knn": score(str(out)), "seconds": seconds}
             found.append({**row, "recipe": recipe, "overrides": [*options, *more], "steps": steps})
     config = {name: getattr(args, name) for name in ("train_images", "val_images", "others", "steps", "batch", "seed")}
+    config["precision"] = args.precision
     job = f"{args.steps:,} steps of {args.batch} images, seed {args.seed}"
     for row in found:
         print(", ".join(f"{key} {value}" for key, value in row.items() if key != "overrides"))
