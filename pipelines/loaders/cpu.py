@@ -115,12 +115,24 @@ class CpuLoader(BaseLoader):
 
     def _prepare(self, step: int) -> Coming:
         plan = self._plan(step)
+        if self._pixels is not None:
+            self._ask(plan)
         pixels = {view: self._buffers[view].take() for view in plan.inputs.views}
         work = [self._work(view, plan, images.numpy()) for view, images in pixels.items()]
         starts = range(0, len(plan.ids), CHUNK)
         parts = [self._cutters.submit(self._fill, plan, work, start) for start in starts]
         sent = None if self._sender is None else self._sender.submit(self._send, pixels, parts)
         return Coming(plan, pixels, parts, sent)
+
+    def _ask(self, plan: Plan) -> None:
+        """Of stored pixels a disk has to read no more than the rows of this step's crops."""
+        tops, bottoms = [0] * len(plan.ids), [None] * len(plan.ids)
+        if all(rare_crop(view) is None for view in plan.inputs.views):
+            crops = torch.cat([plan.params[view.name].crop for view in plan.inputs.views])  # (copies, B, 4)
+            tops, bottoms = crops[..., 1].amin(0).tolist(), (crops[..., 1] + crops[..., 3]).amax(0).tolist()
+        for index, held, top, bottom in zip(plan.ids.tolist(), plan.encoded, tops, bottoms):
+            if _decoded(held):
+                self._pixels.ask(index, top, bottom)
 
     def _send(self, pixels: dict[ViewSpec, torch.Tensor], parts: list[Future]) -> Sent | None:
         wait(parts)

@@ -68,9 +68,13 @@ class Held:
             return self._arrays.read(index)
         found = self._kept.get(index)
         if found is None and self._stored is not None and (found := self._stored.image(index)) is not None:
+            self._stored.ask(index)
             found = found._replace(flat=found.flat.copy()) if isinstance(found, Planes) else found.copy()
             self._kept[index] = found
         return found
+
+    def ask(self, index: int, top: int = 0, bottom: int | None = None) -> None:
+        pass  # all of it is there
 
     def size(self, index: int) -> tuple[int, int] | None:
         return None if self._stored is None else self._stored.size(index)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Literal, Protocol
 
 import numpy as np
@@ -33,6 +34,10 @@ class Pixels(Protocol):
 
         Raises `OSError` for what cannot be read.
         """
+
+    def ask(self, index: int, top: int = 0, bottom: int | None = None) -> None:
+        """Says that the rows from `top` to before `bottom` (None: all) of an image will be wanted, so that a cold disk
+        reads them while others work."""
 
     def size(self, index: int) -> tuple[int, int] | None:
         """(height, width) of that, or None."""
@@ -115,17 +120,37 @@ class Sidecars(MappedSource):
         return f"{self.request.words}, {self.total / 1e9:,.1f} GB beside the shards"
 
     def image(self, index: int) -> np.ndarray | Planes | None:
-        """See `Pixels`. The system is told that the bytes will be wanted: a cold disk then reads while others work."""
+        """See `Pixels`. Nothing is read before it is looked at."""
         shard, offset, size, _, height, width = self.index[index].item()
         if not height:
             return None
-        pages = self._map(shard)
-        start = offset - offset % mmap.PAGESIZE
-        pages.base.obj.madvise(mmap.MADV_WILLNEED, start, offset + size - start)
-        flat = pages[offset : offset + size]
+        flat = self._map(shard)[offset : offset + size]
         if self.request.format == "deep":
             return flat.view("<u2").reshape(-1, height, width).transpose(1, 2, 0)
         return flat.reshape(height, width, 3) if self.request.format == "rgb" else Planes(flat, height, width)
+
+    def ask(self, index: int, top: int = 0, bottom: int | None = None) -> None:
+        """See `Pixels`."""
+        shard, offset, size, _, height, width = self.index[index].item()
+        if not height:
+            return
+        with suppress(OSError):  # of a file that has changed, which `image` says
+            pages = self._map(shard).base.obj
+            for first, last in spans(self.request.format, size, height, width, top, bottom):
+                start = (offset + first) // mmap.PAGESIZE * mmap.PAGESIZE
+                pages.madvise(mmap.MADV_WILLNEED, start, offset + last - start)
+
+
+def spans(form: str, size: int, height: int, width: int, top: int, bottom: int | None) -> list[tuple[int, int]]:
+    """The bytes of an image that some of its rows are made of: (first, end) of each run."""
+    if form == "deep" or bottom is None or bottom - top == height:
+        return [(0, size)]
+    if form == "rgb":
+        return [(3 * width * top, 3 * width * bottom)]
+    rows, columns, luma = (height + 1) // 2, (width + 1) // 2, height * width
+    # one row of chroma more on each side, which what lies between two rows may be made of
+    first, end = columns * max(0, top // 2 - 1), columns * min(rows, (bottom + 1) // 2 + 1)
+    return [(width * top, width * bottom), *((start + first, start + end) for start in (luma, luma + rows * columns))]
 
 
 class _Picked:
@@ -136,6 +161,9 @@ class _Picked:
 
     def image(self, index: int) -> np.ndarray | Planes | None:
         return self._whole.image(int(self._ids[index]))
+
+    def ask(self, index: int, top: int = 0, bottom: int | None = None) -> None:
+        self._whole.ask(int(self._ids[index]), top, bottom)
 
     def size(self, index: int) -> tuple[int, int] | None:
         return self._whole.size(int(self._ids[index]))
@@ -151,6 +179,10 @@ class _Joined:
     def image(self, index: int) -> np.ndarray | Planes | None:
         number = self._origin(index)
         return self._parts[number].image(index - self._starts[number])
+
+    def ask(self, index: int, top: int = 0, bottom: int | None = None) -> None:
+        number = self._origin(index)
+        self._parts[number].ask(index - self._starts[number], top, bottom)
 
     def size(self, index: int) -> tuple[int, int] | None:
         number = self._origin(index)

@@ -11,16 +11,18 @@ from zoo import RGB, exif, saved, zoo
 
 import headrace
 from headrace.errors import UserError
+from headrace.pipelines.images.planes import Planes
 from headrace.pipelines.loaders.choose import choose_pixels, make_loader
 from headrace.pipelines.loaders.cpu import CpuLoader
 from headrace.pipelines.loaders.memory import MemoryLoader
 from headrace.pipelines.loaders.quarantine import Quarantine
 from headrace.pipelines.order import Order
 from headrace.pipelines.pixels.command import write_pixels
-from headrace.pipelines.pixels.layout import Request
-from headrace.pipelines.pixels.sidecars import open_pixels
+from headrace.pipelines.pixels.layout import Request, bytes_of
+from headrace.pipelines.pixels.sidecars import open_pixels, spans
 from headrace.pipelines.sources import open_source
 from headrace.pipelines.spec import InputSpec, RandomMask, ViewSpec
+from headrace.pipelines.views.finish import cut_view
 from headrace.pipelines.views.recipes import VIEWS
 from headrace.train.evaluation.embed import embed
 
@@ -229,3 +231,26 @@ def test_a_run_says_that_it_reads_pixels(tars, tmp_path):
     assert [line for line in found.stderr.splitlines() if line.startswith("headrace: ")][-1].endswith(
         "too short for a file of pixels; make it again with `headrace pixels`, delete it, or use data.pixels=never"
     )
+
+
+@pytest.mark.parametrize("form", ["rgb", "yuv420"])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_a_crop_is_made_of_the_bytes_that_are_asked_for(form, interpolation):
+    """All others are noise here."""
+    random, view = np.random.default_rng(4), ViewSpec(size=24, interpolation=interpolation)
+    for _ in range(60):
+        height, width = random.integers(1, 90, 2).tolist()
+        size = bytes_of(form, np.int64(height), np.int64(width)).item()
+        whole, noise = (random.integers(0, 256, size, np.uint8) for _ in range(2))
+        top, left = random.integers(0, height), random.integers(0, width)
+        box = [left, top, random.integers(1, width - left + 1), random.integers(1, height - top + 1), 0, 0, 0, 0]
+        box, asked = [int(number) for number in box], np.zeros(size, bool)
+        for first, end in spans(form, size, height, width, box[1], box[1] + box[3]):
+            asked[first:end] = True
+        assert asked.mean() <= min(1, (box[3] + 6) / height + 1e-9)
+        made = []
+        for flat in (whole, np.where(asked, whole, noise)):
+            image = flat.reshape(height, width, 3) if form == "rgb" else Planes(flat, height, width)
+            made.append(np.empty((24, 24, 3), np.uint8))
+            cut_view(image, view, box, made[-1])
+        assert np.array_equal(*made)
