@@ -33,6 +33,8 @@ class MappedSource:
     A subclass says what a sample is called (`key`). Pickles without its maps.
     """
 
+    _advice: int | None = None  # of `mmap.madvise`, for all of a file
+
     def __init__(
         self,
         name: str,
@@ -55,7 +57,10 @@ class MappedSource:
         if pages is None:  # two threads may both map it once; either map is as good
             with open(self._files[shard], "rb") as file:
                 self._check_size(shard, os.fstat(file.fileno()).st_size)
-                pages = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            if self._advice is not None:
+                mapped.madvise(self._advice)
+            pages = np.frombuffer(mapped, np.uint8)
             self._maps[shard] = pages
         else:  # 0.5 us: to touch a page behind the end of a file that has been cut since would kill the process
             self._check_size(shard, pages.base.obj.size())
