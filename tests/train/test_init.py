@@ -221,8 +221,8 @@ def test_the_guard_stops_a_run_that_collapses(colours, tmp_path, capsys):
     [
         (["train.init={wide}"], "train.init: {wide}"),
         (["algorithm.gram={{teacher: {wide}}}"], "has 32 features, and the run's encoder 128"),
-        (["algorithm.first.size=30", "algorithm.second.size=30"], "30 px are not whole patches of 4"),
-        (["algorithm.gram={{enlarge: 1.4375}}"], "46 px, 1.4375 times 32, are not whole patches of 4"),
+        (["algorithm.first.size=30", "algorithm.second.size=30"], "30 px are not whole patches of 8"),
+        (["algorithm.gram={{enlarge: 1.4375}}"], "46 px, 1.4375 times 32, are not whole patches of 8"),
     ],
 )
 def test_what_does_not_fit_ends_the_command_in_a_line(words, message, tmp_path, photo_folder, capsys):
