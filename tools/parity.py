@@ -24,6 +24,7 @@ from ..pipelines.images.jpeg import chroma_halved, jpeg_header
 from ..pipelines.images.planes import Planes
 from ..pipelines.loaders.choose import make_loader
 from ..pipelines.order import Order
+from ..pipelines.pixels.sidecars import Pixels
 from ..pipelines.sources import open_source
 from ..pipelines.sources.subset import Subset
 from ..pipelines.spec import ByteSource, InputSpec, ViewSpec
@@ -61,7 +62,7 @@ OPERATIONS: dict[str, tuple[ViewSpec, ...]] = {
 }
 
 
-class Halved:
+class Halved(Pixels):
     """`Pixels` of a source as ``headrace pixels --format yuv420`` would write them, made when they are asked for."""
 
     words = "yuv420"

@@ -54,7 +54,7 @@ class DeviceImages:
         return crop_resize(self.pixels, *small, **options)
 
 
-class Held:
+class Held(Pixels):
     """`Pixels` in memory: each image kept there at its first use, by whoever had to decode it, or out of `stored`."""
 
     words = "in memory"
@@ -72,9 +72,6 @@ class Held:
             found = found._replace(flat=found.flat.copy()) if isinstance(found, Planes) else found.copy()
             self._kept[index] = found
         return found
-
-    def ask(self, index: int, top: int = 0, bottom: int | None = None) -> None:
-        pass  # all of it is there
 
     def size(self, index: int) -> tuple[int, int] | None:
         return None if self._stored is None else self._stored.size(index)

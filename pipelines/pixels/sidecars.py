@@ -24,7 +24,7 @@ _THREADS = 16  # cold disks answer many at once
 
 
 class Pixels(Protocol):
-    """Where decoded images are. `words` says so in the block at start-up."""
+    """Where decoded images are, as a base class. `words` says so in the block at start-up."""
 
     words: str
 
@@ -37,7 +37,7 @@ class Pixels(Protocol):
 
     def ask(self, index: int, top: int = 0, bottom: int | None = None) -> None:
         """Says that the rows from `top` to before `bottom` (None: all) of an image will be wanted, so that a cold disk
-        reads them while others work."""
+        reads them while others work. Nothing to do for what is in memory."""
 
     def size(self, index: int) -> tuple[int, int] | None:
         """(height, width) of that, or None."""
@@ -157,7 +157,7 @@ def spans(form: str, size: int, height: int, width: int, top: int, bottom: int |
     return [(width * top, width * bottom), *((start + first, start + end) for start in (luma, luma + rows * columns))]
 
 
-class _Picked:
+class _Picked(Pixels):
     """Those of a `Subset`."""
 
     def __init__(self, whole: Pixels, ids: Sequence[int]) -> None:
@@ -173,7 +173,7 @@ class _Picked:
         return self._whole.size(int(self._ids[index]))
 
 
-class _Joined:
+class _Joined(Pixels):
     """Those of several sets."""
 
     def __init__(self, parts: Sequence[Pixels], source: MixedSource) -> None:

@@ -134,7 +134,7 @@ def measure(source: ByteSource, recipe: Recipe, seconds: float, with_model: bool
     )
 
 
-class _Made:
+class _Made(Pixels):
     """`Pixels` of a few images, as sidecars of a format would have them in the page cache."""
 
     words = "in memory"
