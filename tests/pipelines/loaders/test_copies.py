@@ -194,7 +194,7 @@ def test_a_bad_image_is_replaced_before_anything_is_sent(photo_folder, tmp_path)
 
 
 def test_images_kept_on_the_device_are_decoded_by_all_threads_and_written_beside_the_steps(photo_folder):
-    names = set()
+    names, second = set(), threading.Event()
 
     class Keeps(MemoryLoader):
         _keeps_on = ("cpu",)
@@ -205,6 +205,9 @@ def test_images_kept_on_the_device_are_decoded_by_all_threads_and_written_beside
         def _attempt(self, stage, index, *rest):
             if stage == "decode":
                 names.add(threading.current_thread().name)
+                if len(names) > 1:
+                    second.set()
+                second.wait(30)  # on a busy machine one thread could be done before another has begun
             return super()._attempt(stage, index, *rest)
 
     source = open_source(photo_folder)
