@@ -1,9 +1,11 @@
 """Views on CPU cores: antialiased crops, bit for bit Pillow's, and the colour half, within 0.05 grey levels of exact.
 
 Compiled by numba from the loops below. Each pixel is touched a few times: a resize in two passes of integers; then
-tiles of `_TILE` pixels, small enough for the first-level cache, go through all of a view's operations as three planes
-of float32, up to contrast, which needs the mean of the whole view, and on from there. A blur comes after that, plane by
-plane, and only on one plane where the view is gray. Nothing here holds the interpreter lock.
+tiles of four rows, small enough for the first-level cache, go through all of a view's operations as three planes of
+float32, up to contrast, which needs the mean of the whole view, and on from there. A blur comes after that, four rows
+at a time, and only on one plane where the view is gray. What has to wait waits in the view's place in the batch: with
+planes beside it, the two are more than the second-level cache holds, and a blurred view takes 30 us more. Nothing here
+holds the interpreter lock.
 
 Compiling takes 10 to 20 s of a core, once an installation: `numba_cache` says where the result is kept. Numba looks
 whether the file of a compiled function has changed, not those of the functions it calls: so this is one long file.
@@ -26,7 +28,6 @@ from ..images.planes import Planes
 from ..numba_cache import compiled
 from ..spec import ViewSpec
 
-_TILE = 1024  # pixels
 _BITS = 22  # of a resize's weights behind the point, as in Pillow: 8 bits of pixels and 2 of sums remain
 _GRAY_LUMA, _GRAY_MEAN = 4, 5  # operations after the four of the jitter
 _LEAST = 2e-5  # weights of a blur below this are left out: together they move a pixel by less than 0.02 grey levels
@@ -482,13 +483,6 @@ def _luma_sum(r, g, b):
 
 
 @_fast
-def _sector(hue):
-    """How far a channel is from the brightest one at this place of the colour circle, in [0, 1]; 6 is a full turn."""
-    turns = float32(int32(hue * float32(1 / 6) + float32(100.5))) - float32(100)  # the nearest whole number
-    return _unit(float32(2) - abs(hue - float32(6) * turns))
-
-
-@_fast
 def _operate(operation, factor, mean, r, g, b):
     """One operation on a tile; `mean` is the mean luma of the view, for contrast."""
     if operation == 0:
@@ -512,9 +506,10 @@ def _operate(operation, factor, mean, r, g, b):
             inverse = _ONE / max(chroma, float32(1e-12))
             by_green = float32(2) + (z - x) * inverse if value == y else float32(4) + (x - y) * inverse
             hue = ((y - z) * inverse if value == x else by_green) + turn
-            r[i] = value - chroma * _sector(hue + float32(3))
-            g[i] = value - chroma * _sector(hue + float32(1))
-            b[i] = value - chroma * _sector(hue - float32(1))
+            hue -= float32(6) * np.floor(hue * float32(1 / 6))  # in [0, 6): red 0, green 2, blue 4
+            r[i] = value - chroma * _unit(float32(2) - abs(hue - float32(3)))
+            g[i] = value - chroma * _unit(abs(hue - float32(2)) - _ONE)
+            b[i] = value - chroma * _unit(abs(hue - float32(4)) - _ONE)
     elif operation == _GRAY_LUMA:
         for i in range(r.size):
             r[i] = g[i] = b[i] = _RED * r[i] + _GREEN * g[i] + _BLUE * b[i]
@@ -530,25 +525,84 @@ def _mirrored(place, size):
 
 
 @_fast
-def _smooth(source, step, w, begin, end, out):
-    """out[i] = source[i] and its neighbours up to `len(w) - 1` steps away, weighted. len(w) is 4, or 7 and more."""
+def _four_down(source, rows, w, wide, size, out):
+    """Four rows of `size`, `wide` apart in `out`, of sums down columns. `rows`: where in `source` each row begins, from
+    the first that has a weight on. len(w) is 4, or 7 and more.
+
+    A value that is read serves all four: that takes half the time of a row by itself.
+    """
     w0, w1, w2, w3 = w[0], w[1], w[2], w[3]
-    one, two, three = _index(step), _index(2 * step), _index(3 * step)
+    o1, o2, o3 = _index(wide), _index(2 * wide), _index(3 * wide)
+    skip = max(w.size - 7, 0)
+    n0, n1, n2, n3 = _index(rows[skip]), _index(rows[skip + 1]), _index(rows[skip + 2]), _index(rows[skip + 3])
+    n4, n5, n6 = _index(rows[skip + 4]), _index(rows[skip + 5]), _index(rows[skip + 6])
+    n7, n8, n9 = _index(rows[skip + 7]), _index(rows[skip + 8]), _index(rows[skip + 9])
     if w.size == 4:
-        for i in range(_index(begin), _index(end)):
-            near = w0 * source[i] + w1 * (source[i - one] + source[i + one])
-            out[i] = near + w2 * (source[i - two] + source[i + two]) + w3 * (source[i - three] + source[i + three])
+        for x in range(_index(size)):
+            a, b, c, d, e = source[x + n0], source[x + n1], source[x + n2], source[x + n3], source[x + n4]
+            f, g, h, i, j = source[x + n5], source[x + n6], source[x + n7], source[x + n8], source[x + n9]
+            out[x] = w0 * d + w1 * (c + e) + w2 * (b + f) + w3 * (a + g)
+            out[x + o1] = w0 * e + w1 * (d + f) + w2 * (c + g) + w3 * (b + h)
+            out[x + o2] = w0 * f + w1 * (e + g) + w2 * (d + h) + w3 * (c + i)
+            out[x + o3] = w0 * g + w1 * (f + h) + w2 * (e + i) + w3 * (d + j)
         return
     w4, w5, w6 = w[4], w[5], w[6]
-    four, five, six = _index(4 * step), _index(5 * step), _index(6 * step)
-    for i in range(_index(begin), _index(end)):
-        near = w0 * source[i] + w1 * (source[i - one] + source[i + one]) + w2 * (source[i - two] + source[i + two])
-        mid = w3 * (source[i - three] + source[i + three]) + w4 * (source[i - four] + source[i + four])
-        out[i] = near + mid + w5 * (source[i - five] + source[i + five]) + w6 * (source[i - six] + source[i + six])
-    for k in range(7, w.size):
-        far, weight = _index(k * step), w[k]
-        for i in range(_index(begin), _index(end)):
-            out[i] += weight * (source[i - far] + source[i + far])
+    n10, n11, n12 = _index(rows[skip + 10]), _index(rows[skip + 11]), _index(rows[skip + 12])
+    n13, n14, n15 = _index(rows[skip + 13]), _index(rows[skip + 14]), _index(rows[skip + 15])
+    for x in range(_index(size)):
+        a, b, c, d, e = source[x + n0], source[x + n1], source[x + n2], source[x + n3], source[x + n4]
+        f, g, h, i, j = source[x + n5], source[x + n6], source[x + n7], source[x + n8], source[x + n9]
+        k, m, p, q = source[x + n10], source[x + n11], source[x + n12], source[x + n13]
+        r, s = source[x + n14], source[x + n15]
+        near0, far0 = w0 * g + w1 * (f + h) + w2 * (e + i), w4 * (c + k) + w5 * (b + m) + w6 * (a + p)
+        near1, far1 = w0 * h + w1 * (g + i) + w2 * (f + j), w4 * (d + m) + w5 * (c + p) + w6 * (b + q)
+        near2, far2 = w0 * i + w1 * (h + j) + w2 * (g + k), w4 * (e + p) + w5 * (d + q) + w6 * (c + r)
+        near3, far3 = w0 * j + w1 * (i + k) + w2 * (h + m), w4 * (f + q) + w5 * (e + r) + w6 * (d + s)
+        out[x] = near0 + w3 * (d + j) + far0
+        out[x + o1] = near1 + w3 * (e + k) + far1
+        out[x + o2] = near2 + w3 * (f + m) + far2
+        out[x + o3] = near3 + w3 * (g + p) + far3
+    for t in range(7, w.size):
+        for row in range(4):
+            line, middle = out[row * wide : row * wide + size], w.size - 1 + row
+            above, below = source[rows[middle - t] :], source[rows[middle + t] :]
+            for x in range(size):
+                line[x] += w[t] * (above[x] + below[x])
+
+
+@_fast
+def _along(source, w, out):
+    """out[i] = source[len(w) - 1 + i] and its neighbours, `len(w) - 1` to either side. len(w) is 4, or 7 and more."""
+    w0, w1, w2, w3 = w[0], w[1], w[2], w[3]
+    count = _index(out.size)
+    if w.size == 4:
+        for i in range(count):
+            near = w0 * source[i + _index(3)] + w1 * (source[i + _index(2)] + source[i + _index(4)])
+            out[i] = (
+                near + w2 * (source[i + _index(1)] + source[i + _index(5)]) + w3 * (source[i] + source[i + _index(6)])
+            )
+        return
+    w4, w5, w6 = w[4], w[5], w[6]
+    middle = source[w.size - 7 :]
+    for i in range(count):
+        near = (
+            w0 * middle[i + _index(6)]
+            + w1 * (middle[i + _index(5)] + middle[i + _index(7)])
+            + w2 * (middle[i + _index(4)] + middle[i + _index(8)])
+        )
+        mid = w3 * (middle[i + _index(3)] + middle[i + _index(9)]) + w4 * (
+            middle[i + _index(2)] + middle[i + _index(10)]
+        )
+        out[i] = (
+            near
+            + mid
+            + w5 * (middle[i + _index(1)] + middle[i + _index(11)])
+            + w6 * (middle[i] + middle[i + _index(12)])
+        )
+    for t in range(7, w.size):
+        left, right, weight = source[w.size - 1 - t :], source[w.size - 1 + t :], w[t]
+        for i in range(count):
+            out[i] += weight * (left[i] + right[i])
 
 
 @_fast
@@ -570,42 +624,59 @@ def _gauss(sigma, reach):
 
 
 @_fast
-def _blur(plane, size, w, scratch):
-    """plane (size * size), in place: with a mirrored border, along the rows and then down them."""
-    reach = w.size - 1
-    stride = size + 2 * reach
-    first, area = reach * stride, stride * stride
-    image, half = scratch[:area], scratch[area : 2 * area]
-    for y in range(size):
-        row, line = plane[y * size : (y + 1) * size], image[first + y * stride + reach :]
-        for x in range(size):
-            line[x] = row[x]
-        for x in range(reach):
-            image[first + y * stride + x] = row[_mirrored(x - reach, size)]
-            line[size + x] = row[_mirrored(size + x, size)]
-    _smooth(image, 1, w, first + reach, area - first - reach, half)
-    for y in range(reach):
-        above, below = first + _mirrored(y - reach, size) * stride, first + _mirrored(size + y, size) * stride
-        for x in range(reach, reach + size):
-            half[y * stride + x] = half[above + x]
-            half[first + (size + y) * stride + x] = half[below + x]
-    _smooth(half, stride, w, first, area - first, image)
-    for y in range(size):
-        row, line = plane[y * size : (y + 1) * size], image[first + y * stride + reach :]
-        for x in range(size):
-            row[x] = line[x]
-
-
-@_fast
 def _store(r, g, b, solarize, norm, out):
     """Solarise, normalise, and write pixel by pixel."""
     s0, s1, s2, o0, o1, o2 = norm[0], norm[1], norm[2], norm[3], norm[4], norm[5]
-    edge = float32(SOLARIZE) if solarize else float32(2)
+    if not solarize:
+        for i in range(r.size):
+            out[3 * i], out[3 * i + 1], out[3 * i + 2] = r[i] * s0 + o0, g[i] * s1 + o1, b[i] * s2 + o2
+        return
+    edge = float32(SOLARIZE)
     for i in range(r.size):
         x, y, z = r[i], g[i], b[i]
         out[3 * i] = (_ONE - x if x >= edge else x) * s0 + o0
         out[3 * i + 1] = (_ONE - y if y >= edge else y) * s1 + o1
         out[3 * i + 2] = (_ONE - z if z >= edge else z) * s2 + o2
+
+
+@_fast
+def _blurred(image, count, size, w, solarize, norm, scratch):
+    """The first `count` (1 or 3) planes of an image as `_finish` has them in `image`, where the view takes their place.
+
+    With a mirrored border; four rows at a time down the columns and along. They are stored as soon as no blur reads any
+    more what is there.
+    """
+    reach = w.size - 1
+    wide, late = size + 2 * reach, (reach + 3) // 4
+    rows = np.empty((count, size + 2 * reach + 3), np.int64)
+    for y in range(rows.shape[1]):
+        row = _mirrored(y - reach, size)
+        first = row // 4 * 4
+        for p in range(count):
+            rows[p, y] = size * (3 * first + p * min(4, size - first) + row - first)
+    four, ring = scratch[: 4 * wide], scratch[4 * wide :]
+    groups = (size + 3) // 4
+    for group in range(groups + late):
+        if group < groups:
+            for p in range(count):
+                _four_down(image, rows[p, 4 * group :], w, wide, size, four[reach:])
+                for row in range(4):
+                    line = four[row * wide : (row + 1) * wide]
+                    for x in range(reach):
+                        line[x] = line[reach + _mirrored(x - reach, size)]
+                        line[reach + size + x] = line[reach + _mirrored(size + x, size)]
+                at = 4 * wide * (3 * (group % (late + 1)) + p)
+                _along(four, w, ring[at : at + 4 * wide - 2 * reach])
+        if group >= late:
+            done, top = ring[12 * wide * ((group - late) % (late + 1)) :], 4 * (group - late)
+            for y in range(min(4, size - top)):
+                at, line = y * wide, image[3 * size * (top + y) : 3 * size * (top + y + 1)]
+                r = done[at : at + size]
+                if count == 3:
+                    g, b = done[at + 4 * wide : at + 4 * wide + size], done[at + 8 * wide : at + 8 * wide + size]
+                    _store(r, g, b, solarize, norm, line)
+                else:
+                    _store(r, r, r, solarize, norm, line)
 
 
 @_fast
@@ -645,35 +716,38 @@ def _finish(source, size, row, norm, rule, scratch, out):
     if count == 0 and not blurred and not solarize:
         _normalize(source, size, norm, scratch, out)
         return
-    red, green, blue = scratch[:area], scratch[area : 2 * area], scratch[2 * area : 3 * area]
-    total, mean = 0.0, _ZERO
-    for begin in range(0, area, _TILE):
-        end = min(begin + _TILE, area)
-        r, g, b = red[begin:end], green[begin:end], blue[begin:end]
+    tile = scratch[: 12 * size]  # of four rows, which are three planes; in `out` they wait for the mean, and for a blur
+    total, mean, last = 0.0, _ZERO, contrast < 0 and not blurred
+    for begin in range(0, area, 4 * size):
+        end = min(begin + 4 * size, area)
+        n = end - begin
+        at = tile if last else out[3 * begin : 3 * end]
+        r, g, b = at[:n], at[n : 2 * n], at[2 * n : 3 * n]
         _load(source[3 * begin : 3 * end], r, g, b)
         for step in steps[: contrast if contrast >= 0 else count]:
             _operate(step, row[step] if step < 4 else _ZERO, mean, r, g, b)
         if contrast >= 0:
             total += _luma_sum(r, g, b)
-        elif not blurred:
+        elif last:
             _store(r, g, b, solarize, norm, out[3 * begin : 3 * end])
     if contrast >= 0:
         mean = float32(total / area)
-        for begin in range(0, area, _TILE):
-            end = min(begin + _TILE, area)
-            r, g, b = red[begin:end], green[begin:end], blue[begin:end]
+        for begin in range(0, area, 4 * size):
+            end = min(begin + 4 * size, area)
+            n = end - begin
+            at = out[3 * begin : 3 * end]
+            if not blurred:
+                for i in range(3 * n):
+                    tile[i] = at[i]
+                at = tile
+            r, g, b = at[:n], at[n : 2 * n], at[2 * n : 3 * n]
             for step in steps[contrast:count]:
                 _operate(step, row[step] if step < 4 else _ZERO, mean, r, g, b)
             if not blurred:
                 _store(r, g, b, solarize, norm, out[3 * begin : 3 * end])
     if blurred:
-        w = _gauss(sigma, rule[0])
-        planes = 1 if gray and not rule[2] else 3
-        for plane in range(planes):
-            _blur(scratch[plane * area : (plane + 1) * area], size, w, scratch[3 * area :])
-        if planes == 1:
-            green = blue = red
-        _store(red, green, blue, solarize, norm, out)
+        one = gray and not rule[2]
+        _blurred(out, 1 if one else 3, size, _gauss(sigma, rule[0]), solarize, norm, scratch)
 
 
 # ---- what is compiled when this file is imported
@@ -761,10 +835,11 @@ _held = threading.local()
 def _scratch(height: int, width: int, size: int, reach: int) -> tuple[np.ndarray, np.ndarray]:
     """Bytes and floats enough to crop from images of that size and finish views: this thread's own, kept."""
     values = 3 * size * size
-    # a crop, the rows of a resize and eight of them turned; planes and two more with a blur's border, or what
-    # eight rows of planes take
-    wanted = 2 * values + 3 * (height + width) * size + 24 * (width + size + 8), values + 6 * size
-    wanted = wanted[0], max(wanted[1] + 2 * (size + 2 * max(reach, 6)) ** 2, 24 * (width + 32) + 32 * size)
+    # a crop, the rows of a resize and eight of them turned; planes with a blur's margins and sixteen of its
+    # rows, or what eight rows of planes take
+    reach = max(reach, 6)
+    wanted = 2 * values + 3 * (height + width) * size + 24 * (width + size + 8), (3 * reach + 32) * (size + 2 * reach)
+    wanted = wanted[0], max(wanted[1], 12 * size, 24 * (width + 32) + 32 * size)
     bytes_, floats = getattr(_held, "arrays", (np.empty(0, np.uint8), np.empty(0, np.float32)))
     if bytes_.size < wanted[0]:
         bytes_ = np.empty(wanted[0], np.uint8)
