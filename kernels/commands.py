@@ -218,57 +218,29 @@ def _bench(args: argparse.Namespace) -> int:
 def _roofline(args: argparse.Namespace) -> int:
     from .proof import roofline
 
-    header = (
-        "GPU",
-        "operator",
-        "workload",
-        "phase",
-        "launches",
-        "issue",
-        "bytes",
-        "flops",
-        "bound",
-        "predicted",
-        "target",
-        "",
-    )
-    lines, missed = [], 0
+    cells = "{:6}  {:17}  {:50}  {:8}  {:>8}" + "  {:>9}" * 6 + "  {}"
+    names = ("launches", "issue", "bytes", "flops", "bound", "predicted", "target", "")
+    print(cells.format("GPU", "operator", "workload", "phase", *names).rstrip())
+    count = missed = 0
     for target in args.target or ["sm_90"]:
         for row in roofline.rows(target, args.op, args.workload):
-            times = (row.issue, row.bytes, row.flops, row.bound, row.predicted, row.target)
             misses = 0 < row.target < row.bound  # 0: what has no floor of its own, such as a queue's gradient
-            missed += misses
-            cells = (target, row.operator, row.workload, row.phase, str(len(row.kernels)))
-            lines.append(
-                (
-                    *cells,
-                    *(f"{time:.0f}" if time >= 10 else f"{time:.1f}" for time in times),
-                    "misses" if misses else "",
-                )
-            )
+            count, missed = count + 1, missed + misses
+            times = map(_us, (row.issue, row.bytes, row.flops, row.bound, row.predicted, row.target))
+            about = (target, row.operator, row.workload, row.phase, len(row.kernels))
+            print(cells.format(*about, *times, "misses" if misses else "").rstrip(), flush=True)
             for kernel in row.kernels if args.kernels else ():
-                about = (
+                size = (
                     f"{kernel.registers} registers, {kernel.resident} warps resident, {kernel.instructions:.0f} a warp"
                 )
-                lines.append(
-                    (
-                        "",
-                        "",
-                        f"  {kernel.name} {kernel.grid}",
-                        about,
-                        "",
-                        f"{kernel.issue:.1f}",
-                        "",
-                        "",
-                        "",
-                        f"{kernel.predicted:.1f}",
-                        "",
-                        "",
-                    )
-                )
-    print(table(header, lines))
-    print(f"microseconds; {missed} of {sum(bool(line[0]) for line in lines)} bounds are above their target")
+                own = ("", _us(kernel.issue), "", "", "", _us(kernel.predicted), "", size)
+                print(cells.format("", "", f"  {kernel.name} {kernel.grid}", "", *own))
+    print(f"microseconds; {missed} of {count} bounds are above their target")
     return 0
+
+
+def _us(time: float) -> str:
+    return f"{time:.0f}" if time >= 10 else f"{time:.1f}"
 
 
 def _tune(args: argparse.Namespace) -> int:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ...errors import UserError
 from ..aot import GATE, Build
+from ..compiled import custom
 from ..recompute import no_second_gradient
 from .launches import CANDIDATES, DEFAULTS, EXPANDED, ONE_PASS, TILES, run_backward, run_forward, shape_constants
 from .one_pass import backward_kernel, bias_gradient_kernel
@@ -26,8 +27,7 @@ from .two_pass import keys_kernel, queries_kernel
 __all__ = ["CANDIDATES", "TILES", "biased_attention", "builds"]
 
 
-# Custom operators and no autograd.Function: torch.compile and the checks of torch.library then work without a GPU too.
-@torch.library.custom_op("headrace::biased_attention", mutates_args=())
+@custom("biased_attention")
 def forward(qkv: Tensor, bias: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """-> (B, N, heads, D); logarithm of the softmax's sums (B, heads, N)."""
     return run_forward("biased_attention", qkv, bias, scale)
@@ -39,7 +39,7 @@ def _(qkv, bias, scale):
     return qkv.new_empty(batch, tokens, heads, head_dim), qkv.new_empty(batch, heads, tokens, dtype=torch.float32)
 
 
-@torch.library.custom_op("headrace::biased_attention_backward", mutates_args=())
+@custom("biased_attention_backward")
 def backward(
     grad: Tensor, qkv: Tensor, bias: Tensor, out: Tensor, logsum: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..aot import Build
+from ..compiled import custom
 from ..recompute import once
 from .reference import units
 
@@ -74,7 +75,7 @@ def _kernel(
     tl.store(losses + image * tl.num_programs(0) + tl.program_id(0), tl.sum(total, 0))
 
 
-@torch.library.custom_op("headrace::gram_loss", mutates_args=())
+@custom("gram_loss")
 def _both(student: Tensor, teacher: Tensor, negatives: bool, wanted: bool) -> tuple[Tensor, Tensor]:
     """The loss, and its gradient (B, N, D) or an empty tensor, of unit patches in contiguous float32."""
     images, count, width = student.shape

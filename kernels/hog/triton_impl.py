@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..aot import Build
+from ..compiled import custom
 
 THREADS = 32  # of a program
 COTANGENTS = tl.constexpr(tuple(1 / math.tan(k * math.pi / 9) for k in range(1, 5)))  # of the others: their negatives
@@ -154,7 +155,7 @@ def _kernel(
             tl.store(place + (9 * c + k) * 4, histogram[k] * scale, mask=inside)
 
 
-@torch.library.custom_op("headrace::hog", mutates_args=())
+@custom("hog")
 def _hog(images: Tensor) -> Tensor:
     batch, channels, height, width = images.shape
     patches = height // 16 * (width // 16)

@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..aot import Build
+from ..compiled import custom
 from ..recompute import no_second_gradient
 from ..shares import shares
 
@@ -172,7 +173,7 @@ def _tile(width: int, dtype: torch.dtype, backward: bool = False) -> dict[str, i
     return {"BLOCK_B": 32 if backward else side, "BLOCK_N": side, "BLOCK_D": block, "num_warps": 4, "num_stages": 2}
 
 
-@torch.library.custom_op("headrace::info_nce", mutates_args=())
+@custom("info_nce")
 def _forward(
     rows: Tensor,
     columns: Tensor,
@@ -247,7 +248,7 @@ def _(rows, columns, positive, exclude, keys, temperature):
     return torch.empty((), **new), per_row, torch.empty_like(per_row), torch.empty(rows.shape, **new)
 
 
-@torch.library.custom_op("headrace::info_nce_columns", mutates_args=())
+@custom("info_nce_columns")
 def _backward_columns(
     rows: Tensor,
     columns: Tensor,

@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..aot import Build
+from ..compiled import custom
 
 ROWS, COLUMNS, WIDTH = 32, 32, 64
 
@@ -48,7 +49,7 @@ def _kernel(
     tl.store(found + start + row, start + nearest, mask=row < group)
 
 
-@torch.library.custom_op("headrace::koleo_neighbours", mutates_args=())
+@custom("koleo_neighbours")
 def neighbours(x: Tensor, group: int) -> Tensor:
     """x (N, D) float32 of unit length, contiguous -> (N,) int64: the row of each one's nearest neighbour."""
     found = torch.empty(len(x), dtype=torch.int64, device=x.device)

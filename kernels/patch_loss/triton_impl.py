@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..aot import Build
+from ..compiled import custom
 from ..recompute import no_second_gradient
 from ..tiles import tile
 
@@ -114,7 +115,7 @@ def _tile(kernel: str, values: int) -> dict[str, int]:
 
 
 # A custom_op and not a triton_op: the latter can be neither traced nor checked on a machine without a GPU driver.
-@torch.library.custom_op("headrace::patch_loss", mutates_args=())
+@custom("patch_loss")
 def _forward(
     images: Tensor, prediction: Tensor, hidden: Tensor, patch_size: int, normalize: bool, absolute: bool, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -153,7 +154,7 @@ def _(images, prediction, hidden, patch_size, normalize, absolute, eps):
     return scalar, prediction.new_empty(prediction.shape), torch.empty_like(scalar)
 
 
-@torch.library.custom_op("headrace::patch_loss_backward", mutates_args=())
+@custom("patch_loss_backward")
 def _backward(error: Tensor, hidden: Tensor, factor: Tensor) -> Tensor:
     """error * factor where hidden, 0 elsewhere; `factor` is a float32 scalar."""
     batch, patches, values = error.shape

@@ -24,6 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..aot import Build
+from ..compiled import custom
 from ..recompute import no_second_gradient
 from ..shares import shares
 from . import pair_count
@@ -224,7 +225,7 @@ def _teacher_arguments(teacher: Tensor, center: Tensor | None) -> tuple:
     return teacher, *teacher.stride(), center, 0 if center is None else center.stride(0)
 
 
-@torch.library.custom_op("headrace::prototype_ce", mutates_args=())
+@custom("prototype_ce")
 def _forward(
     student: Tensor,
     teacher: Tensor,
@@ -296,7 +297,7 @@ def _(student, teacher, center, weights, student_temperature, teacher_temperatur
     return torch.empty((), **new), norm, mass, torch.empty(2, *teacher.shape[:2], **new)
 
 
-@torch.library.custom_op("headrace::prototype_ce_backward", mutates_args=())
+@custom("prototype_ce_backward")
 def _backward(
     student: Tensor,
     teacher: Tensor,

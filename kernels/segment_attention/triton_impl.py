@@ -11,13 +11,14 @@ from ...errors import UserError
 from ..aot import Build
 from ..biased_attention.launches import CANDIDATES, TILES, run_backward, run_forward, shape_constants
 from ..biased_attention.triton_impl import bias_builds, tiled_builds
+from ..compiled import custom
 from ..recompute import no_second_gradient
 from ..window_attention.triton_impl import grad_of_table
 
 __all__ = ["CANDIDATES", "TILES", "builds", "segment_attention"]
 
 
-@torch.library.custom_op("headrace::segment_attention", mutates_args=())
+@custom("segment_attention")
 def forward(qkv: Tensor, table: Tensor, segments: Tensor, window: int, scale: float) -> tuple[Tensor, Tensor]:
     """-> (B, H, W, heads, D); logarithm of the softmax's sums (B, heads, H*W)."""
     by_head = table.t().contiguous()
@@ -32,7 +33,7 @@ def _(qkv, table, segments, window, scale):
     return out, qkv.new_empty(batch, heads, height * width, dtype=torch.float32)
 
 
-@torch.library.custom_op("headrace::segment_attention_backward", mutates_args=())
+@custom("segment_attention_backward")
 def backward(
     grad: Tensor, qkv: Tensor, table: Tensor, segments: Tensor, out: Tensor, logsum: Tensor, window: int, scale: float
 ) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..aot import Build
+from ..compiled import custom
 from ..recompute import no_second_gradient
 from ..shares import shares
 from .reference import nodes, statistic
@@ -86,7 +87,7 @@ def _blocks(points: int) -> dict[str, int]:
     return {"POINTS": points, "BLOCK_N": SAMPLES, "BLOCK_S": SLICES, "BLOCK_K": triton.next_power_of_2(points)}
 
 
-@torch.library.custom_op("headrace::sigreg_moments", mutates_args=())
+@custom("sigreg_moments")
 def _moments(projections: Tensor, t: Tensor) -> Tensor:
     """(2, V, S, K) float32: this rank's sums of cosines and of sines at the nodes `t` (K,)."""
     views, samples, slices = projections.shape
@@ -106,7 +107,7 @@ def _(projections, t):
     return projections.new_empty(2, views, slices, len(t), dtype=torch.float32)
 
 
-@torch.library.custom_op("headrace::sigreg_spread", mutates_args=())
+@custom("sigreg_spread")
 def _spread(projections: Tensor, t: Tensor, of_moments: Tensor) -> Tensor:
     """The projections' gradient (V, N, S), of the moments' (2, V, S, K)."""
     views, samples, slices = projections.shape

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..aot import Build
+from ..compiled import custom
 from ..shares import shares
 from .reference import all_reduce, largest
 
@@ -89,7 +90,7 @@ def _rows_kernel(
         tl.store(v + b, factor)
 
 
-@torch.library.custom_op("headrace::sinkhorn_columns", mutates_args=())
+@custom("sinkhorn_columns")
 def _column_sums(scores: Tensor, top: Tensor, v: Tensor, epsilon: float) -> Tensor:
     """(K,) float32: this rank's part of the columns' sums."""
     samples, prototypes = scores.shape
@@ -118,7 +119,7 @@ def _(scores, top, v, epsilon):
     return scores.new_empty(scores.shape[1], dtype=torch.float32)
 
 
-@torch.library.custom_op("headrace::sinkhorn_rows", mutates_args=())
+@custom("sinkhorn_rows")
 def _rows(scores: Tensor, top: Tensor, u: Tensor, epsilon: float, last: bool) -> Tensor:
     """The rows' factors v (B,) float32, or, after the last iteration, the assignments (B, K) float32."""
     samples, prototypes = scores.shape
@@ -152,7 +153,7 @@ def sinkhorn(scores: Tensor, *, epsilon: float, iterations: int) -> Tensor:
     result = torch.ones(scores.shape[0], dtype=torch.float32, device=scores.device)
     for iteration in range(iterations):
         u = all_reduce(_column_sums(scores, top, result, epsilon)).clamp(min=TINY.value).reciprocal()
-        result = _rows(scores, top, u, epsilon, last=iteration == iterations - 1)
+        result = _rows(scores, top, u, epsilon, iteration == iterations - 1)
     return result
 
 

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..aot import Build
+from ..compiled import custom
 from .reference import result_dtype
 
 TILE = 4096  # values of one program
@@ -62,7 +63,7 @@ def _tile(width: int) -> dict[str, int]:
     return {"BLOCK": block, "TOKENS": max(1, TILE // block)}
 
 
-@torch.library.custom_op("headrace::token_mix", mutates_args=())
+@custom("token_mix")
 def _move(source: Tensor, positions: Tensor | None, mask: Tensor, count: int, rows: int, dtype: torch.dtype) -> Tensor:
     """(rows, N, D) of `dtype`; `count` is the number of images that are each other's partners."""
     _, tokens, width = source.shape

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..aot import Build
+from ..compiled import custom
 from ..recompute import no_second_gradient
 from .reference import result_dtype
 
@@ -108,7 +109,7 @@ def _block_and_warps(width: int) -> tuple[int, int]:
     return block, min(8, max(1, block // 256))
 
 
-@torch.library.custom_op("headrace::token_select", mutates_args=())
+@custom("token_select")
 def _forward(tokens: Tensor, mask_token: Tensor, positions: Tensor, restore: Tensor, prefix: int) -> Tensor:
     batch, count, width = tokens.shape
     places = restore.shape[1]
@@ -141,7 +142,7 @@ def _(tokens, mask_token, positions, restore, prefix):
     return tokens.new_empty(shape, dtype=result_dtype(tokens, mask_token, positions))
 
 
-@torch.library.custom_op("headrace::token_select_backward", mutates_args=())
+@custom("token_select_backward")
 def _backward(
     gradient: Tensor, restore: Tensor, prefix: int, visible: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:

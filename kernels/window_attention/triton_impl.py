@@ -9,6 +9,8 @@ partial sums are then added in a fixed order.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import triton
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from ...errors import UserError
 from ..aot import GATE, Build
+from ..compiled import custom
 from ..recompute import no_second_gradient
 from ..tiles import processors, tile
 
@@ -249,73 +252,102 @@ def _key(kernel: str, bits: int, head_dim: int) -> str:
     return f"{kernel} {bits}bit d{head_dim}"
 
 
-def _launch(qkv: Tensor, table: Tensor, groups: Tensor | None, window: int, shift: int) -> tuple[int, int, dict, list]:
-    """Windows; programs per head; what both kernels take as constants; as first arguments."""
-    batch, height, width, _, heads, head_dim = qkv.shape
+class _Plan(NamedTuple):
+    """What launches for one shape have in common."""
+
+    out: tuple[int, ...]  # the output's shape
+    tiles: tuple[int, int, int]  # that of the bias's tiles, a head's kinds after one another
+    windows: int
+    programs: int  # a head
+    bias: dict[str, int]  # constants of `_bias_kernel`
+    constants: dict[str, int]  # of the forward and the backward
+
+
+def _tiles_shape(heads: int, window: int, shift: int) -> tuple[int, int, int]:
+    block = max(16, triton.next_power_of_2(window * window))
+    return heads * (4 if shift else 1), block, block
+
+
+@lru_cache
+def _plan(shape: torch.Size, window: int, shift: int, grouped: bool, processors: int) -> _Plan:
+    batch, height, width, _, heads, head_dim = shape
     windows = batch * (height // window) * (width // window)
+    programs = min(windows, triton.cdiv(processors * PROGRAMS, heads))
+    tiles = _tiles_shape(heads, window, shift)
+    block = tiles[1]
+    bias = {"WINDOW": window, "SHIFT": shift, "KINDS": tiles[0] // heads, "BLOCK": block}
+    constants = {"HEIGHT": height, "WIDTH": width, "WINDOW": window, "SHIFT": shift, "GROUPED": grouped,
+                 "HEADS": heads, "D": head_dim, "BLOCK": block}  # fmt: skip
+    return _Plan((batch, height, width, heads, head_dim), tiles, windows, programs, bias, constants)
+
+
+def _planned(qkv: Tensor, groups: Tensor | None, window: int, shift: int) -> _Plan:
     # The interpreter gets few programs, that each of them has several windows.
-    programs = min(windows, triton.cdiv(processors(qkv.device, 1) * PROGRAMS, heads))
-    constants = {
-        "HEIGHT": height,
-        "WIDTH": width,
-        "WINDOW": window,
-        "SHIFT": shift,
-        "GROUPED": groups is not None,
-        "HEADS": heads,
-        "D": head_dim,
-        "BLOCK": max(16, triton.next_power_of_2(window * window)),
-    }
-    block, kinds = constants["BLOCK"], 4 if shift else 1
-    tiles = torch.empty(heads * kinds, block, block, dtype=torch.float32, device=qkv.device)
+    return _plan(qkv.shape, window, shift, groups is not None, processors(qkv.device, 1))
+
+
+def _groups(qkv: Tensor, groups: Tensor | None) -> tuple[Tensor, int]:
+    """What kernels take for groups, and its stride."""
+    return (qkv, 0) if groups is None else (groups, 0 if groups.shape[0] == 1 else groups.stride(0))
+
+
+@custom("window_attention")
+def forward(
+    qkv: Tensor, table: Tensor, groups: Tensor | None, window: int, shift: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    """-> (B, H, W, heads, D); the tiles of the bias, which with the arguments are all that the backward needs."""
+    plan = _planned(qkv, groups, window, shift)
+    out, tiles = qkv.new_empty(plan.out), qkv.new_empty(plan.tiles, dtype=torch.float32)
     with torch.cuda.device_of(qkv):
-        _bias_kernel[(heads * kinds,)](
-            table, *table.stride(), tiles, WINDOW=window, SHIFT=shift, KINDS=kinds, BLOCK=block
-        )
-    stride = 0 if groups is None or groups.shape[0] == 1 else groups.stride(0)
-    return windows, programs, constants, [qkv, tiles, qkv if groups is None else groups, stride]
-
-
-# Custom operators and no autograd.Function: torch.compile and the checks of torch.library then work without a GPU too.
-@torch.library.custom_op("headrace::window_attention", mutates_args=())
-def forward(qkv: Tensor, table: Tensor, groups: Tensor | None, window: int, shift: int, scale: float) -> Tensor:
-    """-> (B, H, W, heads, D). The backward needs nothing but the arguments."""
-    out = qkv.new_empty(*qkv.shape[:3], *qkv.shape[4:])
-    if out.numel():
-        windows, programs, constants, first = _launch(qkv, table, groups, window, shift)
-        options = tile("window_attention", _key("forward", 8 * qkv.itemsize, qkv.shape[5]), DEFAULT)
-        with torch.cuda.device_of(qkv):
-            _forward_kernel[(programs * qkv.shape[4],)](
-                *first, out, windows, scale, **constants, **options, enable_fp_fusion=True
+        _bias_kernel[plan.tiles[:1]](table, *table.stride(), tiles, **plan.bias)
+        if plan.windows:
+            options = tile("window_attention", _key("forward", 8 * qkv.itemsize, qkv.shape[5]), DEFAULT)
+            _forward_kernel[(plan.programs * qkv.shape[4],)](
+                *(qkv, tiles, *_groups(qkv, groups), out, plan.windows, scale),
+                **plan.constants,
+                **options,
+                enable_fp_fusion=True,
             )
-    return out
+    return out, tiles
 
 
 @forward.register_fake
 def _(qkv, table, groups, window, shift, scale):
-    return qkv.new_empty(*qkv.shape[:3], *qkv.shape[4:])
+    tiles = _tiles_shape(qkv.shape[4], window, shift)  # sizes of qkv may be symbols here, which no table can hold
+    return qkv.new_empty(*qkv.shape[:3], *qkv.shape[4:]), qkv.new_empty(tiles, dtype=torch.float32)
 
 
-@torch.library.custom_op("headrace::window_attention_backward", mutates_args=())
+@custom("window_attention_backward")
 def backward(
-    grad: Tensor, qkv: Tensor, table: Tensor, groups: Tensor | None, window: int, shift: int, scale: float
+    grad: Tensor,
+    qkv: Tensor,
+    table: Tensor,
+    groups: Tensor | None,
+    tiles: Tensor,
+    window: int,
+    shift: int,
+    scale: float,
 ) -> tuple[Tensor, Tensor]:
     """-> gradients of qkv and table; `grad` is contiguous."""
     if not qkv.numel():
         return torch.empty_like(qkv), torch.zeros_like(table, memory_format=torch.contiguous_format)
-    windows, programs, constants, first = _launch(qkv, table, groups, window, shift)
+    plan = _planned(qkv, groups, window, shift)
     options = tile("window_attention", _key("backward", 8 * qkv.itemsize, qkv.shape[5]), DEFAULT)
     grad_qkv = torch.empty_like(qkv)
     tokens, heads = window * window, qkv.shape[4]
-    partial = torch.empty(programs, heads, tokens, tokens, dtype=torch.float32, device=qkv.device)
+    partial = qkv.new_empty(plan.programs, heads, tokens, tokens, dtype=torch.float32)
     with torch.cuda.device_of(qkv):
-        _backward_kernel[(programs * heads,)](
-            *first, grad, grad_qkv, partial, windows, scale, **constants, **options, enable_fp_fusion=True
+        _backward_kernel[(plan.programs * heads,)](
+            *(qkv, tiles, *_groups(qkv, groups), grad, grad_qkv, partial, plan.windows, scale),
+            **plan.constants,
+            **options,
+            enable_fp_fusion=True,
         )
         return grad_qkv, grad_of_table(partial.sum(0), table, window)
 
 
 @backward.register_fake
-def _(grad, qkv, table, groups, window, shift, scale):
+def _(grad, qkv, table, groups, tiles, window, shift, scale):
     return torch.empty_like(qkv), torch.empty_like(table, memory_format=torch.contiguous_format)
 
 
@@ -324,13 +356,13 @@ backward.register_autograd(no_second_gradient("window_attention"))
 
 def _save(ctx, inputs, output):
     qkv, table, groups, *ctx.options = inputs
-    ctx.save_for_backward(qkv, table, groups)
+    ctx.save_for_backward(qkv, table, groups, output[1])
+    ctx.set_materialize_grads(False)  # the tiles get none
 
 
-def _differentiate(ctx, grad):
+def _differentiate(ctx, grad, grad_tiles):
     # A linear layer hands back a contiguous gradient; only one that was expanded, as that of a sum is, gets copied.
-    gradients = backward(grad.contiguous(), *ctx.saved_tensors, *ctx.options)
-    return *gradients, None, None, None, None
+    return *backward(grad.contiguous(), *ctx.saved_tensors, *ctx.options), None, None, None, None
 
 
 forward.register_autograd(_differentiate, setup_context=_save)
@@ -348,7 +380,7 @@ def window_attention(
     """Arguments and result of `headrace.kernels.window_attention.window_attention`, without float64."""
     if not qkv.is_contiguous() or (groups is not None and not groups[:1].is_contiguous()):
         raise UserError("window_attention: qkv or groups is strided; the triton implementation reads contiguous memory")
-    return forward(qkv, table, groups, window, shift, qkv.shape[5] ** -0.5 if scale is None else scale)
+    return forward(qkv, table, groups, window, shift, qkv.shape[5] ** -0.5 if scale is None else scale)[0]
 
 
 def builds() -> Iterator[Build]:

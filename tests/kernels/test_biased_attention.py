@@ -147,7 +147,7 @@ def test_compiles_to_one_graph_with_the_same_result(impl):
 
 def test_opcheck():
     qkv, bias = torch.randn(1, 3, 3, 1, 32, device=DEVICE), torch.randn(1, 3, 3, device=DEVICE)
-    torch.library.opcheck(triton_impl.forward, (qkv.requires_grad_(), bias.requires_grad_(), 0.5))
+    torch.library.opcheck(triton_impl.forward.op, (qkv.requires_grad_(), bias.requires_grad_(), 0.5))
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ def test_opcheck():
     for name in ("queue-odd-width", "batch-one-pair"):
         args, options = CASES[name].arguments()
         args = [x if x is None else x.to(DEVICE).requires_grad_(i < 2) for i, x in enumerate(args)]
-        torch.library.opcheck(triton_impl._forward, (*args, options["temperature"]))
+        torch.library.opcheck(triton_impl._forward.op, (*args, options["temperature"]))
 
 
 @pytest.mark.parametrize(

@@ -139,9 +139,9 @@ def test_opcheck():
     # All hidden: opcheck compares all outputs of two runs, and nobody writes the visible rows of the saved error.
     images, hidden = images.to(DEVICE), torch.ones_like(hidden).to(DEVICE)
     leaf = prediction.to(DEVICE).requires_grad_()
-    torch.library.opcheck(triton_impl._forward, (images, leaf, hidden, options["patch_size"], True, False, 1e-6))
+    torch.library.opcheck(triton_impl._forward.op, (images, leaf, hidden, options["patch_size"], True, False, 1e-6))
     error = torch.randn(prediction.shape, device=DEVICE)
-    torch.library.opcheck(triton_impl._backward, (error, hidden, torch.tensor(0.5, device=DEVICE)))
+    torch.library.opcheck(triton_impl._backward.op, (error, hidden, torch.tensor(0.5, device=DEVICE)))
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="synchronisation is a matter of GPUs")

@@ -134,7 +134,7 @@ def test_opcheck():
         (student, teacher, center, weights), options = CASES[name].arguments()
         leaf = student.to(DEVICE).requires_grad_()
         weights = None if weights is None else weights.to(DEVICE)
-        torch.library.opcheck(triton_impl._forward, (leaf, teacher.to(DEVICE), center, weights, *options.values()))
+        torch.library.opcheck(triton_impl._forward.op, (leaf, teacher.to(DEVICE), center, weights, *options.values()))
 
 
 @pytest.mark.parametrize(

@@ -193,7 +193,7 @@ def test_opcheck():
     qkv, table = torch.randn(1, 2, 2, 3, 1, 32, device=DEVICE), torch.randn(9, 1, device=DEVICE)
     segments = segments_of(torch.tensor([[[0, 1], [1, 1]]], dtype=torch.int8, device=DEVICE), window=2)
     leaves = qkv.requires_grad_(), table.requires_grad_()
-    torch.library.opcheck(triton_impl.forward, (*leaves, segments, 2, 0.5))
+    torch.library.opcheck(triton_impl.forward.op, (*leaves, segments, 2, 0.5))
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def test_opcheck():
     from headrace.kernels.token_mix import triton_impl
 
     leaves = draw(4, 7, 8).requires_grad_(), draw(7, 8).requires_grad_()
-    torch.library.opcheck(triton_impl._move, (*leaves, draw_mask(7), 4, 2, torch.float32))
+    torch.library.opcheck(triton_impl._move.op, (*leaves, draw_mask(7), 4, 2, torch.float32))
 
 
 def test_arguments_that_do_not_fit_are_refused():

@@ -87,7 +87,7 @@ def test_opcheck():
 
     (*floats, restore), options = CASES["two-class-tokens"].arguments()
     leaves = [x.to(DEVICE).requires_grad_() for x in floats]
-    torch.library.opcheck(triton_impl._forward, (*leaves, restore.to(DEVICE), options["prefix"]))
+    torch.library.opcheck(triton_impl._forward.op, (*leaves, restore.to(DEVICE), options["prefix"]))
 
 
 @pytest.mark.parametrize("channels_last", [True, False])

@@ -203,7 +203,7 @@ def test_opcheck():
     (qkv, table, groups), _ = arguments("w4-groups-of-each")
     qkv, table = qkv[..., :1, :].contiguous(), table[:, :1].contiguous()
     leaves = qkv.requires_grad_(), table.requires_grad_()
-    torch.library.opcheck(triton_impl.forward, (*leaves, groups, 4, 0, 0.5))
+    torch.library.opcheck(triton_impl.forward.op, (*leaves, groups, 4, 0, 0.5))
 
 
 @pytest.mark.parametrize(
