@@ -20,6 +20,7 @@ In a checkout where headrace is installed, ``python -m benchmarks.NAME`` is the 
     patch_head.py  memory of the loss of masked patches beside all logits at once
     evaluation.py  k-NN at the scale of ImageNet, the fast linear sweep against a published protocol
     kernels.py     every operator beside its rivals
+    host.py        what calls of operators cost the host, beside another build; host_worker.py is a process of it
     augment_gpu.py, loaders_gpu.py    augmentation on a GPU, and loaders for one
     overhead.py    what the loop costs beside the model
     shard.py       how fast a folder becomes tars

@@ -4,7 +4,7 @@ A build fails when it does not compile, wants more shared memory than the GPU ha
 in its operator's `resources.json`: any more stack (which is what spilling registers looks like), or more registers by a
 quarter and by 8; in the machine code for sm_90, no tensor-core instructions where there were some, loads narrower by a
 tenth on average, or an inner loop (without one, a kernel) longer by a tenth. Registers on record are the larger of
-Triton 3.8 and 3.9, which differ by up to half. Loops are compared under the version on record alone, and the width of
+Triton 3.6 to 3.9, which differ by up to half. Loops are compared under the version on record alone, and the width of
 loads under another one for half of it: compilers unroll differently.
 `--record` writes the file anew; `--raise` only where the figures of the installed version are worse.
 """
@@ -59,7 +59,8 @@ class Build:
 
     `types` are Triton's names ("*bf16", "fp32") of the arguments that are no plain i32; `constants` the constexprs and
     the integers that a launch finds to be 1; `aligned` the arguments divisible by 16, as a launch finds them. A kernel
-    with tiles of its own for some GPU yields one build per target, under one name.
+    with tiles of its own for some GPU yields one build per target, under one name. What neither a build nor its launch
+    says, such as stages, is left to Triton in both.
     """
 
     name: str
@@ -68,7 +69,7 @@ class Build:
     constants: dict[str, Any]
     aligned: tuple[str, ...] = ()
     warps: int = 4
-    stages: int = 1
+    stages: int | None = None
     targets: tuple[str, ...] = GATE
 
 
@@ -94,7 +95,7 @@ def compile_build(build: Build, target: Target) -> Figures:
     signature = {name: "constexpr" if name in build.constants else build.types.get(name, "i32") for name in names}
     attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in build.aligned}
     source = ASTSource(build.kernel, signature, build.constants, attributes)
-    options = {"num_warps": build.warps, "num_stages": build.stages, "enable_fp_fusion": True}
+    options = {"num_warps": build.warps} | ({} if build.stages is None else {"num_stages": build.stages})
     compiled = triton.compile(source, target=GPUTarget(target.backend, target.arch, target.warp_size), options=options)
     if target.backend != "cuda":
         return Figures(*_amdgcn_figures(compiled.asm["amdgcn"]), compiled.metadata.shared)

@@ -331,11 +331,9 @@ def augment(
     if sigma_max > 0:
         work, rows = (torch.empty(pixels.shape, dtype=half, device=pixels.device) for _ in range(2))
     together = _together(size, patch_size, dtype)
-    shape = {"SIZE": size, "PATCH": patch_size, "N": together, "enable_fp_fusion": True}
+    shape = {"SIZE": size, "PATCH": patch_size, "N": together}
     with torch.cuda.device_of(pixels):
-        _luma_kernel[(count * sums,)](
-            pixels, table, partial, TILES=sums, SIZE=size, N=together, **gray, **luma, enable_fp_fusion=True
-        )
+        _luma_kernel[(count * sums,)](pixels, table, partial, TILES=sums, SIZE=size, N=together, **gray, **luma)
         _colour_kernel[(count * tiles,)](
             *(pixels, table, partial, work, out, *normalize),
             **(shape | gray | colour),

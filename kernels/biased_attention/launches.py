@@ -94,7 +94,6 @@ def run_forward(
                 scale,
                 **shape,
                 **options,
-                enable_fp_fusion=True,
             )
     return out, logsum
 
@@ -151,7 +150,7 @@ def _one_pass(
     unfinished = torch.empty(shares * count * heads, pitch, shape["D"], **new)
     partial = torch.empty(shares, count, heads, pitch, pitch, **new)
     backward_kernel[(shares * count * heads,)](
-        *given, unfinished, partial, qkv.shape[0], shares, count, scale, **shape, **options, enable_fp_fusion=True
+        *given, unfinished, partial, qkv.shape[0], shares, count, scale, **shape, **options
     )
     # Pairs of different segments are nobody's to write.
     grad_bias = (torch.empty if groups == 1 else torch.zeros)(windows, heads, tokens, tokens, **new)
@@ -192,13 +191,11 @@ def _two_passes(
         GROUPS=groups,
         **shape,
         **options,
-        enable_fp_fusion=True,
     )
     keys_kernel[(batch * count * triton.cdiv(tokens, others["KEYS"]) * heads,)](
         *(qkv, by_key, listed, logsum, delta, grad, grad_qkv, batch, count, scale),
         **shape,
         **others,
-        enable_fp_fusion=True,
     )
     return partial.flatten(0, 1)
 

@@ -88,6 +88,7 @@ def _both(student: Tensor, teacher: Tensor, negatives: bool, wanted: bool) -> tu
         _kernel[(programs, images)](
             student, teacher, losses, gradient, count, width, teacher.shape[2], 4 / pairs,
             NEGATIVES=negatives, GRADIENT=wanted, ROWS=ROWS, COLUMNS=COLUMNS, WIDTH=WIDTH, num_warps=4,
+            num_stages=1,  # more of them spill registers on sm_80
         )  # fmt: skip
     return losses.sum() / pairs, gradient
 
@@ -126,4 +127,5 @@ def builds() -> Iterator[Build]:
             constants={"NEGATIVES": True, "GRADIENT": wanted, "ROWS": ROWS, "COLUMNS": COLUMNS, "WIDTH": WIDTH},
             aligned=(*tensors, "width", "other_width"),
             warps=4,
+            stages=1,
         )

@@ -57,8 +57,9 @@ def neighbours(x: Tensor, group: int) -> Tensor:
         blocks = triton.cdiv(group, ROWS)
         with torch.cuda.device_of(x):
             _kernel[(len(x) // group * blocks,)](
-                x, found, group, blocks, x.shape[1], ROWS=ROWS, COLUMNS=COLUMNS, WIDTH=WIDTH, num_warps=4
-            )
+                x, found, group, blocks, x.shape[1], ROWS=ROWS, COLUMNS=COLUMNS, WIDTH=WIDTH, num_warps=4,
+                num_stages=1,  # more of them spill registers on sm_80
+            )  # fmt: skip
     return found
 
 
@@ -84,4 +85,5 @@ def builds() -> Iterator[Build]:
         constants={"ROWS": ROWS, "COLUMNS": COLUMNS, "WIDTH": WIDTH},
         aligned=("x", "found", "width"),
         warps=4,
+        stages=1,
     )

@@ -44,9 +44,10 @@ class Chunk:
         self.ctaid = [part.astype(np.uint32) for part in (numbers % x, numbers // x % y, numbers // (x * y))]
         self.nctaid = [np.full(self.lanes, size, np.uint32) for size in grid]
         self.stamps = (numbers.astype(np.int64) << BLOCK) | (1 << EPOCH) | (self.tid >> 5).astype(np.int64)
-        self.memory, self.shared = memory, Shared(shared, count, grain, findings)
+        self.memory, self.shared = memory, Shared(shared, count, grain, findings, traced=memory.traced)
         self.numbers = np.arange(self.lanes)
-        self.local = Shared(local, self.lanes if local else 1, 1, findings)  # a thread's own, `numbers` its block
+        # A thread's own, `numbers` its block.
+        self.local = Shared(local, self.lanes if local else 1, 1, findings, traced=memory.traced)
         self.committed = np.zeros(self.lanes, np.int64)
         self.copies: list[Copy] = []
         self.visits: Counter[int] = Counter()  # block of instructions -> threads that came by

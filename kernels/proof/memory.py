@@ -183,12 +183,12 @@ class Global:
 class Shared:
     """The shared memory of all blocks of a chunk, one after the other."""
 
-    def __init__(self, size: int, blocks: int, grain: int, findings: Findings) -> None:
+    def __init__(self, size: int, blocks: int, grain: int, findings: Findings, *, traced: bool = True) -> None:
         self.size = max(16, -(-size // 16) * 16)
         self.grain, self.findings = grain, findings
         raw = np.zeros(self.size * blocks, np.uint8)
         self.views = {width: raw.view(kind) for width, kind in BYTES.items()}
-        self.trace = Trace(len(raw) // grain, "shared memory", findings, read_by_all=False)
+        self.trace = Trace(len(raw) // grain, "shared memory", findings, read_by_all=False) if traced else None
         self.reads: list[list[tuple[np.ndarray, np.ndarray, str]]] = [[]]  # of wgmma, in flight, by groups
 
     def _offsets(self, address: np.ndarray, block: np.ndarray, total: int, where: str) -> np.ndarray:
@@ -206,16 +206,25 @@ class Shared:
 
     def store(self, address, width: int, values: list[np.ndarray], block, stamps, where: str) -> None:
         offset = self._offsets(address, block, width * len(values), where)
-        places, by = _places(offset, width * len(values), self.grain, stamps)
-        self.trace.write(self.views[width], offset // width, values, places, by, where)
+        view, index = self.views[width], offset // width
+        if self.trace:
+            places, by = _places(offset, width * len(values), self.grain, stamps)
+            self.trace.write(view, index, values, places, by, where)
+        else:
+            for k, value in enumerate(values):
+                view[index + k] = value
 
     def begin_copy(self, address, total: int, block, stamps, where: str) -> None:
         """An asynchronous copy may write from now on: until it is waited for, nobody knows what lies there."""
-        places, by = _places(self._offsets(address, block, total, where), total, self.grain, stamps)
-        self.trace.note_write(places, by, where)
-        self.trace.wrote[places] = NEVER
+        offset = self._offsets(address, block, total, where)
+        if self.trace:
+            places, by = _places(offset, total, self.grain, stamps)
+            self.trace.note_write(places, by, where)
+            self.trace.wrote[places] = NEVER
 
     def note_read(self, offset: np.ndarray, total: int, stamps: np.ndarray, where: str) -> None:
+        if not self.trace:
+            return
         places, by = _places(offset, total, self.grain, stamps)
         if (unwritten := self.trace.wrote[places] == NEVER).any():
             self.findings.unwritten[f"read of unwritten shared memory at {where}"] += int(unwritten.sum())
@@ -223,6 +232,8 @@ class Shared:
 
     def begin_read(self, offset: np.ndarray, stamps: np.ndarray, where: str) -> None:
         """wgmma reads 16-bit values until it is waited for."""
+        if not self.trace:
+            return
         self.note_read(offset, 2, stamps, where)
         places = np.unique(offset // self.grain)
         self.reads[-1].append((places, self.trace.wrote[places], where))

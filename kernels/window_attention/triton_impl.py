@@ -306,7 +306,6 @@ def forward(
                 *(qkv, tiles, *_groups(qkv, groups), out, plan.windows, scale),
                 **plan.constants,
                 **options,
-                enable_fp_fusion=True,
             )
     return out, tiles
 
@@ -341,7 +340,6 @@ def backward(
             *(qkv, tiles, *_groups(qkv, groups), grad, grad_qkv, partial, plan.windows, scale),
             **plan.constants,
             **options,
-            enable_fp_fusion=True,
         )
         return grad_qkv, grad_of_table(partial.sum(0), table, window)
 
