@@ -18,10 +18,7 @@ def draw(count: int, sides: tuple[int, int], smallest: int = 1, *, before: int =
     their memory; no box is below `smallest`."""
     sizes = torch.randint(sides[0], sides[1] + 1, (count, 2), device="cpu")
     lengths = 3 * sizes.prod(1)
-    total = int(lengths.sum())
-    whole = -(-(before + total) // 4) * 4  # as the loader has them: the last word is all theirs
-    images = torch.empty(whole, dtype=torch.uint8)[before : before + total]
-    images.copy_(torch.randint(0, 256, (total,), dtype=torch.uint8))
+    images = _bytes(int(lengths.sum()), before)
     extent = smallest + (torch.rand(count, 2, device="cpu") * (sizes - smallest + 1)).long()
     corner = (torch.rand(count, 2, device="cpu") * (sizes - extent + 1)).long()
     boxes = torch.cat([corner.flip(1), extent.flip(1)], dim=1).to(torch.int32)
@@ -29,13 +26,33 @@ def draw(count: int, sides: tuple[int, int], smallest: int = 1, *, before: int =
     return images, *(tensor.to(images.device) for tensor in small)
 
 
+def draw_planes(count: int, sides: tuple[int, int], smallest: int = 1, *, before: int = 0) -> tuple[torch.Tensor, ...]:
+    """(images, offsets, widths, boxes, heights), as `draw`, of planes: each its luma, Cb and Cr."""
+    _, _, *known = draw(count, sides, smallest)
+    widths, boxes = (tensor.cpu() for tensor in known)
+    heights = boxes[:, 1] + boxes[:, 3] + torch.randint(0, 3, (count,), dtype=torch.int32, device="cpu")
+    luma, chroma = heights.long() * widths, (heights.long() + 1) // 2 * ((widths.long() + 1) // 2)
+    lengths = torch.stack([luma, chroma, chroma], 1)
+    ends = lengths.flatten().cumsum(0).view(-1, 3)
+    images = _bytes(int(ends[-1, -1]), before)
+    return images, *(tensor.to(images.device) for tensor in (ends - lengths, widths, boxes, heights))
+
+
+def _bytes(total: int, before: int) -> torch.Tensor:
+    """Noise, at so many bytes from the beginning of its memory."""
+    whole = -(-(before + total) // 4) * 4  # as the loader has them: the last word is all theirs
+    images = torch.empty(whole, dtype=torch.uint8)[before : before + total]
+    return images.copy_(torch.randint(0, 256, (total,), dtype=torch.uint8))
+
+
 def _case(
-    id: str, seed: int, count: int, sides: tuple[int, int], smallest: int = 1, *, before: int = 0, **options
-) -> Case:
+    id: str, seed: int, count: int, sides: tuple[int, int], smallest: int = 1, *, before: int = 0, planes: bool = False,
+    **options
+) -> Case:  # fmt: skip
     def arguments():
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return draw(count, sides, smallest, before=before), options
+            return (draw_planes if planes else draw)(count, sides, smallest, before=before), options
 
     return Case(id, arguments)
 
@@ -50,5 +67,8 @@ CASES = (
     _case("s12-strips", 0, 2, (1, 12), size=12, interpolation="bicubic", antialias=True),
     _case("s10-plain-bilinear", 0, 2, (8, 30), size=10, interpolation="bilinear", antialias=False),
     _case("s10-plain-bicubic", 0, 2, (8, 30), size=10, interpolation="bicubic", antialias=False),
+    _case("s16-planes", 0, 2, (16, 30), 12, planes=True, size=16, interpolation="bilinear"),
+    _case("s9-planes-bicubic", 0, 3, (3, 20), planes=True, size=9, interpolation="bicubic"),
+    _case("s8-planes-larger", 0, 3, (1, 7), before=3, planes=True, size=8, interpolation="bilinear"),
     _case("s6-lanczos", 0, 2, (8, 20), size=6, interpolation="lanczos", antialias=True),
 )

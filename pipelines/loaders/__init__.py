@@ -11,5 +11,6 @@ stream.py         shards behind an address, through the webdataset library
 ffcv_file.py      .beton files with the pixels that FFCV makes of them
 quarantine.py     images that are set aside, and what stands in for them
 sound.py          bytes that our own decoder has proven, for software that damage may end
-device.py         small tensors to the device in one copy
+device.py         ways to a GPU: crops on a stream of their own, small tensors in one copy
+packed.py         images or rows of them in one buffer, and crops that a device cuts out of it
 """

@@ -1,8 +1,8 @@
 """The loader on our own threads: decoded once for all views, or not at all, each written into its place in the batch.
 
-On a CPU the threads make whole views (`cpu_augment`); for a GPU they cut the crops, which are copied there ahead of the
-step that wants them, and it does the rest. Views that are turned or go through RandAugment are cropped here and
-finished batch by batch, as in every loader.
+On a CPU the threads make whole views (`cpu_augment`); for a GPU they cut the crops, or copy the rows of stored pixels
+that it cuts them from itself. Either is copied there ahead of the step that wants it, and it does the rest. Views that
+are turned or go through RandAugment are cropped here and finished batch by batch, as in every loader.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 
 from ...cores import cores
 from ..images.budget import reserve
+from ..images.decode import DecodeError
 from ..images.planes import Planes
 from ..images.rules import keep_rules, rules
 from ..pixels.sidecars import Pixels
@@ -28,6 +29,7 @@ from ..views.cut import decode_fast
 from ..views.finish import cut_view, flips_early, places, rare_crop
 from .base import BaseLoader, Plan, color_table
 from .device import CopyStream, Sent
+from .packed import Packed
 
 AHEAD = 2  # batches in preparation while one is consumed
 CHUNK = 4  # images of one task: a task a piece would cost 20 us of the interpreter's lock each
@@ -42,10 +44,15 @@ class Buffers:
         self._options = {"size": shape, "dtype": dtype, "pin_memory": pin}
         self._free: list[np.ndarray] = []
 
-    def take(self) -> torch.Tensor:
-        """A tensor that is nobody else's until it and everything that shares its memory is gone."""
-        memory = self._free.pop() if self._free else torch.empty(**self._options).numpy()
-        lent = memory[:]
+    def take(self, length: int | None = None) -> torch.Tensor:
+        """A tensor that is nobody else's until it and everything that shares its memory is gone; `length` of the first
+        axis, where it is not always the same."""
+        memory = self._free.pop() if self._free else None
+        if memory is None or length is not None and len(memory) < length:
+            first, *rest = self._options["size"]
+            size = (first if length is None else length + length // 4, *rest)  # that few more are outgrown
+            memory = torch.empty(**self._options | {"size": size}).numpy()
+        lent = memory[:length]
         weakref.finalize(lent, self._free.append, memory).atexit = False
         return torch.from_numpy(lent)
 
@@ -54,7 +61,7 @@ class Coming(NamedTuple):
     """A batch in preparation."""
 
     plan: Plan
-    pixels: dict[ViewSpec, torch.Tensor]  # what is written by
+    pixels: dict[ViewSpec | Packed, torch.Tensor]  # crops or views, or the rows of all images; written by
     parts: list[Future]  # tasks, each of which returns whether it could
     sent: Future | None  # for a GPU: what `CopyStream` sends once all have; None where one could not
 
@@ -66,6 +73,7 @@ class CpuLoader(BaseLoader):
 
     _decode = staticmethod(decode_fast)
     _own_crop: Callable | None = None  # a subclass's way to make a crop, with the arguments of `cut_view`
+    _crops_on = ("cuda",)  # types of devices that cut crops from pixels
 
     def __init__(
         self, source, inputs, order, *, threads: int | None = None, pixels: Pixels | None = None, **rest
@@ -83,6 +91,8 @@ class CpuLoader(BaseLoader):
         pin = self.device.type == "cuda"  # copies to the device are then twice as fast, and nobody waits for them
         if pin:
             self._copies, self._sender = CopyStream(self.device), ThreadPoolExecutor(1, "headrace-copy")
+        self._rows = pixels is not None and self._cuts_there(pixels.form)
+        self._row_buffers = Buffers((0,), torch.uint8, pin)
         self._buffers = {
             view: Buffers(
                 (view.count * self.batch_size, view.size, view.size, view.channels),
@@ -105,9 +115,27 @@ class CpuLoader(BaseLoader):
     def _crops(self, coming: Coming) -> dict[str, torch.Tensor]:
         """What `_cut` gives, of a batch that is written."""
         there = coming.pixels if coming.sent is None else self._copies.receive(self._await(coming.sent))
+        if self._rows:
+            ((packed, pixels),) = there.items()
+            return self._cut_there(packed, pixels, coming.plan, torch.arange(len(coming.plan.ids)))
         return {
             view.name: images.permute(0, 3, 1, 2) if view in self._whole else images for view, images in there.items()
         }
+
+    def _cuts_there(self, form: str | None) -> bool:
+        """Whether the device itself cuts all crops, from pixels of that form."""
+        views = {view for kind in self.inputs.kinds for view in kind.views}
+        return (
+            self.device.type in self._crops_on
+            and form in ("rgb", "yuv420")
+            and self._own_crop is None
+            and rules().channels is None
+            and all(rare_crop(view) is None for view in views)
+        )
+
+    def _cut_there(self, packed: Packed, pixels: torch.Tensor, plan: Plan, ids: torch.Tensor) -> dict:
+        """`_crops` on the device, from the images `ids` of a buffer there."""
+        return {view.name: packed.crops(pixels, view, ids, plan.params[view.name].crop) for view in plan.inputs.views}
 
     def _await(self, future: Future):
         """The result of a future: a subclass may have reasons not to wait for ever."""
@@ -115,26 +143,32 @@ class CpuLoader(BaseLoader):
 
     def _prepare(self, step: int) -> Coming:
         plan = self._plan(step)
-        if self._pixels is not None:
-            self._ask(plan)
-        pixels = {view: self._buffers[view].take() for view in plan.inputs.views}
-        work = [self._work(view, plan, images.numpy()) for view, images in pixels.items()]
+        rows = None if self._pixels is None else self._rows_of(plan)
+        if rows is not None:
+            for index, held, some in zip(plan.ids.tolist(), plan.encoded, rows):
+                if _decoded(held):
+                    self._pixels.ask(index, *some)
+        if self._rows:
+            packed = Packed(self._pixels.form, plan.sizes, rows)
+            pixels = {packed: self._row_buffers.take(packed.length)}
+            out = pixels[packed].numpy()
+            work = [lambda image, b: packed.write(b, image, out)]
+        else:
+            pixels = {view: self._buffers[view].take() for view in plan.inputs.views}
+            work = [self._work(view, plan, images.numpy()) for view, images in pixels.items()]
         starts = range(0, len(plan.ids), CHUNK)
         parts = [self._cutters.submit(self._fill, plan, work, start) for start in starts]
         sent = None if self._sender is None else self._sender.submit(self._send, pixels, parts)
         return Coming(plan, pixels, parts, sent)
 
-    def _ask(self, plan: Plan) -> None:
-        """Of stored pixels a disk has to read no more than the rows of this step's crops."""
-        tops, bottoms = [0] * len(plan.ids), [None] * len(plan.ids)
-        if all(rare_crop(view) is None for view in plan.inputs.views):
-            crops = torch.cat([plan.params[view.name].crop for view in plan.inputs.views])  # (copies, B, 4)
-            tops, bottoms = crops[..., 1].amin(0).tolist(), (crops[..., 1] + crops[..., 3]).amax(0).tolist()
-        for index, held, top, bottom in zip(plan.ids.tolist(), plan.encoded, tops, bottoms):
-            if _decoded(held):
-                self._pixels.ask(index, top, bottom)
+    def _rows_of(self, plan: Plan) -> list[tuple[int, int | None]]:
+        """Of each image of a step, the rows that its crops are made of: the first, and the one behind the last."""
+        if any(rare_crop(view) is not None for view in plan.inputs.views):
+            return [(0, None)] * len(plan.ids)
+        crops = torch.cat([plan.params[view.name].crop for view in plan.inputs.views])  # (copies, B, 4)
+        return list(zip(crops[..., 1].amin(0).tolist(), (crops[..., 1] + crops[..., 3]).amax(0).tolist()))
 
-    def _send(self, pixels: dict[ViewSpec, torch.Tensor], parts: list[Future]) -> Sent | None:
+    def _send(self, pixels: dict[ViewSpec | Packed, torch.Tensor], parts: list[Future]) -> Sent | None:
         wait(parts)
         written = all(not part.cancelled() and part.exception() is None and part.result() for part in parts)
         return self._copies.send(pixels) if written else None
@@ -168,13 +202,20 @@ class CpuLoader(BaseLoader):
             with nullcontext() if _decoded(plan.encoded[b]) else reserve(self._deep * math.prod(plan.sizes[b])):
                 began, index = time.perf_counter(), int(plan.ids[b])
                 image = self._image(index, plan.encoded[b])
-                if image is None:  # set aside by now; `_cut` prepares the step again, without it
+                # One that is no image is set aside by now; `_cut` prepares the step again, without it.
+                if image is None or not self._is_of(index, image, plan.sizes[b]):
                     return False
                 for make in work:
                     make(image, b)
                 del image
                 self._spend(index, began)
         return True
+
+    def _is_of(self, index: int, image: np.ndarray | Planes, size: tuple[int, int]) -> bool:
+        """Whether an image is of the size that its crops were drawn for; else it is set aside."""
+        if image.shape[:2] != tuple(size):
+            self._reject(index, DecodeError(f"{image.shape[:2]} pixels, {size} in its header or its index"))
+        return image.shape[:2] == tuple(size)
 
     def _load(self, index: int):
         if self._pixels is None:

@@ -24,9 +24,11 @@ _THREADS = 16  # cold disks answer many at once
 
 
 class Pixels(Protocol):
-    """Where decoded images are, as a base class. `words` says so in the block at start-up."""
+    """Where decoded images are, as a base class. `words` says so in the block at start-up; `form` is the one of
+    `FORMATS` that all of them have, or None."""
 
     words: str
+    form: str | None
 
     def image(self, index: int) -> np.ndarray | Planes | None:
         """(H, W, 3) uint8 RGB, (H, W, C) uint16 or `Planes`, read-only; None for a sample that has none, which is for a
@@ -110,6 +112,7 @@ class Sidecars(MappedSource):
 
     def __init__(self, source: ShardSource, sidecars: Sequence[Sidecar]) -> None:
         self.request: Request = sidecars[0].request
+        self.form = self.request.format
         self.total = sum(one.head["bytes"] for one in sidecars)
         index = np.zeros(sum(len(one.rows) for one in sidecars), INDEX)
         index["shard"] = np.repeat(np.arange(len(sidecars)), [len(one.rows) for one in sidecars])
@@ -146,8 +149,9 @@ class Sidecars(MappedSource):
 
 
 def spans(form: str, size: int, height: int, width: int, top: int, bottom: int | None) -> list[tuple[int, int]]:
-    """The bytes of an image that some of its rows are made of: (first, end) of each run."""
-    if form == "deep" or bottom is None or bottom - top == height:
+    """The bytes of an image that some of its rows are made of: (first, end) of each run, one for each plane; one for
+    the image where all of it is wanted (`bottom` None), or it is deep."""
+    if form == "deep" or bottom is None:
         return [(0, size)]
     if form == "rgb":
         return [(3 * width * top, 3 * width * bottom)]
@@ -161,7 +165,7 @@ class _Picked(Pixels):
     """Those of a `Subset`."""
 
     def __init__(self, whole: Pixels, ids: Sequence[int]) -> None:
-        self._whole, self._ids, self.words = whole, ids, whole.words
+        self._whole, self._ids, self.words, self.form = whole, ids, whole.words, whole.form
 
     def image(self, index: int) -> np.ndarray | Planes | None:
         return self._whole.image(int(self._ids[index]))
@@ -179,6 +183,8 @@ class _Joined(Pixels):
     def __init__(self, parts: Sequence[Pixels], source: MixedSource) -> None:
         self._parts, self._origin, self._starts = parts, source.origin, source.starts
         self.words = "; ".join(dict.fromkeys(part.words for part in parts))
+        forms = {part.form for part in parts}
+        self.form = forms.pop() if len(forms) == 1 else None
 
     def image(self, index: int) -> np.ndarray | Planes | None:
         number = self._origin(index)

@@ -10,7 +10,9 @@ from headrace.errors import UserError
 from headrace.kernels import operator
 from headrace.kernels.check import check
 from headrace.kernels.crop_resize import crop_resize, reference
-from headrace.kernels.crop_resize.cases import CASES, MARGIN, draw
+from headrace.kernels.crop_resize.cases import CASES, MARGIN, draw, draw_planes
+from headrace.pipelines.images.planes import Planes, planes_size
+from headrace.pipelines.views.yuv import to_rgb
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # the CPU runs Triton's interpreter
 
@@ -53,6 +55,55 @@ def test_reference_without_antialiasing_is_interpolate(interpolation):
         planes = torch.from_numpy(crop.copy()).permute(2, 0, 1)[None].double()
         expected = F.interpolate(planes, (24, 24), mode=interpolation, align_corners=False)[0].permute(1, 2, 0)
         assert (ours - expected.clamp(0, 255)).abs().max() < 0.501
+
+
+@pytest.mark.parametrize("impl", ["reference", "triton"])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_crops_of_planes_are_those_of_the_images_as_rgb(impl, interpolation):
+    """Made RGB by other code and resized by Pillow: three roundings instead of one, of sums below 0 and above 255 too,
+    which those of planes keep until the end. Smooth colours, where that is all there is."""
+    torch.manual_seed(4)
+    images, offsets, widths, boxes, heights = draw_planes(24, (1, 60))
+    there, taken = images.clone(), []
+    for n, (height, width) in enumerate(zip(heights.tolist(), widths.tolist())):
+        start, size = int(offsets[n, 0]), planes_size(height, width)
+        y, x = np.mgrid[:height, :width] / 40
+        luma = 128 + 60 * np.sin(x + n) * np.cos(y)
+        y, x = np.mgrid[: (height + 1) // 2, : (width + 1) // 2] / 20
+        chroma = [128 + 50 * np.sin(x + turn) * np.cos(y + n) for turn in (0, 2)]
+        flat = np.concatenate([plane.round().astype(np.uint8).ravel() for plane in (luma, *chroma)])
+        there[start : start + size] = torch.from_numpy(flat)
+        taken.append(to_rgb(Planes(flat, height, width)))
+    arguments = [tensor.to(DEVICE) for tensor in (there, offsets, widths, boxes, heights)]
+    found = crop_resize(*arguments, size=24, interpolation=interpolation, impl=impl).cpu().numpy()
+    differences = []
+    for ours, pixels, (left, top, w, h) in zip(found, taken, boxes.tolist(), strict=True):
+        crop = Image.fromarray(pixels[top : top + h, left : left + w])
+        expected = np.asarray(crop.resize((24, 24), Image.Resampling[interpolation.upper()]))
+        differences.append(np.abs(ours.astype(int) - expected))
+    assert np.max(differences) <= 2 and np.mean(differences) < 0.25
+
+
+@pytest.mark.parametrize("impl", ["reference", "triton"])
+def test_rows_that_no_crop_reads_may_be_missing(impl):
+    """Of planes those of the box, and of chroma one more on either side; offsets are then below 0."""
+    torch.manual_seed(2)
+    images, offsets, widths, boxes, heights = draw_planes(6, (8, 40), 3)
+    expected = crop_resize(*(tensor.to(DEVICE) for tensor in (images, offsets, widths, boxes, heights)), size=8)
+    parts, moved, end = [], offsets.clone(), 0
+    for n, (width, height, (_, top, _, rows)) in enumerate(zip(widths.tolist(), heights.tolist(), boxes.tolist())):
+        for plane in range(3):
+            pitch = (width + 1) // 2 if plane else width
+            first, last = (top, top + rows) if not plane else (max(top - 1, 0) // 2, (top + rows) // 2 + 1)
+            last = min(last, (height + 1) // 2 if plane else height)
+            start = int(offsets[n, plane])
+            parts.append(images[start + first * pitch : start + last * pitch])
+            moved[n, plane] = end - first * pitch
+            end += len(parts[-1])
+    assert int(moved.min()) < 0 and end < 0.8 * len(images)
+    less = torch.cat([*parts, torch.zeros(-end % 4, dtype=torch.uint8)])[:end]
+    found = crop_resize(*(t.to(DEVICE) for t in (less, moved, widths, boxes, heights)), size=8, impl=impl)
+    assert (found.int() - expected.int()).abs().max() <= 1 and (found != expected).float().mean() < 2e-3
 
 
 def test_no_case_hangs_on_a_rounding(monkeypatch):
@@ -123,6 +174,8 @@ def test_one_tensor_of_images_and_boxes_as_large_as_the_crop(impl):
         ({"boxes": torch.zeros(2, 4, dtype=torch.int32)}, "these are (1,), (1,), (2, 4)"),
         ({"interpolation": "nearest"}, "not 'nearest'"),
         ({"interpolation": "lanczos", "antialias": False}, "with antialias=False"),
+        ({"heights": torch.full((1,), 4)}, "(N, 3), (N,), (N, 4), (N,) of planes, these are (1,), (1,), (1, 4), (1,)"),
+        ({"offsets": torch.zeros(1, 3), "heights": torch.full((1,), 4), "antialias": False}, "make RGB of them first"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(change, words):

@@ -197,7 +197,7 @@ def test_images_kept_on_the_device_are_decoded_by_all_threads_and_written_beside
     names, second = set(), threading.Event()
 
     class Keeps(MemoryLoader):
-        _keeps_on = ("cpu",)
+        _crops_on = ("cpu",)
 
         def _image(self, index, held):
             raise AssertionError("that of images on the host")

@@ -120,7 +120,7 @@ def test_memory_holds_what_the_sidecar_has(form, tars, tmp_path):
         same(one, other)
 
     class KeepsThere(MemoryLoader):
-        _keeps_on = ("cpu",)
+        _crops_on = ("cpu",)
 
     there, _ = batches(KeepsThere, source, INPUTS, 3, **options)
     assert torch.equal(there[0].ids, fresh[0].ids)
