@@ -40,8 +40,8 @@ METHODS = {  # recipe and what makes DINO's of the same size as the others', whi
     "DINOv2": ("dinov2_vit-tiny_cifar10", ()),
     "DINOv3": ("dinov3_vit-tiny_cifar10", ()),
 }
-_DINO = ("algorithm.prototypes=1024", "algorithm.small.count=4", "algorithm.momentum=0.99", "optim.lr=1e-3")
-_DINO += ("algorithm.teacher_temperature=0.02", "algorithm.teacher_temperature_from=0.02")
+_DINO = ("algorithm.prototypes=128", "algorithm.small.count=4", "algorithm.momentum=0.99", "optim.lr=1e-3")
+_DINO += ("algorithm.teacher_temperature=0.03", "algorithm.teacher_temperature_from=0.03")
 _DINO += ("optim.lr_batch=null", "optim.warmup=0.1", "algorithm.backbone.drop_path=0.0", "optim.weight_decay_end=0.1")
 CONTINUED = {  # how a run goes on
     "as it comes": (),

@@ -25,10 +25,10 @@ _THREADS = 16  # cold disks answer many at once
 
 class Pixels(Protocol):
     """Where decoded images are, as a base class. `words` says so in the block at start-up; `form` is the one of
-    `FORMATS` that all of them have, or None."""
+    `FORMATS` that all of them have, None where they differ or nobody says."""
 
     words: str
-    form: str | None
+    form: str | None = None
 
     def image(self, index: int) -> np.ndarray | Planes | None:
         """(H, W, 3) uint8 RGB, (H, W, C) uint16 or `Planes`, read-only; None for a sample that has none, which is for a

@@ -140,7 +140,7 @@ class _Made(Pixels):
     words = "in memory"
 
     def __init__(self, source: ByteSource, form: str) -> None:
-        self._images = []
+        self.form, self._images = form, []
         for index in range(len(source)):
             encoded = source.read(index)
             image = cut.decode_fast(encoded)
