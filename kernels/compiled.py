@@ -41,7 +41,8 @@ class Custom:
     `torch.compile`, dispatch modes (fake tensors, counting, selective checkpoints), `torch.func` and subclasses of
     tensors see the operator (`op`). All other calls are those of the function itself, with the same backward in an
     autograd function: the way through torch's dispatcher, in Python, costs as much time of the host as a whole forward
-    of window attention. Arguments are positional, and tensors among them are no lists.
+    of window attention. Arguments are positional, and tensors among them are no lists. (A `triton_op` can be neither
+    traced nor checked on a machine without a GPU driver.)
     """
 
     def __init__(self, name: str, function: Callable) -> None:

@@ -114,7 +114,6 @@ def _tile(kernel: str, values: int) -> dict[str, int]:
     return {"BLOCK": block, **tile("patch_loss", f"{kernel} {block}", {"num_warps": warps})}
 
 
-# A custom_op and not a triton_op: the latter can be neither traced nor checked on a machine without a GPU driver.
 @custom("patch_loss")
 def _forward(
     images: Tensor, prediction: Tensor, hidden: Tensor, patch_size: int, normalize: bool, absolute: bool, eps: float
