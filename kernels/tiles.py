@@ -33,7 +33,7 @@ def tile(op: str, key: str, default: Tile) -> Tile:
     """The configuration of one kernel launch: that of `tune`, of the operator's table for this GPU, or the default."""
     if _pretended:
         return _table(op).get(_pretended, {}).get(key, default)
-    device = torch.cuda.current_device() if torch.cuda.is_available() else None
+    device = torch.cuda.current_device() if torch.cuda.is_initialized() else None  # where tensors of a GPU are
     chosen = _trial.get((op, key)) or _known(op, device).get(key, default)
     _asked[op, key] = chosen
     return chosen
