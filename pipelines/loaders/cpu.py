@@ -123,14 +123,15 @@ class CpuLoader(BaseLoader):
         }
 
     def _cuts_there(self, form: str | None) -> bool:
-        """Whether the device itself cuts all crops, from pixels of that form."""
+        """Whether the device itself cuts all crops, from pixels of that form: of planes none without antialiasing."""
         views = {view for kind in self.inputs.kinds for view in kind.views}
         return (
             self.device.type in self._crops_on
             and form in ("rgb", "yuv420")
             and self._own_crop is None
             and rules().channels is None
-            and all(rare_crop(view) is None for view in views)
+            and not any(view.crop == "window" or view.interpolation == "lanczos" for view in views)
+            and (form == "rgb" or all(view.antialias for view in views))
         )
 
     def _cut_there(self, packed: Packed, pixels: torch.Tensor, plan: Plan, ids: torch.Tensor) -> dict:

@@ -1,5 +1,7 @@
 """Stored pixels whose crops a GPU cuts: rows of them on their way there, and images that stay there."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -74,6 +76,20 @@ def test_images_kept_there_are_kept_as_they_are_stored_and_nowhere_else(stored):
     stored_bytes = sum(3 * h * w if pixels.form == "rgb" else planes_size(h, w) for h, w in sides)
     assert stored_bytes <= there._images.pixels.numel() < stored_bytes + 4
     assert there._pixels._kept == {}
+
+
+@pytest.mark.parametrize("kind", [CutsThere, KeepsThere])
+def test_crops_without_antialiasing_are_cut_there_from_rgb_and_here_from_planes(kind, stored):
+    """By PyTorch's own resize here, which rounds halves to even."""
+    inputs = InputSpec((dataclasses.replace(SMALL, antialias=False),))
+    there, found = batches(kind, *stored, inputs=inputs)
+    assert (there._rows, getattr(there, "_images", True) is not None) == (
+        (True, True) if stored[1].form == "rgb" else (False, kind is CutsThere)
+    )
+    expected = batches(CpuLoader, *stored, inputs=inputs)[1]
+    for ours, theirs in zip(found, expected, strict=True):
+        apart = (ours.views["small"] - theirs.views["small"]).abs()
+        assert apart.max() < 1.01 and (apart > 0.5).float().mean() < 2e-2
 
 
 def test_no_other_rows_are_sent(stored, monkeypatch):
