@@ -244,7 +244,10 @@ def _every_other(tensor: Tensor) -> Tensor:
 def _same_bits(a: Tensor | None, b: Tensor | None) -> bool:
     if a is None or b is None:
         return a is b
-    return torch.equal(*(tensor.reshape(-1).view(torch.uint8) for tensor in (a, b)))
+    whole = (
+        tensor.clone(memory_format=torch.contiguous_format) for tensor in (a, b)
+    )  # a single value keeps any stride
+    return torch.equal(*(tensor.view(-1).view(torch.uint8) for tensor in whole))
 
 
 @contextmanager

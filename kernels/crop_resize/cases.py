@@ -67,8 +67,8 @@ CASES = (
     _case("s12-strips", 0, 2, (1, 12), size=12, interpolation="bicubic", antialias=True),
     _case("s10-plain-bilinear", 0, 2, (8, 30), size=10, interpolation="bilinear", antialias=False),
     _case("s10-plain-bicubic", 0, 2, (8, 30), size=10, interpolation="bicubic", antialias=False),
-    _case("s16-planes", 0, 2, (16, 30), 12, planes=True, size=16, interpolation="bilinear"),
-    _case("s9-planes-bicubic", 0, 3, (3, 20), planes=True, size=9, interpolation="bicubic"),
-    _case("s8-planes-larger", 0, 3, (1, 7), before=3, planes=True, size=8, interpolation="bilinear"),
+    _case("s16-planes", 1, 1, (16, 30), 12, planes=True, size=16, interpolation="bilinear"),
+    _case("s9-planes-bicubic", 0, 2, (3, 20), planes=True, size=9, interpolation="bicubic"),
+    _case("s8-planes-larger", 0, 2, (1, 7), before=3, planes=True, size=8, interpolation="bilinear"),
     _case("s6-lanczos", 0, 2, (8, 20), size=6, interpolation="lanczos", antialias=True),
 )

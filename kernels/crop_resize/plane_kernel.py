@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from . import reference
-from .taps import byte, first_tap, shifted, store_tile, to_byte, weight_at
+from .taps import byte, first_tap, shifted, store_tile, tile_of, to_byte, weight_at
 
 _CR_RED, _CB_GREEN = tl.constexpr(reference.CR_RED), tl.constexpr(reference.CB_GREEN)
 _CR_GREEN, _CB_BLUE = tl.constexpr(reference.CR_GREEN), tl.constexpr(reference.CB_BLUE)
@@ -79,14 +79,8 @@ def plane_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    ACROSS: tl.constexpr = (SIZE + COLUMNS - 1) // COLUMNS
-    TILES: tl.constexpr = ACROSS * ((SIZE + ROWS - 1) // ROWS)
-    program = tl.program_id(0)
-    crop = (program // TILES).to(tl.int64)
-    first_y, first_x = program % TILES // ACROSS * ROWS, program % TILES % ACROSS * COLUMNS
+    crop, first_y, first_x, left, top, width, height = tile_of(boxes, SIZE, ROWS, COLUMNS)
     y, x = first_y + tl.arange(0, ROWS), first_x + tl.arange(0, COLUMNS)
-    left, top = tl.load(boxes + crop * 4).to(tl.int32), tl.load(boxes + crop * 4 + 1).to(tl.int32)
-    width, height = tl.load(boxes + crop * 4 + 2).to(tl.int32), tl.load(boxes + crop * 4 + 3).to(tl.int32)
     pitch, lines = tl.load(widths + crop).to(tl.int32), tl.load(heights + crop).to(tl.int32)
 
     scale_x, scale_y = width.to(tl.float32) / SIZE, height.to(tl.float32) / SIZE

@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .taps import byte, first_tap, shifted, store_tile, to_byte, weight_at
+from .taps import byte, first_tap, shifted, store_tile, tile_of, to_byte, weight_at
 
 
 @triton.jit
@@ -37,17 +37,10 @@ def crop_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    ACROSS: tl.constexpr = (SIZE + COLUMNS - 1) // COLUMNS
-    TILES: tl.constexpr = ACROSS * ((SIZE + ROWS - 1) // ROWS)
-    program = tl.program_id(0)
-    # 64 bit: the images of a data set are more bytes than an int32 can count.
-    crop = (program // TILES).to(tl.int64)
-    first_y, first_x = program % TILES // ACROSS * ROWS, program % TILES % ACROSS * COLUMNS
+    crop, first_y, first_x, left, top, width, height = tile_of(boxes, SIZE, ROWS, COLUMNS)
     y, x = first_y + tl.arange(0, ROWS), first_x + tl.arange(0, COLUMNS)
-    left, top = tl.load(boxes + crop * 4).to(tl.int64), tl.load(boxes + crop * 4 + 1).to(tl.int64)
-    width, height = tl.load(boxes + crop * 4 + 2).to(tl.int32), tl.load(boxes + crop * 4 + 3).to(tl.int32)
     pitch = tl.load(widths + crop).to(tl.int32)
-    corner = (images + tl.load(offsets + crop) + (top * pitch + left) * 3).to(tl.int64)
+    corner = (images + tl.load(offsets + crop) + (top.to(tl.int64) * pitch + left) * 3).to(tl.int64)
     words, skew = (corner & -4).to(tl.pointer_type(tl.uint32)), (corner & 3).to(tl.int32)
 
     scale_x, scale_y = width.to(tl.float32) / SIZE, height.to(tl.float32) / SIZE

@@ -12,6 +12,19 @@ _ROUND = tl.constexpr(reference.ROUND)
 
 
 @triton.jit
+def tile_of(boxes, SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """What a program makes: the number of its crop, the first row and column of its tile; and the crop's box."""
+    ACROSS: tl.constexpr = (SIZE + COLUMNS - 1) // COLUMNS
+    TILES: tl.constexpr = ACROSS * ((SIZE + ROWS - 1) // ROWS)
+    number = tl.program_id(0) % TILES
+    # 64 bit: the images of a data set are more bytes than an int32 can count.
+    crop = (tl.program_id(0) // TILES).to(tl.int64)
+    left, top = tl.load(boxes + crop * 4).to(tl.int32), tl.load(boxes + crop * 4 + 1).to(tl.int32)
+    width, height = tl.load(boxes + crop * 4 + 2).to(tl.int32), tl.load(boxes + crop * 4 + 3).to(tl.int32)
+    return crop, number // ACROSS * ROWS, number % ACROSS * COLUMNS, left, top, width, height
+
+
+@triton.jit
 def weight_at(distance, RADIUS: tl.constexpr, ANTIALIAS: tl.constexpr):
     """Weight, not normalised, of a pixel at so many pixels of the narrower side."""
     d = tl.abs(distance)

@@ -63,7 +63,7 @@ def test_crops_of_planes_are_those_of_the_images_as_rgb(impl, interpolation):
     """Made RGB by other code and resized by Pillow: three roundings instead of one, of sums below 0 and above 255 too,
     which those of planes keep until the end. Smooth colours, where that is all there is."""
     torch.manual_seed(4)
-    images, offsets, widths, boxes, heights = draw_planes(24, (1, 60))
+    images, offsets, widths, boxes, heights = draw_planes(24 if impl == "reference" else 5, (1, 60))
     there, taken = images.clone(), []
     for n, (height, width) in enumerate(zip(heights.tolist(), widths.tolist())):
         start, size = int(offsets[n, 0]), planes_size(height, width)
@@ -75,11 +75,11 @@ def test_crops_of_planes_are_those_of_the_images_as_rgb(impl, interpolation):
         there[start : start + size] = torch.from_numpy(flat)
         taken.append(to_rgb(Planes(flat, height, width)))
     arguments = [tensor.to(DEVICE) for tensor in (there, offsets, widths, boxes, heights)]
-    found = crop_resize(*arguments, size=24, interpolation=interpolation, impl=impl).cpu().numpy()
+    found = crop_resize(*arguments, size=16, interpolation=interpolation, impl=impl).cpu().numpy()
     differences = []
     for ours, pixels, (left, top, w, h) in zip(found, taken, boxes.tolist(), strict=True):
         crop = Image.fromarray(pixels[top : top + h, left : left + w])
-        expected = np.asarray(crop.resize((24, 24), Image.Resampling[interpolation.upper()]))
+        expected = np.asarray(crop.resize((16, 16), Image.Resampling[interpolation.upper()]))
         differences.append(np.abs(ours.astype(int) - expected))
     assert np.max(differences) <= 2 and np.mean(differences) < 0.25
 
@@ -88,7 +88,7 @@ def test_crops_of_planes_are_those_of_the_images_as_rgb(impl, interpolation):
 def test_rows_that_no_crop_reads_may_be_missing(impl):
     """Of planes those of the box, and of chroma one more on either side; offsets are then below 0."""
     torch.manual_seed(2)
-    images, offsets, widths, boxes, heights = draw_planes(6, (8, 40), 3)
+    images, offsets, widths, boxes, heights = draw_planes(4, (12, 40), 3)
     expected = crop_resize(*(tensor.to(DEVICE) for tensor in (images, offsets, widths, boxes, heights)), size=8)
     parts, moved, end = [], offsets.clone(), 0
     for n, (width, height, (_, top, _, rows)) in enumerate(zip(widths.tolist(), heights.tolist(), boxes.tolist())):
@@ -100,7 +100,7 @@ def test_rows_that_no_crop_reads_may_be_missing(impl):
             parts.append(images[start + first * pitch : start + last * pitch])
             moved[n, plane] = end - first * pitch
             end += len(parts[-1])
-    assert int(moved.min()) < 0 and end < 0.8 * len(images)
+    assert int(moved.min()) < 0 and end < 0.9 * len(images)
     less = torch.cat([*parts, torch.zeros(-end % 4, dtype=torch.uint8)])[:end]
     found = crop_resize(*(t.to(DEVICE) for t in (less, moved, widths, boxes, heights)), size=8, impl=impl)
     assert (found.int() - expected.int()).abs().max() <= 1 and (found != expected).float().mean() < 2e-3
