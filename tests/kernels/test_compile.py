@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from headrace.kernels import operator, operator_names, use
 from headrace.kernels.check import values_and_gradients
+from headrace.kernels.compiled import custom
 from headrace.kernels.patch_loss import patch_loss
 from headrace.kernels.patch_loss.reference import patch_loss as reference
 
@@ -86,6 +87,45 @@ def test_custom_operators_keep_their_contract(name):
         # What the backward runs inside of autograd has no gradient of its own; nobody writes what nobody reads, so
         # values of two runs are not compared here.
         torch.library.opcheck(function, tensors, options, test_utils=("test_schema", "test_faketensor"))
+
+
+@custom("test_cubed")
+def cubed(x: torch.Tensor, factor: float) -> torch.Tensor:
+    return factor * x**3
+
+
+cubed.register_fake(lambda x, factor: torch.empty_like(x))
+cubed.register_autograd(
+    lambda ctx, grad: (grad * ctx.factor * 3 * ctx.saved_tensors[0] ** 2, None),
+    setup_context=lambda ctx, inputs, output: (ctx.save_for_backward(inputs[0]), setattr(ctx, "factor", inputs[1])),
+)
+
+
+def test_an_operator_is_torchs_only_where_torch_looks(monkeypatch):
+    asked, op = [], cubed.op
+    monkeypatch.setattr(cubed, "op", lambda *args: asked.append(args) or op(*args))
+    x = torch.tensor([1.0, -2.0, 3.0], requires_grad=True)
+    (gradient,) = torch.autograd.grad(cubed(x, 2.0).sum(), x)
+    assert torch.equal(gradient, 6 * x**2) and torch.equal(cubed(x.detach(), 2.0), 2 * x.detach() ** 3)
+    with torch.no_grad():
+        assert not cubed(x, 2.0).requires_grad
+    assert asked == []
+    with Custom() as seen:
+        (under_a_mode,) = torch.autograd.grad(cubed(x, 2.0).sum(), x)
+    assert len(asked) == len(seen.calls) == 1 and torch.equal(under_a_mode, gradient)
+    marked = torch.Tensor._make_subclass(type("Marked", (torch.Tensor,), {}), x.detach())
+    assert torch.equal(cubed(marked, 2.0), 2 * x.detach() ** 3) and len(asked) == 2
+
+
+@custom("test_halved")
+def halved(x: torch.Tensor) -> torch.Tensor:
+    return x / 2
+
+
+def test_one_without_a_backward_is_not_differentiated_in_silence():
+    assert torch.equal(halved(torch.ones(2)), torch.full((2,), 0.5))
+    with pytest.raises(RuntimeError, match="no autograd formula was registered"):
+        halved(torch.ones(2, requires_grad=True)).sum().backward()
 
 
 def inputs():
