@@ -79,10 +79,12 @@ def executed_case(
     """`_check_case` with the kernels executed for `target`, and what they did to memory as checks of their own."""
     from .proof.launches import executed
 
-    fault = ""
+    fault, raised = "", False
     with executed(target) as findings:
         try:
-            yield from _check_case(op, chosen, args, kwargs)
+            for outcome in _check_case(op, chosen, args, kwargs):
+                raised |= outcome[0] == "runs"
+                yield outcome
         except Fault as found:
             fault = str(found)
         except NotCovered as refused:
@@ -91,6 +93,8 @@ def executed_case(
                 "instructions of docs/kernels.md that can be executed"
             ) from None
     if not findings.launches and not fault:
+        if raised:  # a kernel that does not compile, say
+            return
         raise UserError(
             f"check --execute {target}: {op.name}={chosen.name} launched no Triton kernel, so nothing was executed; "
             "check it without --execute"

@@ -32,6 +32,7 @@ COMMANDS = {  # name -> arguments of `headrace kernels check`, its exit code
     "all": (CHECK, 0),
     "race": (("patch_loss", "mine.mine", *CHECK), 1),
     "mended": (("patch_loss", "mended.mine", *CHECK), None),
+    "broken": (("patch_loss", "broken.mine", *CHECK), 1),
     "guide": (("window_attention", "my_triton.attention", *CHECK), 0),
     "no kernel": (("patch_loss", "reference", *CHECK), 2),
     "alone": (("patch_loss", "--pessimistic"), 2),
@@ -104,6 +105,7 @@ def carried_out(tmp_path_factory):
     (folder / "mine.py").write_text(USERS)
     mended = USERS.replace("    before = tl.load(loss)\n", "")
     (folder / "mended.py").write_text(mended.replace("tl.store(loss, before + error)", "tl.atomic_add(loss, error)"))
+    (folder / "broken.py").write_text(USERS.replace("before = tl.load(loss)", "before = tl.load(loss) + nothing"))
     for name in ("my_attention.py", "my_triton.py"):
         block = re.search(rf"```python\n(# {name}\n.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
         (folder / name).write_text(block.group(1))
@@ -142,6 +144,11 @@ def test_a_race_in_a_users_kernel_is_told_with_its_line(carried_out):
     out = carried_out[0]["race"]
     assert re.search(rf"patch_loss mine p16-bf16: race in `loss`: .* at mine.py:({line}|{line - 1}) ", out), out
     assert "race in" not in carried_out[0]["mended"], carried_out[0]["mended"]
+
+
+def test_a_kernel_that_does_not_compile_is_told_as_that(carried_out):
+    out = carried_out[0]["broken"]
+    assert "runs: CompilationError" in out and "nothing is not defined" in out
 
 
 def test_the_guides_kernel(carried_out):
