@@ -16,33 +16,33 @@ MARGIN = 1.5e-4  # grey levels; float32 sums of a few dozen taps are within 5e-5
 def draw(count: int, sides: tuple[int, int], smallest: int = 1, *, before: int = 0) -> tuple[torch.Tensor, ...]:
     """(images, offsets, widths, boxes): `count` images with sides in the range, at so many bytes from the beginning of
     their memory; no box is below `smallest`."""
-    sizes = torch.randint(sides[0], sides[1] + 1, (count, 2), device="cpu")
+    sizes, boxes, images = _drawn(count, sides, smallest, before)
     lengths = 3 * sizes.prod(1)
-    images = _bytes(int(lengths.sum()), before)
-    extent = smallest + (torch.rand(count, 2, device="cpu") * (sizes - smallest + 1)).long()
-    corner = (torch.rand(count, 2, device="cpu") * (sizes - extent + 1)).long()
-    boxes = torch.cat([corner.flip(1), extent.flip(1)], dim=1).to(torch.int32)
     small = (lengths.cumsum(0) - lengths, sizes[:, 1].to(torch.int32), boxes)
     return images, *(tensor.to(images.device) for tensor in small)
 
 
 def draw_planes(count: int, sides: tuple[int, int], smallest: int = 1, *, before: int = 0) -> tuple[torch.Tensor, ...]:
     """(images, offsets, widths, boxes, heights), as `draw`, of planes: each its luma, Cb and Cr."""
-    _, _, *known = draw(count, sides, smallest)
-    widths, boxes = (tensor.cpu() for tensor in known)
-    heights = boxes[:, 1] + boxes[:, 3] + torch.randint(0, 3, (count,), dtype=torch.int32, device="cpu")
-    luma, chroma = heights.long() * widths, (heights.long() + 1) // 2 * ((widths.long() + 1) // 2)
+    sizes, boxes, images = _drawn(count, sides, smallest, before)
+    luma, chroma = sizes.prod(1), ((sizes + 1) // 2).prod(1)
     lengths = torch.stack([luma, chroma, chroma], 1)
     ends = lengths.flatten().cumsum(0).view(-1, 3)
-    images = _bytes(int(ends[-1, -1]), before)
+    heights, widths = (side.to(torch.int32) for side in sizes.unbind(1))
+    images = images[: int(ends[-1, -1])]
     return images, *(tensor.to(images.device) for tensor in (ends - lengths, widths, boxes, heights))
 
 
-def _bytes(total: int, before: int) -> torch.Tensor:
-    """Noise, at so many bytes from the beginning of its memory."""
+def _drawn(count: int, sides: tuple[int, int], smallest: int, before: int) -> tuple[torch.Tensor, ...]:
+    """(height, width) of images and boxes in them, on the CPU; noise, three bytes a pixel."""
+    sizes = torch.randint(sides[0], sides[1] + 1, (count, 2), device="cpu")
+    total = int(3 * sizes.prod(1).sum())
     whole = -(-(before + total) // 4) * 4  # as the loader has them: the last word is all theirs
     images = torch.empty(whole, dtype=torch.uint8)[before : before + total]
-    return images.copy_(torch.randint(0, 256, (total,), dtype=torch.uint8))
+    images.copy_(torch.randint(0, 256, (total,), dtype=torch.uint8))
+    extent = smallest + (torch.rand(count, 2, device="cpu") * (sizes - smallest + 1)).long()
+    corner = (torch.rand(count, 2, device="cpu") * (sizes - extent + 1)).long()
+    return sizes, torch.cat([corner.flip(1), extent.flip(1)], dim=1).to(torch.int32), images
 
 
 def _case(
