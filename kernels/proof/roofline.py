@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
 import torch
+from torch.overrides import TorchFunctionMode
 
 from ..registry import Case, Operator, operator, operator_names
 from .execute import launch, translated
@@ -112,6 +113,16 @@ def unwritten() -> Iterator[None]:
             patch.stop()
 
 
+class _Indices(TorchFunctionMode):
+    """New memory of integers reads as zero: no launch writes it here, and host code may look up what it says."""
+
+    def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        made = function(*args, **(kwargs or {}))
+        if function in (torch.empty, torch.empty_like, torch.Tensor.new_empty) and not made.is_floating_point():
+            made.zero_()
+        return made
+
+
 def rows(target: str, names: list[str], only: str = "") -> Iterator[Row]:
     """The forward and, where there is one, the backward of each workload of these operators."""
     gpu = GPUS[target]
@@ -141,7 +152,7 @@ def _workload(op: Operator, case: Case, target: str, gpu: GPU, targets: tuple[fl
         arg if arg is None else arg.detach().requires_grad_(number in op.gradient_positions)
         for number, arg in enumerate(args)
     )
-    with taken(target, take, gpu.processors):
+    with taken(target, take, gpu.processors), _Indices():
         result = op.run("triton", function, leaves, kwargs)
         phase[0] = "backward"
         outputs = [one for one in (result if isinstance(result, tuple) else (result,)) if one.requires_grad]
