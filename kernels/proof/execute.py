@@ -15,7 +15,6 @@ from .expressions import size
 from .memory import Findings, Global
 from .translate import Translator
 
-LONG = 1 << 17  # instructions of a thread: some seconds
 SPACES = {"ld": ("global", "shared"), "st": ("global", "shared"), "atom": ("global",), "red": ("global",)}
 
 
@@ -54,8 +53,8 @@ def launch(
         values: a bit pattern for each parameter of the PTX.
         tensors: (name, tensor) of all memory that it may touch: the storages they lie in.
         findings: gets what is wrong.
-        sample: run as many blocks as go at once, evenly spread over the grid, or a single one that takes `LONG`, and
-            look neither for races nor for unwritten reads.
+        sample: run as many blocks as go at once, evenly spread over the grid (their shares of the work may differ by
+            a lot), and look neither for races nor for unwritten reads.
 
     Raises:
         Fault: an access out of bounds, misaligned; a barrier or an instruction of a whole warp that threads part at.
@@ -78,17 +77,14 @@ def launch(
         step = next(step for step in range(int(0.618 * len(blocks)), 2 * len(blocks)) if gcd(step, len(blocks)) == 1)
         blocks = np.arange(at_once) * step % len(blocks)
     visits: Counter[int] = Counter()
-    taken = np.split(blocks, [1] if sample and len(blocks) > 1 else range(at_once, len(blocks), at_once))
     with np.errstate(all="ignore"):
-        for own in taken:
+        for first in range(0, len(blocks), at_once):
+            own = blocks[first : first + at_once]
             chunk = Chunk(own, (x, y, z), kernel.program.threads, memory, shared, grains["shared"], findings,
                           kernel.program.local)  # fmt: skip
             kernel.run(chunk, parameters)
             chunk.shared.wait_for_reads(0)
             visits.update(chunk.visits)
-            executed = sum(count * kernel.sizes[number] for number, count in chunk.visits.items())
-            if sample and executed > LONG * chunk.lanes:
-                break
     findings.launches += 1
     findings.blocks += len(blocks)
     return visits
