@@ -60,7 +60,7 @@ HEAVY = {  # third-party package -> the files that are about it
         *("kernels/biased_attention/two_pass.py", "kernels/biased_attention/launches.py"),
         *("kernels/proof/launches.py", "kernels/proof/sass.py", "kernels/augment/interleaved.py"),
         *("kernels/crop_resize/taps.py", "kernels/crop_resize/rgb_kernel.py", "kernels/crop_resize/plane_kernel.py"),
-        "benchmarks/host_worker.py",
+        *("kernels/window_attention/window_kernels.py", "benchmarks/host_worker.py"),
     },
     "webdataset": {"pipelines/loaders/stream.py", "benchmarks/peers/tars.py"},
     "simplejpeg": {"pipelines/views/cut.py", "pipelines/images/reduced.py"},

@@ -99,17 +99,7 @@ def _check(
         )
 
 
-def _shape_class(
-    images: Tensor,
-    offsets: Tensor,
-    widths: Tensor,
-    boxes: Tensor,
-    heights: Tensor | None = None,
-    *,
-    size: int,
-    interpolation: str,
-    **options,
-) -> ShapeClass:
+def _shape_class(images: Tensor, *others: Tensor | None, size: int, interpolation: str, **options) -> ShapeClass:
     return images.device.type, images.dtype, size, RADIUS[interpolation]
 
 

@@ -24,8 +24,8 @@ from .launches import Launch, executed
 from .ptx import Fault
 
 SUBJECTS = (  # operator, case, kernel: products by tensor cores, asynchronous copies, sums over a block, masks
-    ("window_attention", "w7-shift-bf16", "_forward_kernel"),
-    ("window_attention", "w4-groups-of-each", "_backward_kernel"),
+    ("window_attention", "w7-shift-bf16", "forward_kernel"),
+    ("window_attention", "w4-groups-of-each", "backward_kernel"),
     ("info_nce", "queue-d32-fp16", "_pass_kernel"),
     ("prototype_ce", "dino", "_student_kernel"),
     ("patch_loss", "p14-odd-grid", "_forward_kernel"),

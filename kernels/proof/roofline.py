@@ -199,7 +199,8 @@ def _executed(code: Code, kernel: Translator, visits: dict[int, float]) -> float
     the PTX's as it has more accesses and special functions. Where loops do not correspond, the machine code as a whole
     is taken to be executed as the PTX as a whole.
     """
-    sizes, ends = kernel.sizes, [*kernel.starts[1:], len(kernel.program.instructions)]
+    ends = [*kernel.starts[1:], len(kernel.program.instructions)]
+    sizes = [end - start for start, end in zip(kernel.starts, ends, strict=True)]
     loops = _loops(kernel)
     if len(loops) != len(code.loops):
         share = sum(visits.get(block, 0) * size for block, size in enumerate(sizes)) / sum(sizes)

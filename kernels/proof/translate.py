@@ -44,8 +44,6 @@ class Translator:
         self.tables = {name: np.array(values, np.uint8) for name, values in program.tables.items()}
         self.starts = program.starts
         self.number = {start: number for number, start in enumerate(self.starts)}
-        ends = [*self.starts[1:], len(program.instructions)]
-        self.sizes = [end - start for start, end in zip(self.starts, ends, strict=True)]  # instructions of each block
         self.place = {number: place for place, number in enumerate(arranged(program.successors()))}
         self.constants: dict[str, str] = {}
         self.lines: list[str] = []

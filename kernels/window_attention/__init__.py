@@ -9,8 +9,8 @@ of its window; the result is rolled back. For the query at (y_i, x_i) and the ke
 M is 0; -100 between tokens that only the roll made neighbours (Swin); -inf between tokens of different groups (the two
 images of MixMIM). -100 and not -inf because Swin's weights were trained with it.
 
-`reference.py` says it in plain PyTorch; `triton_impl.py` does it where the tokens lie: nothing is rolled, cut or masked
-in memory, no matrix of N x N is stored, and the table's gradient has the same bits each time.
+`reference.py` says it in plain PyTorch; `triton_impl.py`, by `window_kernels.py`, does it where the tokens lie: nothing
+is rolled, cut or masked in memory, no matrix of N x N is stored, and the table's gradient has the same bits each time.
 """
 
 from __future__ import annotations

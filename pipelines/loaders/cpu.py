@@ -152,8 +152,7 @@ class CpuLoader(BaseLoader):
         if self._rows:
             packed = Packed(self._pixels.form, plan.sizes, rows)
             pixels = {packed: self._row_buffers.take(packed.length)}
-            out = pixels[packed].numpy()
-            work = [lambda image, b: packed.write(b, image, out)]
+            work = [self._pack(packed, pixels[packed].numpy())]
         else:
             pixels = {view: self._buffers[view].take() for view in plan.inputs.views}
             work = [self._work(view, plan, images.numpy()) for view, images in pixels.items()]
@@ -197,6 +196,15 @@ class CpuLoader(BaseLoader):
                 maker.finish(crop, table[row : row + 1], 0, 1, out[row : row + 1])
 
         return views
+
+    def _pack(self, packed: Packed, out: np.ndarray) -> Callable[[np.ndarray | Planes, int], None]:
+        """As `_work`, what copies the rows of an image that its crops are made of."""
+
+        def rows(image: np.ndarray | Planes, b: int) -> None:
+            for start, flat in packed.pieces(b, image):
+                out[start : start + len(flat)] = flat
+
+        return rows
 
     def _fill(self, plan: Plan, work: list[Callable[[np.ndarray | Planes, int], None]], start: int) -> bool:
         for b in range(start, min(start + CHUNK, len(plan.ids))):

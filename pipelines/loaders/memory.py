@@ -33,16 +33,14 @@ class DeviceImages(Packed):
         self.present = bytearray(len(sizes))
 
     def add(self, index: int, image: np.ndarray | Planes) -> None:
-        self.write(index, image, self)
+        for start, flat in self.pieces(index, image):
+            values = torch.from_numpy(np.array(flat))  # a copy: what arrays own may be read-only
+            place = self.pixels[start : start + len(values)]
+            if self._copies is None:
+                place.copy_(values)
+            else:
+                self._copies.write(place, values)
         self.present[index] = True
-
-    def __setitem__(self, place: slice, flat: np.ndarray) -> None:
-        """Bytes, written as into an array."""
-        values = torch.from_numpy(np.array(flat))  # a copy: what arrays own may be read-only
-        if self._copies is None:
-            self.pixels[place].copy_(values)
-        else:
-            self._copies.write(self.pixels[place], values)
 
 
 class Held(Pixels):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -50,8 +50,8 @@ class Packed:
         self.offsets = offsets[:, 0] if form == "rgb" else offsets
         self.heights, self.widths = sides.to(torch.int32).unbind(1)
 
-    def write(self, number: int, image: np.ndarray | Planes, out: np.ndarray | Tensor) -> None:
-        """Copies what is taken of an image into the buffer."""
+    def pieces(self, number: int, image: np.ndarray | Planes) -> Iterator[tuple[int, np.ndarray]]:
+        """What is taken of an image: where it lies in the buffer, and the bytes."""
         if self.form == "rgb":
             flat = np.ascontiguousarray(as_rgb(image)).reshape(-1)
         elif isinstance(image, Planes):
@@ -61,7 +61,7 @@ class Packed:
 
             flat = to_planes(image).flat
         for first, start, length in self._runs[number].tolist():
-            out[start : start + length] = flat[first : first + length]
+            yield start, flat[first : first + length]
 
     def crops(self, pixels: Tensor, view: ViewSpec, ids: Tensor, boxes: Tensor) -> Tensor:
         """(count * B, size, size, 3) uint8 on the device of the buffer `pixels`, of the images (B,) and boxes

@@ -16,7 +16,7 @@ from headrace.errors import UserError  # noqa: E402
 from headrace.kernels import operator, use  # noqa: E402
 from headrace.kernels.check import check  # noqa: E402
 from headrace.kernels.window_attention import reference, triton_impl, window_attention  # noqa: E402
-from headrace.kernels.window_attention.triton_impl import _window_tokens  # noqa: E402
+from headrace.kernels.window_attention.window_kernels import window_tokens  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # the CPU runs Triton's interpreter
 CASES = {case.id: case for case in operator("window_attention").cases}
@@ -126,14 +126,14 @@ def test_no_sum_depends_on_the_order_of_programs():
     """Two runs that agree prove little where programs run one after the other; additions to shared memory are what
     makes their order matter."""
     parts = (f"biased_attention/{part}.py" for part in ("tiled", "one_pass", "two_pass"))
-    for name in ("window_attention/triton_impl.py", *parts):
+    for name in ("window_attention/window_kernels.py", *parts):
         assert "atomic" not in (Path(headrace.kernels.__file__).parent / name).read_text()
 
 
 @triton.jit
 def store_tokens(found, index, last, SIZE: tl.constexpr):
     for i in range(index, last):
-        image, token, _ = _window_tokens(i, 56, 56, 7, 3, 64)
+        image, token, _ = window_tokens(i, 56, 56, 7, 3, 64)
         tl.store(found, image * SIZE)
         tl.store(found + 1 + tl.arange(0, 64), token)
 
@@ -158,7 +158,7 @@ def test_more_than_65535_windows_are_on_the_first_axis_of_the_grid(monkeypatch):
             launched.append(grid)
             return lambda *args, **constants: launched.append(args)
 
-    monkeypatch.setattr(triton_impl, "_forward_kernel", Recorder())
+    monkeypatch.setattr(triton_impl, "forward_kernel", Recorder())
     triton_impl.forward(
         torch.zeros(70000, 1, 1, 3, 1, 32, device=DEVICE), torch.zeros(1, 1, device=DEVICE), None, 1, 0, 1.0
     )

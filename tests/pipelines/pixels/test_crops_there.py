@@ -115,7 +115,8 @@ def test_whole_planes_and_some_rows_of_them_lie_where_they_are_said_to():
         packed = Packed("yuv420", sizes, taken)
         out = np.zeros(packed.length, np.uint8)
         for number, image in enumerate(images):
-            packed.write(number, image, out)
+            for start, flat in packed.pieces(number, image):
+                out[start : start + len(flat)] = flat
         for number, ((height, width), image) in enumerate(zip(sizes, images)):
             first, end = (0, height) if taken is None else taken[number]
             half, area = (width + 1) // 2, height * width
